@@ -1,0 +1,5 @@
+"""``python -m mpgpt``: the same program by another door. Knows where the command line begins, and nothing else."""
+
+from mpgpt.cli import main
+
+main()

@@ -1,0 +1,197 @@
+"""Prompts in, records out: the files of a batch run.
+
+Knows: what a line of a prompts file may say, what a record says, and how a broken run is taken up again.
+Must not know: models, ranks, how text is made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mpgpt.errors import UsageError
+
+Message = dict[str, str]
+RECORD_KEYS = (
+    "id", "prompt", "text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason", "error",
+    "ttft_s", "seconds",
+)  # fmt: skip
+
+
+class Line(BaseModel):
+    """A line of a .jsonl prompts file: ``prompt`` or ``messages``, and whatever this one wants otherwise."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: int | str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt of a run. ``error`` says why it cannot even be tried."""
+
+    id: int | str
+    prompt: str | list[Message] | None
+    max_new_tokens: int | None = None
+    overrides: dict[str, float | None] = field(default_factory=dict)
+    """Sampling parameters that this prompt wants otherwise, those of ``core.Sampling`` without the seed."""
+    seed: int | None = None
+    stops: tuple[str, ...] | None = None
+    error: str = ""
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: .jsonl with an object a line, any other with a prompt a line (blank lines passed over).
+
+    A bad line of a .jsonl file becomes a Prompt with ``error``, which names the line. Ids default to the number
+    of the line. Raises ``UsageError`` when the file cannot be read or is not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise UsageError(f"--prompts {path} is a directory, not a file") from None
+    except OSError as error:
+        raise UsageError(f"--prompts {path} cannot be read: {error.strerror}") from None
+    try:
+        lines = raw.decode("utf-8-sig").splitlines() if path.suffix != ".jsonl" else raw.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"--prompts {path} is not UTF-8: byte {error.start + 1}, in line {line}") from None
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UsageError(f"--prompts {path} holds no prompts")
+    if path.suffix != ".jsonl":
+        return [Prompt(id=n, prompt=line) for n, line in numbered]
+    return _unique(_read_line(n, line) for n, line in numbered)
+
+
+def _read_line(number: int, text: str) -> Prompt:
+    try:
+        line = Line.model_validate(json.loads(text))
+        if (line.prompt is None) == (line.messages is None):
+            raise ValueError("give either prompt or messages")
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        return Prompt(id=number, prompt=None, error=f"line {number}: {where}: {problem['msg']}")
+    except ValueError as error:
+        return Prompt(id=number, prompt=None, error=f"line {number}: {error}")
+    overrides = {key: getattr(line, key) for key in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+    return Prompt(
+        id=number if line.id is None else line.id,
+        prompt=line.messages if line.prompt is None else line.prompt,
+        max_new_tokens=line.max_new_tokens,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        seed=line.seed,
+        stops=None if line.stop is None else (line.stop,) if isinstance(line.stop, str) else tuple(line.stop),
+    )
+
+
+def _unique(prompts: Iterator[Prompt]) -> list[Prompt]:
+    """An id that came before makes a line bad: its record could not be told from the other's."""
+    seen: dict[int | str, None] = {}
+    kept = []
+    for n, prompt in enumerate(prompts, 1):
+        if prompt.id in seen:
+            prompt = Prompt(
+                id=f"{prompt.id}#{n}", prompt=prompt.prompt, error=f"prompt {n}: the id {prompt.id!r} came before"
+            )
+        seen[prompt.id] = None
+        kept.append(prompt)
+    return kept
+
+
+def record(
+    prompt: Prompt, *, text: str = "", token_ids: list[int] | None = None, prompt_tokens: int = 0,
+    finish_reason: str | None = None, error: str | None = None, ttft_s: float | None = None, seconds: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    """What is written of one prompt; ``token_ids`` are the new tokens only, times are seconds."""
+    ids = token_ids or []
+    values = (
+        prompt.id, prompt.prompt, text, ids, prompt_tokens, len(ids), finish_reason, error,
+        None if ttft_s is None else round(ttft_s, 6), round(seconds, 6),
+    )  # fmt: skip
+    return dict(zip(RECORD_KEYS, values, strict=True))
+
+
+class Records:
+    """A .jsonl file of records that grows by whole lines and can be taken up again.
+
+    Records of an earlier run of the same prompts are kept, and their prompts are ``done``; those with an error,
+    of other prompts, or broken off in the middle of the last line are dropped, to be made anew.
+    """
+
+    def __init__(self, path: Path, prompts: list[Prompt]) -> None:
+        """Raises ``UsageError`` when the file cannot be written or holds something else than records."""
+        if not path.parent.is_dir():
+            raise UsageError(f"--out {path}: the folder {path.parent} does not exist")
+        if path.is_dir():
+            raise UsageError(f"--out {path} is a directory, not a file")
+        asked = {prompt.id: prompt.prompt for prompt in prompts}
+        kept = []
+        try:
+            for old in _old_records(path):
+                if not old["error"] and old["id"] in asked and asked[old["id"]] == old["prompt"]:
+                    kept.append(old)
+                    del asked[old["id"]]
+            _rewrite(path, kept)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UsageError(f"--out {path} cannot be written: {error.strerror}") from None
+        self.done = frozenset(old["id"] for old in kept)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record as one line in one write."""
+        self._file.write(_line(record))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _old_records(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    for n, line in enumerate(lines[:-1], 1):
+        try:
+            old = json.loads(line)
+        except ValueError:
+            old = None
+        if not isinstance(old, dict) or set(old) != set(RECORD_KEYS):
+            raise UsageError(
+                f"--out {path} exists, and its line {n} is not a record of an earlier run; give another name"
+            )
+        yield old
+    if len(lines) == 1 and lines[0] and not lines[0].startswith(b'{"id": '):
+        raise UsageError(f"--out {path} exists and holds no records of an earlier run; give another name")
+
+
+def _rewrite(path: Path, kept: list[dict[str, Any]]) -> None:
+    """The file with just these records, or as it was: written beside it and renamed."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with fresh.open("wb") as file:
+            file.writelines(map(_line, kept))
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,218 @@
+"""The command line: the composition root, the only module that knows every kind of part.
+
+Knows: options, the environment, the launcher, signals, exit statuses, what goes to standard output and error.
+Must not know: how any part works.
+
+Standard output carries what was asked for: text, or records. Everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from mpgpt import __version__
+from mpgpt.errors import LinkError, MpgptError, WireError
+
+if TYPE_CHECKING:
+    import psutil
+
+MPI_DEFAULTS = {
+    # The plain TCP and shared-memory transport: starts in a tenth of the time, and is what macOS has anyway.
+    "OMPI_MCA_pml": "ob1",
+    "OMPI_MCA_btl": "self,sm,tcp",
+    # A frame goes out in one piece, without waiting for the receiver to say that it is ready.
+    "OMPI_MCA_btl_tcp_eager_limit": "4194304",
+    "OMPI_MCA_btl_tcp_rndv_eager_limit": "4194304",
+    "OMPI_MCA_btl_tcp_max_send_size": "4194304",
+}
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed (at least in part), 2 misused, 130 or 143 interrupted."""
+    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+    message, status = "", 0
+    try:
+        status = cli.main(standalone_mode=False) or 0
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        status = error.exit_code
+        if rank == 0:
+            error.show()
+    except (click.Abort, KeyboardInterrupt):
+        message, status = "interrupted", 130
+    except MpgptError as error:
+        message, status = str(error), error.exit_status
+    if message and rank == 0:
+        click.echo(f"mpgpt: {message}", err=True)
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mpgpt")
+def cli() -> None:
+    """GPT inference over the machines you own.
+
+    Run alone, or on many machines at once: mpirun -hostfile hostfiles/NAME -n 3 mpgpt generate.
+    """
+
+
+@cli.command("pull")
+@click.argument("name")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to put it.  [default: the model cache]")
+def pull_command(name: str, folder: Path | None) -> None:
+    """Fetch a model and print its folder.
+
+    NAME is gpt2, smollm2-135m, any Hugging Face id (owner/name), a local folder, or a .gguf file. The folder
+    holds the configuration, the tokenizer and safetensors. A finished folder is never touched again.
+    """
+    from mpgpt.pull import pull
+
+    click.echo(pull(name, folder=folder, home=_model_home()))
+
+
+@cli.command("generate")
+@click.option("--model", help="A folder, or a name that `mpgpt pull` knows; pulled where it is absent.")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
+@click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
+@click.option(
+    "--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file: .txt, a prompt a line; or .jsonl."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write records here; run again, it does what is missing.")
+@click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000))
+@click.option("--strategy", type=click.Choice(["greedy", "sampling", "top_k", "top_p"]))
+@click.option("--temperature", type=float)
+@click.option("--top-k", type=int, help="Only the K most probable tokens.")
+@click.option("--top-p", type=float, help="Only the most probable tokens that together reach P.")
+@click.option("--min-p", type=float, help="Only tokens at least P times as probable as the most probable.")
+@click.option("--repetition-penalty", type=float, help="Above 1: less of what was already said.")
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text, on any cluster.")
+@click.option("--stop", "stops", multiple=True, help="End the text before this; may be repeated.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
+@click.option(
+    "--chat/--raw", "chat", default=None, help="Through the chat template or not.  [default: if there is one]"
+)
+@click.option("--system", help="The system message of a chat.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
+@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
+@click.option("--max-sequences", type=click.IntRange(1, 65536), help="Sequences at once.  [default: 16]")
+@click.option(
+    "--context", type=click.IntRange(2), help="Tokens of a sequence at most.  [default: the model's, up to 4096]"
+)
+def generate_command(**options: Any) -> int:
+    """Generate text.
+
+    Prompts come from --prompt, --prompts or standard input; on a terminal it is a conversation. One prompt
+    streams its text; several give a JSON record each, to standard output or --out.
+
+    A line of a .jsonl file has "prompt" or "messages", and any of id, max_new_tokens, temperature, top_k, top_p,
+    min_p, repetition_penalty, seed, stop.
+    """
+    from mpgpt.generate import Generate
+
+    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
+    launcher = _launcher()
+    config = options["config"] or (launcher.config if launcher else None)
+    terminal = launcher.terminal if launcher else sys.stdin is not None and sys.stdin.isatty()
+    return _run(Generate(options, home=_model_home(), config=config, terminal=terminal))
+
+
+def _run(job: Any) -> int:
+    """Form a ring of whatever ranks there are and do ``job`` in it. Every rank comes through here."""
+    from mpgpt.link import MPIWorld, SoloWorld, World
+
+    world: World = MPIWorld() if "OMPI_COMM_WORLD_SIZE" in os.environ else SoloWorld()
+    signal.signal(signal.SIGTERM, _terminated if world.rank == 0 else signal.SIG_DFL)
+    if world.rank:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers for all
+    try:
+        ring = job.form(world)
+    except MpgptError:  # the same on every rank
+        world.close()
+        raise
+    except KeyboardInterrupt:
+        _end(world, "", 130)
+    try:
+        status: int = 0 if world.rank else job.lead(ring)
+        if world.rank:
+            ring.serve()
+    except KeyboardInterrupt:
+        _end(world, "interrupted", 130)
+    except Exception as error:
+        if isinstance(error, MpgptError) and not isinstance(error, LinkError | WireError) and world.rank == 0:
+            world.close()  # the ring has stopped in order
+            raise
+        if "MPGPT_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        cause = str(error) if isinstance(error, MpgptError) else f"{type(error).__name__}: {error}"
+        _end(world, f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1)
+    world.close()
+    return status
+
+
+def _end(world: Any, message: str, status: int) -> NoReturn:
+    """The end of every rank, now, with one message."""
+    if message:
+        click.echo(f"mpgpt: {message}", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    world.abort(status)
+    os._exit(status)
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    """SIGTERM on rank 0: mpirun is ending the run, or somebody is. What was written stays written."""
+    sys.stdout.flush()
+    os._exit(128 + signum)
+
+
+def _model_home() -> Path:
+    from mpgpt.pull import model_home
+
+    home = os.environ.get("MPGPT_HOME")
+    return Path(home) / "models" if home else model_home()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """The mpirun above this process, on rank 0's host."""
+
+    config: Path | None
+    """The settings beside its hostfile."""
+    terminal: bool
+    """Whether a person sits at its standard input; ours is a pipe from it."""
+
+
+def _launcher() -> Launcher | None:
+    import psutil
+
+    from mpgpt.config import beside, hostfile_of, is_launcher
+
+    for process in psutil.Process().parents():
+        try:
+            argv, cwd = process.cmdline(), Path(process.cwd())
+            if not is_launcher(argv):
+                continue
+            hostfile = hostfile_of(argv)
+            return Launcher(config=beside(hostfile, cwd) if hostfile else None, terminal=_on_terminal(process))
+        except psutil.Error:
+            continue
+    return None
+
+
+def _on_terminal(process: psutil.Process) -> bool:
+    """Whether a process reads from a terminal; where that cannot be seen (macOS), whether it was started on one."""
+    try:
+        return os.readlink(f"/proc/{process.pid}/fd/0").startswith(("/dev/pts", "/dev/tty"))
+    except OSError:
+        return sys.platform != "linux" and process.terminal() is not None

@@ -1,0 +1,383 @@
+"""A run's settings: a YAML file that becomes a checked, frozen ``RunConfig``.
+
+Knows: the file's keys and their bounds; how the file is found from the launcher's command line; how layers
+are written down for ranks, in the file and on the command line; how settings become bytes for the broadcast.
+Must not know: torch, MPI, models (a layer count is told to it), nor anything of mpgpt but errors and core.
+
+All that is wrong with a file is reported at once, one sentence a line: who fixes one mistake only to meet the
+next has to start a cluster twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
+
+from mpgpt.core import Sampling, Span
+from mpgpt.errors import UsageError, WireError
+
+StrategyName = Literal["greedy", "sampling", "top_k", "top_p"]
+Layers = tuple[int, ...]
+
+# Strict one by one, not by ConfigDict: a strict model would refuse the plain mappings that YAML gives.
+# Encoding refuses half a surrogate pair, which YAML can write ("\uD800") and the broadcast could not.
+Encodable = AfterValidator(lambda text: text.encode().decode())
+Text = Annotated[str, Field(strict=True, min_length=1), Encodable]
+Count = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # fits a signed 64-bit integer on any wire
+Temperature = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+CutToCount = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+CutToMass = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+MinP = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+# A section whose settings are all commented out reads as null in YAML, and means an empty one.
+Blank = BeforeValidator(lambda value: {} if value is None else value)
+
+MAX_FILE_BYTES = 256 * 1024
+DISTRIBUTION_FORM = "auto, or for each rank a list of layers, such as {rank_0: [0, 1], rank_1: [2, 3]}"
+RANK_KEY = re.compile("rank_[0-9]+")
+LAYER_RANGE = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
+LAUNCHERS = frozenset({"mpirun", "mpiexec", "prterun", "orterun"})
+HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(.*))?", re.DOTALL)
+
+
+class Settings(BaseModel):
+    """What all parts of the settings share: unknown keys are refused, nothing changes later."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+
+class Strategy(Settings):
+    """``greedy`` and ``sampling``. Greedy's temperature is accepted, for the reference's sake, and unused."""
+
+    temperature: Temperature = 1.0
+    min_p: MinP = 0.0
+    repetition_penalty: Penalty = 1.0
+
+
+class TopK(Strategy):
+    k: CutToCount = 40
+
+
+class TopP(Strategy):
+    p: CutToMass = 0.9
+
+
+class Chosen(Strategy):
+    """A strategy with all that may be laid over it: the bounds of core's Sampling."""
+
+    top_k: CutToCount = 0
+    top_p: CutToMass = 1.0
+    seed: Seed
+
+
+class Strategies(Settings):
+    greedy: Annotated[Strategy, Blank] = Strategy()
+    sampling: Annotated[Strategy, Blank] = Strategy()
+    top_k: Annotated[TopK, Blank] = TopK()
+    top_p: Annotated[TopP, Blank] = TopP()
+
+
+class WebInterface(Settings):
+    host: Text | None = None
+    port: Port | None = None
+    api_port: Port | None = None
+    frontend_port: Port | None = None
+
+
+class RunConfig(Settings):
+    """All settings of a run. ``RunConfig()`` is valid, and names no model."""
+
+    hf_model_name: Text | None = None
+    weights_model_name: Text | None = None
+    """Accepted because the reference's files have it; ``hf_model_name`` alone decides."""
+    num_nodes: Count | None = None
+    num_layers: Count | None = None
+    layer_distribution: Literal["auto"] | dict[str, Layers] = "auto"
+    max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 256
+    ctx_length: Count | None = None
+    active_decoding_strategy: StrategyName = "greedy"
+    decoding_strategies: Annotated[Strategies, Blank] = Strategies()
+    web_interface: Annotated[WebInterface, Blank] = WebInterface()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    threads: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
+    max_sequences: Annotated[int, Field(strict=True, ge=1, le=65536)] = 16
+    seed: Seed | None = None
+    system: Annotated[str, Field(strict=True), Encodable] | None = None
+    use_coreml_rank1: Annotated[bool, Field(strict=True)] = False
+    """Understood and ignored until there is an iPad stage."""
+
+    @field_validator("layer_distribution", mode="before")
+    @classmethod
+    def _distribution_form(cls, value: Any) -> Literal["auto"] | dict[str, Layers]:
+        """Its form alone; ``spans`` proves the layers, once ranks and layers are known."""
+        if value == "auto":
+            return "auto"
+        if not isinstance(value, Mapping):
+            raise ValueError(f"is {_shown(value)}; it should be {DISTRIBUTION_FORM}")
+        for key, layers in value.items():
+            # type() and not isinstance(): a bool is an int, and no layer.
+            whole = isinstance(layers, list | tuple) and all(type(n) is int and n >= 0 for n in layers)
+            if not whole or not RANK_KEY.fullmatch(str(key)):
+                raise ValueError(f"gives {_name(key)} {_shown(layers)}; it should be {DISTRIBUTION_FORM}")
+        return {str(key): tuple(layers) for key, layers in value.items()}
+
+    def spans(self, ranks: int, layers: int) -> tuple[Span, ...] | None:
+        """The file's span for each rank, or None where it leaves that to the planner.
+
+        ``ranks`` is what mpirun started, ``layers`` what the model has. Raises UsageError if they contradict
+        ``num_nodes``, ``num_layers`` or ``layer_distribution``.
+        """
+        if self.num_nodes not in (None, ranks):
+            raise UsageError(
+                f"num_nodes is {self.num_nodes} but mpirun started {ranks} (-n {ranks}); "
+                f"start with -n {self.num_nodes}, or change or remove num_nodes"
+            )
+        if self.num_layers not in (None, layers):
+            raise UsageError(
+                f"num_layers is {self.num_layers} but the model has {layers}; correct or remove num_layers"
+            )
+        if self.layer_distribution == "auto":
+            return None
+        return check_spans(_named_spans(self.layer_distribution), ranks, layers, "layer_distribution")
+
+    def strategy(self, name: str | None = None) -> Strategy:
+        """A strategy's parameters, the active one's unless named. UsageError if there is no such strategy."""
+        name = self.active_decoding_strategy if name is None else name
+        if name not in (known := get_args(StrategyName)):
+            raise UsageError(f"there is no decoding strategy {_shown(name)}; there are {', '.join(known)}")
+        found: Strategy = getattr(self.decoding_strategies, name)
+        return found
+
+    def sampling(self, strategy: str | None, seed: int, **overrides: float | None) -> Sampling:
+        """How a request is sampled: a strategy's parameters (the active one's for None), and over them
+        ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty`` where given and not None.
+
+        ``greedy`` asked for by name stays greedy whatever the temperature, since a web page always sends one;
+        but a temperature or a cut given over a file whose active strategy happens to be greedy is meant.
+        Raises UsageError for an unknown strategy or impossible parameters.
+        """
+        words = {"k": "top_k", "p": "top_p"}
+        params = {words.get(key, key): value for key, value in self.strategy(strategy)}
+        given = {key: value for key, value in overrides.items() if value is not None}
+        try:
+            chosen = Chosen.model_validate(params | given | {"seed": seed}).model_dump()
+        except ValidationError as error:
+            raise UsageError("\n".join(_problems(error, Chosen))) from None
+        lifted = not strategy and not {"temperature", "top_k", "top_p", "min_p"}.isdisjoint(given)
+        if (strategy or self.active_decoding_strategy) == "greedy" and not lifted:
+            chosen["temperature"] = 0.0
+        return Sampling(**chosen)
+
+    def to_json(self) -> bytes:
+        """For the broadcast from rank 0; ``from_json`` gives an equal RunConfig."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunConfig:
+        """Raises WireError: these bytes come from another rank, not from the user."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise WireError(f"not a broadcast RunConfig: {'; '.join(_problems(error, cls))}") from None
+
+
+def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
+    """``rank_0``'s span first, wherever it stands in the file."""
+    keys = [f"rank_{rank}" for rank in range(len(named))]
+    if strange := sorted(set(named) - set(keys)):
+        raise UsageError(
+            f"layer_distribution names {len(named)} ranks, among them {', '.join(map(_name, strange))}; "
+            "its keys must be rank_0, rank_1 and so on, without gaps"
+        )
+    for key in keys:
+        layers = named[key]
+        if not layers or layers != tuple(range(layers[0], layers[0] + len(layers))):
+            raise UsageError(
+                f"layer_distribution gives {key} {_shown(list(layers))}; "
+                "a rank's layers must be at least one, consecutive and ascending"
+            )
+    return [Span(start=named[key][0], stop=named[key][-1] + 1) for key in keys]
+
+
+def check_spans(spans: Iterable[Span], ranks: int, layers: int, source: str) -> tuple[Span, ...]:
+    """Prove that ``spans`` are one per rank, contiguous from layer 0, disjoint, and complete.
+
+    ``source`` is where the user wrote them. Raises UsageError that names it, the rank and the layers.
+    """
+    spans = tuple(spans)
+    if len(spans) != ranks:
+        raise UsageError(
+            f"{source} names {len(spans)} rank{'s' * (len(spans) != 1)} but mpirun started {ranks} "
+            f"(-n {ranks}); give each rank its layers, or start with -n {len(spans)}"
+        )
+    stop = 0
+    for rank, span in enumerate(spans):
+        if span.start != stop:
+            raise UsageError(
+                f"{source} gives rank {rank} layers {span}, but it must begin at layer {stop}: "
+                "each layer runs once, and in order"
+            )
+        stop = span.stop
+    if stop != layers:
+        raise UsageError(
+            f"{source} ends with layer {stop - 1}, on rank {ranks - 1}, but the model's last is {layers - 1}"
+        )
+    return spans
+
+
+def parse_layers(text: str) -> tuple[Span, ...]:
+    """The command line's ``--layers 0-3,4-7,8``, one span a rank. UsageError says where it is wrong."""
+    spans, column = [], 1
+    for rank, piece in enumerate(text.split(",")):
+        match = LAYER_RANGE.fullmatch(piece.strip())
+        start, stop = (int(match[1]), int(match[2] or match[1]) + 1) if match else (0, 0)
+        if start >= stop:
+            raise UsageError(
+                f"--layers: {_shown(piece)} at character {column}, for rank {rank}, "
+                f"{'runs backwards' if match else 'is no range of layers'}; write for example 0-3,4-7,8-11"
+            )
+        spans.append(Span(start=start, stop=stop))
+        column += len(piece) + 1
+    return tuple(spans)
+
+
+def is_launcher(argv: Sequence[str]) -> bool:
+    """Whether a command line is that of mpirun, under any of its names."""
+    return bool(argv) and PurePath(argv[0]).name in LAUNCHERS
+
+
+def hostfile_of(argv: Sequence[str]) -> str | None:
+    """The hostfile in a launcher's argument list; None if it names none, or is not a launcher's.
+
+    The first one counts: the launcher's own options come before the program, whose arguments are anybody's.
+    """
+    if not is_launcher(argv):
+        return None
+    words = iter(argv[1:])
+    for word in words:
+        if match := HOSTFILE_OPTION.fullmatch(word):
+            return next(words, None) if match[1] is None else match[1]
+    return None
+
+
+def beside(hostfile: str, cwd: Path) -> Path | None:
+    """The settings beside a hostfile, ``NAME.yaml`` for ``NAME``, if there are any."""
+    path = cwd / f"{hostfile}.yaml"
+    return path if path.exists() else None
+
+
+def load(path: Path) -> RunConfig:
+    """Read and check a settings file. The UsageError holds all that is wrong with it, one sentence a line."""
+    tree, problems = _parse(_read(path), path)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += _problems(error, RunConfig)
+    if problems:
+        raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: these settings cannot be read: {error.strerror}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(f"{path}: this is no settings file, it is larger than {MAX_FILE_BYTES // 1024} KiB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path}: line {line}: not UTF-8; save the file as UTF-8 text") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that notes duplicate keys, of which YAML's last would win silently."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.duplicates: list[str] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not in construct_mapping, where merge keys (<<) have already brought in keys of their own.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name, line = _name(key.value), key.start_mark.line + 1
+                if name in lines:
+                    self.duplicates.append(f"line {line}: {name} is given twice, first in line {lines[name]}")
+                lines.setdefault(name, line)
+        return node
+
+
+def _parse(text: str, path: Path) -> tuple[dict[Any, Any], list[str]]:
+    """The file's mapping, and what duplicate keys it has."""
+    try:
+        loader = _Loader(text)
+        tree = loader.get_single_data()
+    except RecursionError:
+        raise UsageError(f"{path}: this is no settings file, it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # All but the first are what PyYAML lets out for such things as the date 2024-13-45 or `!!int x`.
+        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = mark.index if mark else getattr(error, "position", None)
+        line = "" if place is None else f"line {text.count(chr(10), 0, place) + 1}: "
+        reason = reason or str(error).partition("\n")[0]
+        raise UsageError(f"{path}: {line}this is not YAML: {reason}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UsageError(f"{path}: this is {_shown(tree)}; it should be a mapping, `key: value` in each line")
+    return tree or {}, loader.duplicates
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A sentence for each thing that pydantic found wrong: the key's path, what it is, what is allowed."""
+    problems = []
+    for found in error.errors(include_url=False):
+        where, message = ".".join(map(_name, found["loc"])), found["msg"]
+        if found["type"] == "extra_forbidden":
+            known = _keys(model, found["loc"][:-1])
+            near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            problems.append(f"{where} is not a known key; {hint}")
+        elif found["type"] == "value_error":
+            problems.append(f"{where} {found['ctx']['error']}")
+        else:
+            wanted = message.replace("Input should", "it should").partition(" or instance of")[0]
+            problems.append(f"{where} is {_shown(found['input'])}; {wanted}")
+    return problems
+
+
+def _keys(model: Any, path: Iterable[int | str]) -> list[str]:
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _name(part: object) -> str:
+    """A key from the file, without letting it play tricks on the terminal."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= 60 else _shown(text)
+
+
+def _shown(value: object) -> str:
+    """A value in YAML's words; never all of a big one."""
+    if value is None or isinstance(value, bool):
+        return {None: "empty", True: "true", False: "false"}[value]
+    short = reprlib.Repr()
+    short.maxstring, short.maxlevel, short.maxlist = 60, 2, 12
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return "an overlong number"

@@ -1,0 +1,86 @@
+"""What a person sees: text as it streams, a line of figures, a bar for a batch.
+
+Knows: standard output and error, and how figures are put.
+Must not know: how any figure came about.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from mpgpt.core import Node, Span
+from mpgpt.engine import Stream
+from mpgpt.errors import UsageError
+
+
+def echo(stream: Stream, piece: str) -> None:
+    """A listener that prints the text as it comes."""
+    click.echo(piece, nl=False)
+    sys.stdout.flush()
+
+
+def read_all() -> str:
+    """All of standard input; ``UsageError`` when it is not UTF-8."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8: byte {error.start + 1}") from None
+
+
+def figures(stream: Stream, places: Sequence[tuple[Node, Span]]) -> str:
+    """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
+    new = len(stream.ids)
+    first = stream.ttft_s or 0.0
+    speed = (new - 1) / (stream.seconds - first) if new > 1 else new / max(stream.seconds, 1e-9)
+    layers = " | ".join(f"{node.host} {span}" if _several(places) else str(span) for node, span in places)
+    return (
+        f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
+        f"layers {layers}]"
+    )
+
+
+def _several(places: Sequence[tuple[Node, Span]]) -> bool:
+    return len({node.host for node, _ in places}) > 1
+
+
+class BatchProgress:
+    """A bar on standard error: prompts done, tokens a second, time left. Silent where nobody watches."""
+
+    def __init__(self, total: int, done: int) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
+            TextColumn("{task.fields[speed]:.1f} tokens/s"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal, refresh_per_second=4,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=done, speed=0.0)
+        self._begun, self._tokens = time.monotonic(), 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def done(self, tokens: int) -> None:
+        """One more prompt is finished, with so many new tokens."""
+        self._tokens += tokens
+        self._bar.advance(self._task)
+
+    def running(self, tokens: int) -> None:
+        """So many new tokens have the prompts that are not finished."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        self._bar.update(self._task, speed=(self._tokens + tokens) / seconds)

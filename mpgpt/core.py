@@ -1,0 +1,158 @@
+"""The values that travel: between modules, and between ranks.
+
+Knows: what a span, node, sampling, row, step, result, request and sequence are, and their bounds.
+Must not know: torch, MPI, files, or how any of these is computed or sent.
+
+All but ``Sequence`` are frozen: a step that is in flight cannot change under the stage that runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Span:
+    """A half-open range of layers, ``[start, stop)``."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start < self.stop, f"empty or negative span [{self.start}, {self.stop})"
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.stop - 1}" if len(self) > 1 else f"{self.start}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What a rank reports of itself."""
+
+    rank: int
+    host: str
+    kind: str
+    """``cpu`` today; an iPad's proxy will say ``ipad``."""
+    memory: int
+    """Physical memory of the host, bytes."""
+    local_rank: int
+    """Position among the ranks of the same host."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How one sequence's logits become a token.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    The noise for a token depends on ``seed`` and the token's position alone, so a sequence's text does not
+    depend on its company, on how many ranks there are, or on being computed twice.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sequence's part in a step: ``ids`` at the absolute positions ``start, start + 1, ...``
+
+    A row that starts at position 0 resets its slot on every stage. Rows may go back over positions that were
+    written before: the cache and the history are overwritten from ``start`` on.
+    """
+
+    slot: int
+    start: int
+    ids: tuple[int, ...]
+    outputs: int = 0
+    """For how many of the last positions a token is wanted: 0 inside a prompt, 1 at its end and in decoding."""
+    sampling: Sampling = GREEDY
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One immutable unit through the ring.
+
+    ``hidden`` is empty before stage 0; after it, the raw little-endian bytes of a ``[tokens, embed]`` tensor,
+    rows one after another in the order of ``rows``, in the ring's activation dtype.
+    """
+
+    epoch: int
+    number: int
+    rows: tuple[Row, ...]
+    hidden: Buffer = b""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def outputs(self) -> int:
+        return sum(row.outputs for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What the last stage makes of a step: ``outputs`` ids of each row, rows in the step's order, flat."""
+
+    epoch: int
+    number: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The end of an epoch: goes once around the ring; every rank that passes it on is done."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What somebody asks for, already as token ids."""
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    stop_ids: frozenset[int] = frozenset()
+    """A token that ends the text and is not part of it."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """A request on its way. Rank 0's scheduler owns it; nobody else may change it.
+
+    ``tokens`` are prompt and new ids, ``sent`` how many of them have entered the ring, ``in_flight`` how many
+    of its rows are out. A sequence can be computed again from its own ``tokens`` alone (``sent = 0``).
+    """
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    slot: int = -1
+    sent: int = 0
+    in_flight: int = 0
+    finish_reason: str = ""
+    """Empty while it runs; then ``stop``, ``length`` or ``cancelled``."""
+
+    def __post_init__(self) -> None:
+        self.tokens.extend(self.request.ids)
+
+    @property
+    def new_ids(self) -> list[int]:
+        return self.tokens[len(self.request.ids) :]

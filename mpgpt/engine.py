@@ -1,0 +1,198 @@
+"""Requests in, streams of tokens and text out: rank 0's loop around the scheduler and the pipeline.
+
+Knows: when to push, when to pop, how long things took, whom to tell.
+Must not know: MPI, torch, models; nor who asks (a command line, an API).
+
+``submit`` and ``cancel`` may be called from any thread. All else happens on the one thread that calls ``step``,
+``drain`` or ``run``, which is the only one that touches links; listeners are called on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mpgpt.core import Request, Result, Step
+from mpgpt.core import Sequence as Running
+from mpgpt.errors import RequestError
+from mpgpt.scheduler import Scheduler
+
+
+class Text(Protocol):
+    """Ids to text, one by one (``tokenizer.TextStream``)."""
+
+    stopped: bool
+
+    @property
+    def text(self) -> str: ...
+    def push(self, token: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class Ring(Protocol):
+    """Steps in, results out, in order (``pipeline.Pipeline``)."""
+
+    def push(self, step: Step) -> None: ...
+    def pop(self, timeout: float | None = None) -> Result | None: ...
+    def stop(self, epoch: int) -> None: ...
+
+
+class Stream:
+    """One request's way through the engine. ``text``, ``ids`` and the rest may be read from any thread."""
+
+    def __init__(self, request: Request, text: Text, listener: Callable[[Stream, str], None]) -> None:
+        self.request = request
+        self._text, self._listener = text, listener
+        self.ids: list[int] = []
+        self.finish_reason = ""
+        self.error = ""
+        self.submitted = time.monotonic()
+        self.started = self.first_token = self.finished = 0.0
+        self.sequence: Running | None = None
+
+    @property
+    def text(self) -> str:
+        return self._text.text
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds from entering the ring to the first token."""
+        return self.first_token - self.started if self.first_token else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from entering the ring to the end, or to now."""
+        return (self.finished or time.monotonic()) - self.started if self.started else 0.0
+
+    def start(self) -> None:
+        self.started = self.started or time.monotonic()
+
+    def push(self, token: int) -> bool:
+        """Take a token in and tell the listener of the text it makes certain; True if a stop is complete."""
+        self.first_token = self.first_token or time.monotonic()
+        self.ids.append(token)
+        if piece := self._text.push(token):
+            self._listener(self, piece)
+        return self._text.stopped
+
+    def finish(self, reason: str) -> None:
+        """The end; the listener is called once more, with what was held back (it may be empty)."""
+        rest = self._text.finish()
+        self.finished, self.finish_reason = time.monotonic(), reason
+        self._listener(self, rest)
+
+
+class Engine:
+    """Keeps the ring full."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        scheduler: Scheduler,
+        *,
+        vocab: int,
+        depth: int,
+        wake: Callable[[], None],
+        sleep: Callable[[], object],
+    ) -> None:
+        """``depth`` steps at most are in the ring at once. ``wake`` ends a ``sleep`` that goes on in ``run``."""
+        self._ring, self._scheduler = ring, scheduler
+        self._vocab, self._depth, self._wake, self._sleep = vocab, depth, wake, sleep
+        self._submitted: deque[Stream] = deque()
+        self._cancelled: deque[Stream] = deque()
+        self._streams: dict[int, Stream] = {}
+        self._closing = False
+
+    @property
+    def context(self) -> int:
+        return self._scheduler.context
+
+    def submit(self, request: Request, text: Text, listener: Callable[[Stream, str], None]) -> Stream:
+        """Queue a request. ``listener(stream, piece)`` hears every piece of text; at the last of them
+        ``stream.finish_reason`` is set.
+
+        Raises ``RequestError`` for a prompt that is empty, too long, or not of this model.
+        """
+        self.check(request.ids)
+        stream = Stream(request, text, listener)
+        self._submitted.append(stream)
+        self._wake()
+        return stream
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ``RequestError`` when a prompt of these ids cannot be served."""
+        if not ids:
+            raise RequestError("the prompt is empty")
+        if len(ids) >= self.context:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens; with a context of {self.context} it may have {self.context - 1}"
+            )
+        if max(ids) >= self._vocab:
+            raise RequestError(f"the tokenizer makes id {max(ids)}, but the model knows {self._vocab} only")
+
+    def cancel(self, stream: Stream) -> None:
+        """End a stream early; its slot is free at the next step."""
+        self._cancelled.append(stream)
+        self._wake()
+
+    def close(self) -> None:
+        """Let ``run`` return once all that was submitted is done."""
+        self._closing = True
+        self._wake()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._submitted or self._cancelled or self._scheduler.busy)
+
+    def drain(self) -> None:
+        """Step until all that was submitted is done."""
+        while self.busy:
+            self.step()
+
+    def run(self) -> None:
+        """Serve until ``close``; asleep while there is nothing to do."""
+        while self.busy or not self._closing:
+            if self.busy:
+                self.step()
+            else:
+                self._sleep()
+
+    def step(self) -> None:
+        """Take in what is new, fill the ring, wait for a result."""
+        self._take_in()
+        while self._scheduler.in_flight < self._depth and (flight := self._scheduler.next()):
+            for sequence in flight.sequences:
+                self._streams[id(sequence)].start()
+            self._ring.push(flight.step)
+            if result := self._ring.pop(0):
+                self._commit(result)
+        if self._scheduler.in_flight and (result := self._ring.pop()):
+            self._commit(result)
+
+    def stop(self) -> None:
+        """End the ring: every rank's relay returns."""
+        self._ring.stop(self._scheduler.epoch)
+
+    def _take_in(self) -> None:
+        while self._submitted:
+            stream = self._submitted.popleft()
+            stream.sequence = self._scheduler.add(stream.request)
+            self._streams[id(stream.sequence)] = stream
+        while self._cancelled:
+            stream = self._cancelled.popleft()
+            if stream.sequence and not stream.finish_reason:
+                self._scheduler.finish(stream.sequence, "cancelled")
+                self._finish(stream.sequence)
+
+    def _commit(self, result: Result) -> None:
+        for sequence, token in self._scheduler.commit(result):
+            stream = self._streams[id(sequence)]
+            if stream.push(token) and not sequence.finish_reason:
+                self._scheduler.finish(sequence, "stop")
+            if sequence.finish_reason:
+                self._finish(sequence)
+
+    def _finish(self, sequence: Running) -> None:
+        self._streams.pop(id(sequence)).finish(sequence.finish_reason)

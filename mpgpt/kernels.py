@@ -1,0 +1,96 @@
+"""How a linear layer is stored and multiplied on this machine.
+
+Knows: the layouts that this torch build has for a weight, and which one to take.
+Must not know: what the layer is for, or where its weights come from.
+
+Decoding is bound by reading weights, so the layout decides the speed: oneDNN's packed layout, where there is
+one, multiplies 1.4 to 2.6 times as fast as ``F.linear`` at every row count (``bench/LOG.md``). It has a second
+virtue: the result of a row does not depend on how many rows stand beside it, bit for bit, as long as there are
+at least two. A single row takes another code path and rounds differently, so it is multiplied as two.
+
+Legend: T tokens, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK_BYTES = 16 << 20
+"""Weights are packed in blocks of output features of about this size: while a block is packed it exists twice."""
+ROWS_HINT = 32
+"""The row count for which oneDNN chooses its blocking; measured best from 1 to 128 rows."""
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this machine has a packed layout for ``dtype`` that is faster than the plain one."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+class Linear:
+    """``y_TO = x_TI @ weight_OI.T + bias_O``, the weight held once, in the layout that is fastest here.
+
+    ``blocks`` are [o, I] pieces of the weight in order, any float dtype; they are read one at a time and
+    let go, so that loading never holds more than the layer and one block of ``BLOCK_BYTES`` twice.
+    """
+
+    __slots__ = ("_biases", "_packed", "_parts", "nbytes", "out_features")
+
+    def __init__(self, blocks: Iterable[Tensor], bias_O: Tensor | None, dtype: torch.dtype) -> None:
+        self._packed = can_pack(dtype)
+        self._parts: list[Tensor] = []
+        self.nbytes = self.out_features = 0
+        widths: list[int] = []
+        for block_OI in _regroup(blocks, dtype):
+            self._parts.append(_pack(block_OI) if self._packed else block_OI)
+            widths.append(block_OI.shape[0])
+            self.nbytes += block_OI.numel() * block_OI.element_size()
+        self.out_features = sum(widths)
+        self._biases = [None] * len(widths) if bias_O is None else list(torch.split(bias_O.to(dtype), widths))
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        multiply = _packed_linear if self._packed else F.linear
+        rows = x_TI.shape[0]
+        if rows == 1:
+            x_TI = x_TI.expand(2, -1)
+        pairs = zip(self._parts, self._biases, strict=True)
+        outs = [multiply(x_TI, part, bias) for part, bias in pairs]
+        y_TO = outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+        return y_TO[:1] if rows == 1 else y_TO
+
+
+def _packed_linear(x_TI: Tensor, part: Tensor, bias_O: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, part, bias_O, "none", [], "")
+    return y
+
+
+def _pack(weight_OI: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, ROWS_HINT)
+    return packed
+
+
+def _regroup(blocks: Iterable[Tensor], dtype: torch.dtype) -> Iterable[Tensor]:
+    """The same rows in blocks of about ``BLOCK_BYTES``, contiguous, of ``dtype``, not sharing memory with a file."""
+    held: list[Tensor] = []
+    held_bytes = 0
+    for block in blocks:
+        held.append(block)
+        held_bytes += block.numel() * dtype.itemsize
+        if held_bytes >= BLOCK_BYTES:
+            yield _join(held, dtype)
+            held, held_bytes = [], 0
+    if held:
+        yield _join(held, dtype)
+
+
+def _join(blocks: list[Tensor], dtype: torch.dtype) -> Tensor:
+    if len(blocks) == 1:
+        return torch.empty(blocks[0].shape, dtype=dtype).copy_(blocks[0])
+    return torch.cat([block.to(dtype) for block in blocks])

@@ -1,0 +1,324 @@
+"""The decoder's blocks, and the KV cache they write.
+
+Knows: the arithmetic of the GPT-2 and Llama families (Llama, Mistral, Qwen2, Qwen3, SmolLM).
+Must not know: which layers other ranks hold, where weights come from (it is handed a ``Source``), or what a
+frame, link or request is.
+
+A step's rows lie one after another in one [T, E] tensor, so that a weight is read once for all of them.
+Attention alone looks at each row by itself, over its own slot of the cache, in place: the cache is never copied.
+Only positions below a row's end are read, so a slot needs no clearing.
+
+Legend: T tokens of a step, E embed, H query heads, K key/value heads, G = H / K, D head dimension,
+F inner features of the MLP, V vocabulary, B slots, S positions of the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpgpt.architecture import ModelConfig
+from mpgpt.core import Row, Span
+from mpgpt.kernels import Linear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+class Source(Protocol):
+    """Where a block gets its tensors from; names are the checkpoint's own."""
+
+    def blocks(self, name: str, *, transpose: bool = False) -> Iterator[Tensor]:
+        """The [O, I] weight ``name`` in blocks of output features; ``transpose`` if it is stored [I, O]."""
+
+    def vector(self, name: str) -> Tensor:
+        """A small tensor, whole."""
+
+    def mapped(self, name: str) -> Tensor:
+        """A large table of which only some rows will be read: a view into the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Rows ``first`` to ``last`` of a step's tensor: the last positions of ``slot``, which then ends at ``stop``."""
+
+    first: int
+    last: int
+    slot: int
+    stop: int
+
+    @property
+    def start(self) -> int:
+        return self.stop - (self.last - self.first)
+
+
+class Batch:
+    """What all layers need to know of a step's rows, worked out once.
+
+    ``tail`` is the same for those positions only of which a token is wanted, and ``kept`` where they stand.
+    """
+
+    def __init__(self, rows: Sequence[Row], dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._masks: dict[tuple[Query, int], Tensor] = {}
+        ends = _running([len(row.ids) for row in rows])
+        outs = _running([row.outputs for row in rows])
+        spans = zip(rows, ends, strict=True)
+        self.queries = [Query(end - len(row.ids), end, row.slot, row.stop) for row, end in spans]
+        wanted = [(row, out) for row, out in zip(rows, outs, strict=True) if row.outputs]
+        self.tail = [Query(out - row.outputs, out, row.slot, row.stop) for row, out in wanted]
+        self.kept = torch.tensor(
+            [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.outputs, end)], dtype=torch.int64
+        )
+        self.ids = torch.tensor([i for row in rows for i in row.ids], dtype=torch.int64)
+        self.positions = torch.tensor([p for row in rows for p in range(row.start, row.stop)], dtype=torch.int64)
+
+    def mask(self, query: Query, window: int, low: int) -> Tensor:
+        """What is added to the scores of a query of several positions, [T, stop - low]: 0 where seen, else -inf."""
+        key = (query, window)
+        if key not in self._masks:
+            rows = torch.arange(query.start, query.stop)[:, None]
+            columns = torch.arange(low, query.stop)[None, :]
+            hidden = columns > rows
+            if window:
+                hidden |= columns <= rows - window
+            self._masks[key] = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -math.inf)
+        return self._masks[key]
+
+
+def _running(counts: Sequence[int]) -> list[int]:
+    total, sums = 0, []
+    for count in counts:
+        total += count
+        sums.append(total)
+    return sums
+
+
+class Attention:
+    """One layer's KV cache, [2, B, K, S, D], and the products over it."""
+
+    def __init__(self, config: ModelConfig, layer: int, slots: int, context: int, dtype: torch.dtype) -> None:
+        self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
+        self._scale, self._window = config.scales[layer], config.windows[layer]
+        self.kv = torch.empty((2, slots, config.kv_heads, context, config.head_dim), dtype=dtype)
+
+    def write(self, kv_T2KD: Tensor, queries: Sequence[Query]) -> None:
+        for q in queries:
+            self.kv[:, q.slot, :, q.start : q.stop] = kv_T2KD[q.first : q.last].permute(1, 2, 0, 3)
+
+    def read(self, q_THD: Tensor, queries: Sequence[Query], batch: Batch) -> Tensor:
+        """Each query over its own slot: softmax(q k / sqrt(D)) v, [T, H x D]."""
+        out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
+        for q in queries:
+            low = max(0, q.start - self._window + 1) if self._window else 0
+            key, value = self.kv[:, q.slot : q.slot + 1, :, low : q.stop]
+            if q.last - q.first == 1:
+                out_THD[q.first] = self._single(q_THD[q.first], key, value)
+                continue
+            causal = low == q.start == 0 and not self._window
+            mask = None if causal else batch.mask(q, self._window, low)
+            out = F.scaled_dot_product_attention(
+                q_THD[q.first : q.last].transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=causal,
+                scale=self._scale, enable_gqa=self._heads != self._kv_heads,
+            )  # fmt: skip
+            out_THD[q.first : q.last] = out[0].transpose(0, 1)
+        return out_THD.flatten(1)
+
+    def _single(self, q_HD: Tensor, key_1KSD: Tensor, value_1KSD: Tensor) -> Tensor:
+        """One position sees all of its slot, so the heads of a group are rows of one product, without a mask."""
+        groups = self._heads // self._kv_heads
+        q_1KGD = q_HD.view(1, self._kv_heads, groups, self._dim)
+        if groups < 4 and q_HD.dtype != torch.float32:
+            # torch multiplies one row of half precision twice as slowly as four
+            q_1KGD = q_1KGD.repeat(1, 1, 4, 1)
+        out = F.scaled_dot_product_attention(q_1KGD, key_1KSD, value_1KSD, scale=self._scale)
+        return out[0, :, :groups].reshape(self._heads, self._dim)
+
+
+class Block(Protocol):
+    """One layer. ``tail`` computes only the wanted positions after the cache is written: for the very last layer."""
+
+    nbytes: int
+
+    def __call__(self, x_TE: Tensor, batch: Batch, *, tail: bool = False) -> Tensor: ...
+
+
+class GPT2Block:
+    """Layer norm, attention, layer norm, MLP; learned positions are added before layer 0. (Radford et al. 2019)"""
+
+    def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, dtype: torch.dtype):
+        def linear(name: str) -> Linear:
+            return Linear(
+                source.blocks(f"{at}.{name}.weight", transpose=True), source.vector(f"{at}.{name}.bias"), dtype
+            )
+
+        at = f"h.{layer}"
+        self._attention = attention
+        self._shape = (config.heads, config.head_dim)
+        self._norm_1, self._norm_2 = (_layer_norm(source, f"{at}.{ln}", config, dtype) for ln in ("ln_1", "ln_2"))
+        self._qkv, self._out = linear("attn.c_attn"), linear("attn.c_proj")
+        self._up, self._down = linear("mlp.c_fc"), linear("mlp.c_proj")
+        self._activation = ACTIVATIONS[config.activation]
+        self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._up, self._down))
+
+    def __call__(self, x_TE: Tensor, batch: Batch, *, tail: bool = False) -> Tensor:
+        qkv_T3HD = self._qkv(self._norm_1(x_TE)).view(-1, 3, *self._shape)
+        self._attention.write(qkv_T3HD[:, 1:], batch.queries)
+        q_THD, queries = qkv_T3HD[:, 0], batch.queries
+        if tail:
+            x_TE, q_THD, queries = x_TE[batch.kept], q_THD[batch.kept], batch.tail
+            if not queries:
+                return x_TE
+        x_TE = x_TE + self._out(self._attention.read(q_THD, queries, batch))
+        return x_TE + self._down(self._activation(self._up(self._norm_2(x_TE))))
+
+
+class LlamaBlock:
+    """RMS norm, rotary attention with grouped heads, RMS norm, gated MLP. (Touvron et al. 2023)"""
+
+    def __init__(
+        self, config: ModelConfig, layer: int, source: Source, attention: Attention, rotary: Rotary, dtype: torch.dtype
+    ) -> None:
+        def linear(part: str, names: Sequence[str], biased: bool) -> Linear:
+            weights = (block for name in names for block in source.blocks(f"{at}.{part}.{name}_proj.weight"))
+            bias = [source.vector(f"{at}.{part}.{name}_proj.bias") for name in names] if biased else []
+            return Linear(weights, torch.cat(bias) if bias else None, dtype)
+
+        at = f"layers.{layer}"
+        self._attention, self._rotary = attention, rotary
+        self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
+        self._norm_1 = _rms_norm(source, f"{at}.input_layernorm", config, dtype)
+        self._norm_2 = _rms_norm(source, f"{at}.post_attention_layernorm", config, dtype)
+        self._qk_norms = (
+            [_rms_norm(source, f"{at}.self_attn.{n}_norm", config, dtype) for n in "qk"] if config.qk_norm else []
+        )
+        self._qkv = linear("self_attn", "qkv", config.qkv_bias)
+        self._out = linear("self_attn", "o", config.out_bias)
+        self._gate_up = linear("mlp", ("gate", "up"), config.mlp_bias)
+        self._down = linear("mlp", ("down",), config.mlp_bias)
+        self._activation = ACTIVATIONS[config.activation]
+        self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._gate_up, self._down))
+
+    def __call__(self, x_TE: Tensor, batch: Batch, *, tail: bool = False) -> Tensor:
+        heads, keys = self._heads, self._heads + self._kv_heads
+        qkv_TXD = self._qkv(self._norm_1(x_TE)).view(-1, keys + self._kv_heads, self._dim)
+        if self._qk_norms:
+            for norm, a, b in zip(self._qk_norms, (0, heads), (heads, keys), strict=True):
+                qkv_TXD[:, a:b] = norm(qkv_TXD[:, a:b])
+        self._rotary.turn_(qkv_TXD[:, :keys], batch.positions)
+        self._attention.write(qkv_TXD[:, heads:].view(-1, 2, self._kv_heads, self._dim), batch.queries)
+        q_THD, queries = qkv_TXD[:, :heads], batch.queries
+        if tail:
+            x_TE, q_THD, queries = x_TE[batch.kept], q_THD[batch.kept], batch.tail
+            if not queries:
+                return x_TE
+        x_TE = x_TE + self._out(self._attention.read(q_THD, queries, batch))
+        gate_TF, up_TF = self._gate_up(self._norm_2(x_TE)).chunk(2, dim=-1)
+        return x_TE + self._down(self._activation(gate_TF).mul_(up_TF))
+
+
+class Rotary:
+    """Rotary positions: tables of cos and sin for every position, [S, D / 2]."""
+
+    def __init__(self, config: ModelConfig, context: int, dtype: torch.dtype) -> None:
+        angles = torch.arange(context).float()[:, None] * torch.tensor(config.inv_freq)[None, :]
+        self._cos = (angles.cos() * config.rope_gain).to(dtype)[:, None]
+        self._sin = (angles.sin() * config.rope_gain).to(dtype)[:, None]
+
+    def turn_(self, x_THD: Tensor, positions_T: Tensor) -> None:
+        """Turn every head by its position, in place: element i with element i + D / 2."""
+        cos, sin = self._cos[positions_T], self._sin[positions_T]
+        low, high = x_THD.chunk(2, dim=-1)
+        turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+        x_THD.copy_(turned)
+
+
+Norm = Callable[[Tensor], Tensor]
+
+
+def _layer_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dtype) -> Norm:
+    weight, bias = (source.vector(f"{name}.{part}").to(dtype) for part in ("weight", "bias"))
+    return lambda x: F.layer_norm(x, (config.embed,), weight, bias, config.eps)
+
+
+def _rms_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dtype) -> Norm:
+    weight = source.vector(f"{name}.weight").to(dtype)
+
+    def norm(x: Tensor) -> Tensor:
+        """In float32 whatever the dtype; the weight is applied after rounding back, as the checkpoints expect."""
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True).add_(config.eps))
+        return weight * y.to(x.dtype)
+
+    return norm
+
+
+class Slice:
+    """The layers of ``span``, with the embedding if they are the first and the head if they are the last.
+
+    Nothing else of the model is ever read. The embedding stays in its file and is looked up there through the
+    page cache, so that a tied embedding is not held twice even where first and last are one.
+    """
+
+    def __init__(
+        self, config: ModelConfig, span: Span, source: Source, *, slots: int, context: int, dtype: torch.dtype
+    ) -> None:
+        self.config, self.span, self.dtype = config, span, dtype
+        self.first, self.last = span.start == 0, span.stop == config.layers
+        gpt2 = config.family == "gpt2"
+        rotary = None if gpt2 else Rotary(config, context, dtype)
+        self.blocks: list[Block] = []
+        self._attentions = []
+        for layer in range(span.start, span.stop):
+            attention = Attention(config, layer, slots, context, dtype)
+            self._attentions.append(attention)
+            self.blocks.append(
+                LlamaBlock(config, layer, source, attention, rotary, dtype) if rotary
+                else GPT2Block(config, layer, source, attention, dtype)
+            )  # fmt: skip
+        embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
+        if self.first:
+            self._embedding = source.mapped(embedding)
+            self._positions = source.vector("wpe.weight") if gpt2 else None
+        if self.last:
+            self._norm = (_layer_norm if gpt2 else _rms_norm)(source, "ln_f" if gpt2 else "norm", config, dtype)
+            self._head = Linear(source.blocks(embedding if config.tied else "lm_head.weight"), None, dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights that this slice multiplies with."""
+        return sum(block.nbytes for block in self.blocks) + (self._head.nbytes if self.last else 0)
+
+    @property
+    def kv_nbytes(self) -> int:
+        return sum(attention.kv.nbytes for attention in self._attentions)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Token (and learned position) embeddings, [T, E]."""
+        x_TE = self._embedding[batch.ids].to(self.dtype)
+        if self._positions is not None:
+            x_TE = x_TE + self._positions[batch.positions].to(self.dtype)
+        return x_TE
+
+    def run(self, x_TE: Tensor, batch: Batch, between: Callable[[], None]) -> Tensor:
+        """The layers, with ``between`` called after each; the last slice keeps only the wanted positions."""
+        for i, block in enumerate(self.blocks):
+            x_TE = block(x_TE, batch, tail=self.last and i == len(self.blocks) - 1)
+            between()
+        return x_TE
+
+    def logits(self, x_TE: Tensor) -> Tensor:
+        """[T, V] float32."""
+        return self._head(self._norm(x_TE)).float()

@@ -1,0 +1,124 @@
+"""A model folder: its configuration, and just those tensors that somebody asks for.
+
+Knows: the files of a model folder (config.json, safetensors, an index of shards, our checksums).
+Must not know: what a tensor is for, which rank it is, or how the folder came to be.
+
+Tensors are mapped, not read: only the pages of what is asked for are touched, and a mapping is dropped as soon
+as its block has been taken over. Where ``mpgpt pull`` left checksums, every tensor that is read is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mpgpt.architecture import ModelConfig, read_config
+from mpgpt.errors import ModelError
+
+BLOCK_BYTES = 8 << 20
+PREFIXES = ("", "transformer.", "model.")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder; ``ModelError`` when absent or not JSON."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return value
+
+
+def model_config(folder: Path) -> ModelConfig:
+    """The configuration of the model in ``folder``; ``ModelError`` when it is absent or not supported."""
+    return read_config(read_json(folder / "config.json"))
+
+
+class Checkpoint:
+    """The tensors of a model folder, by name, with or without the prefix of the family's outer module."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ``ModelError`` when a file is absent, cut or damaged in its header."""
+        self._files: dict[str, Path] = {}
+        self._sums: dict[str, int] = {}
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        else:
+            shards = sorted(folder.glob("*.safetensors"))
+        if not shards:
+            raise ModelError(f"{folder} holds no safetensors file")
+        for shard in shards:
+            with _open(shard) as file:
+                self._files |= dict.fromkeys(file.keys(), shard)
+        marker = folder / "mpgpt.json"
+        if marker.is_file():
+            for sums in read_json(marker).get("tensors", {}).values():
+                self._sums |= sums
+
+    def _find(self, name: str) -> str:
+        for prefix in PREFIXES:
+            if prefix + name in self._files:
+                return prefix + name
+        folder = next(iter(self._files.values())).parent
+        raise ModelError(f"{folder} lacks the tensor {name}: the checkpoint is incomplete or of another model")
+
+    def _pieces(self, full: str) -> Iterator[Tensor]:
+        """The tensor in pieces of about ``BLOCK_BYTES`` along its first dimension, each mapped by itself; its
+        checksum is compared after the last."""
+        path = self._files[full]
+        with _open(path) as file:
+            shape = file.get_slice(full).get_shape()
+        rows = shape[0] if shape else 1
+        width = max(1, torch.Size(shape).numel() // max(1, rows))
+        crc, step = 0, max(1, BLOCK_BYTES // (4 * width))
+        for first in range(0, rows, step):
+            with _open(path) as file:
+                piece: Tensor = file.get_slice(full)[first : first + step] if shape else file.get_tensor(full)
+            if not piece.is_floating_point():
+                raise ModelError(f"{path} holds {full} as {piece.dtype}: quantised checkpoints are not supported")
+            if full in self._sums:
+                crc = zlib.crc32(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+            yield piece
+        if full in self._sums and crc != self._sums[full]:
+            raise ModelError(f"{path} is damaged: the checksum of {full} does not fit; pull the model again")
+
+    def blocks(self, name: str, *, transpose: bool = False) -> Iterator[Tensor]:
+        """The weight ``name`` as [O, I] blocks in its file's dtype (see ``model.Source``)."""
+        full = self._find(name)
+        if transpose:
+            yield torch.cat(list(self._pieces(full))).t()
+        else:
+            yield from self._pieces(full)
+
+    def vector(self, name: str) -> Tensor:
+        """A small tensor, copied out of its file."""
+        return torch.cat(list(self._pieces(self._find(name))))
+
+    def mapped(self, name: str) -> Tensor:
+        """The whole tensor as a view into its file: rows are read when they are looked up."""
+        full = self._find(name)
+        for _ in self._pieces(full):  # for the checksum; each piece is dropped at once
+            pass
+        with _open(self._files[full]) as file:
+            tensor: Tensor = file.get_tensor(full)
+        return tensor
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is absent, although the index names it; pull the model again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is cut or damaged ({error}); pull the model again") from error

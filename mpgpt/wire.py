@@ -1,0 +1,173 @@
+"""Frames: a step, a result or a stop as one contiguous run of bytes, and back.
+
+Knows: the layout of a frame, its bounds, its checksum. Sans I/O: bytes in, values out.
+Must not know: torch, MPI, sockets, or what a stage does with a step.
+
+All integers are little-endian. A frame is a 32-byte header and a body:
+
+    offset size
+         0    4  magic, b"mpg1"
+         4    1  kind: 1 step, 2 result, 3 stop
+         5    1  zero
+         6    2  rows
+         8    4  epoch
+        12    4  number (of the step, within its epoch)
+        16    4  tokens: ids in the body
+        20    4  outputs: ids that the last stage owes, or gives
+        24    4  length of the body, bytes
+        28    4  CRC-32 of the whole frame with these four bytes zero
+
+    body of a step      rows x 64 bytes, tokens x int32, zeros up to a multiple of 16, hidden states
+    body of a result    outputs x int32
+    body of a stop      nothing
+
+A row is slot, start, count, outputs, top_k, zero (uint32 each), temperature, top_p, min_p,
+repetition_penalty (float64 each), seed (uint64). Whatever is cut, longer than announced, out of bounds or
+damaged in any bit raises ``WireError``; nothing is allocated from a length that has not been checked.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpgpt.core import Buffer, Result, Row, Sampling, Step, Stop
+from mpgpt.errors import WireError
+
+MAGIC = b"mpg1"
+STEP, RESULT, STOP = 1, 2, 3
+
+HEADER = struct.Struct("<4sBBHIIIIII")
+ROW = struct.Struct("<6I4dQ")
+CRC_AT = 28
+ALIGN = 16
+
+type_of = {STEP: "step", RESULT: "result", STOP: "stop"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """Frames of one ring: what a row, a step and a token may be at most."""
+
+    rows: int
+    """Most rows in a step."""
+    tokens: int
+    """Most tokens in a step."""
+    token_bytes: int
+    """Bytes of one token's hidden state: embed x size of the activation dtype."""
+    slots: int
+    context: int
+    """Positions are below this."""
+
+    @property
+    def max_frame(self) -> int:
+        """The length of the longest frame, bytes."""
+        return _hidden_at(self.rows, self.tokens) + self.tokens * self.token_bytes
+
+    def encode(self, message: Step | Result | Stop) -> bytearray:
+        """The frame of ``message``, with the hidden states copied once."""
+        if isinstance(message, Step):
+            frame = self._encode_step(message)
+        elif isinstance(message, Result):
+            count = len(message.ids)
+            frame = bytearray(HEADER.size + 4 * count)
+            HEADER.pack_into(frame, 0, MAGIC, RESULT, 0, 0, message.epoch, message.number, 0, count, 4 * count, 0)
+            struct.pack_into(f"<{count}i", frame, HEADER.size, *message.ids)
+        else:
+            frame = bytearray(HEADER.pack(MAGIC, STOP, 0, 0, message.epoch, 0, 0, 0, 0, 0))
+        struct.pack_into("<I", frame, CRC_AT, zlib.crc32(frame))
+        return frame
+
+    def _encode_step(self, step: Step) -> bytearray:
+        rows, tokens = len(step.rows), step.tokens
+        hidden_at = _hidden_at(rows, tokens)
+        total = hidden_at + len(step.hidden)
+        assert 0 < rows <= self.rows and tokens <= self.tokens, "the step is larger than the ring was built for"
+        assert len(step.hidden) in (0, tokens * self.token_bytes), "hidden states do not fit the tokens"
+        frame = bytearray(total)
+        HEADER.pack_into(
+            frame, 0, MAGIC, STEP, 0, rows, step.epoch, step.number, tokens, step.outputs, total - HEADER.size, 0
+        )
+        at = HEADER.size
+        for row in step.rows:
+            s = row.sampling
+            ROW.pack_into(
+                frame, at, row.slot, row.start, len(row.ids), row.outputs, s.top_k, 0,
+                s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.seed,
+            )  # fmt: skip
+            at += ROW.size
+        struct.pack_into(f"<{tokens}i", frame, at, *(id for row in step.rows for id in row.ids))
+        frame[hidden_at:] = step.hidden
+        return frame
+
+    def decode(self, frame: Buffer) -> Step | Result | Stop:
+        """The message in ``frame``. A step's hidden states are a view into it, not a copy.
+
+        Raises ``WireError`` for anything that ``encode`` cannot have made.
+        """
+        view = memoryview(frame).cast("B")
+        if not HEADER.size <= len(view) <= self.max_frame:
+            raise WireError(f"a frame of {len(view)} bytes; {HEADER.size} to {self.max_frame} are possible")
+        magic, kind, zero, rows, epoch, number, tokens, outputs, length, crc = HEADER.unpack_from(view)
+        if magic != MAGIC:
+            raise WireError(f"a frame that begins with {bytes(magic)!r}, not {MAGIC!r}")
+        if length != len(view) - HEADER.size:
+            raise WireError(f"a frame of {len(view)} bytes that announces {length + HEADER.size}")
+        if crc != zlib.crc32(view[HEADER.size :], zlib.crc32(b"\0\0\0\0", zlib.crc32(view[:CRC_AT]))):
+            raise WireError("a damaged frame: its checksum does not fit")
+        if kind not in type_of or zero:
+            raise WireError(f"a frame of unknown kind {kind}")
+        if kind == STEP:
+            return self._decode_step(view, rows, epoch, number, tokens, outputs)
+        if rows or tokens or length != 4 * outputs or (kind == STOP and (number or outputs)):
+            raise WireError(f"a {type_of[kind]} with rows, tokens or outputs that it cannot have")
+        if kind == STOP:
+            return Stop(epoch=epoch)
+        if outputs > self.tokens:
+            raise WireError(f"a result of {outputs} ids; {self.tokens} are possible")
+        return Result(epoch=epoch, number=number, ids=struct.unpack_from(f"<{outputs}i", view, HEADER.size))
+
+    def _decode_step(self, view: memoryview, rows: int, epoch: int, number: int, tokens: int, outputs: int) -> Step:
+        if not 0 < rows <= self.rows or not rows <= tokens <= self.tokens:
+            raise WireError(f"a step of {rows} rows and {tokens} tokens; {self.rows} and {self.tokens} are possible")
+        hidden_at = _hidden_at(rows, tokens)
+        if len(view) - hidden_at not in (0, tokens * self.token_bytes):
+            raise WireError(f"a step of {tokens} tokens with {len(view) - hidden_at} bytes of hidden states")
+        ids_at = HEADER.size + rows * ROW.size
+        ids = struct.unpack_from(f"<{tokens}i", view, ids_at)
+        if any(view[ids_at + 4 * tokens : hidden_at]):
+            raise WireError("a step whose padding is not zero")
+        if min(ids) < 0:
+            raise WireError("a step with a negative token id")
+        unpacked = self._decode_rows(view, rows, ids)
+        if sum(row.outputs for row in unpacked) != outputs:
+            raise WireError("a step whose rows do not add up to its outputs")
+        return Step(epoch=epoch, number=number, rows=unpacked, hidden=view[hidden_at:])
+
+    def _decode_rows(self, view: memoryview, rows: int, ids: Sequence[int]) -> tuple[Row, ...]:
+        unpacked, used = [], 0
+        for i in range(rows):
+            slot, start, count, outputs, top_k, zero, temperature, top_p, min_p, penalty, seed = ROW.unpack_from(
+                view, HEADER.size + i * ROW.size
+            )
+            if slot >= self.slots or start + count > self.context or zero:
+                raise WireError(f"a row of slot {slot} and positions {start} to {start + count} is out of bounds")
+            if not 0 < count <= len(ids) - used or outputs > count:
+                raise WireError(f"a row with {count} ids and {outputs} outputs")
+            sampling = Sampling(
+                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                repetition_penalty=penalty, seed=seed,
+            )  # fmt: skip
+            row_ids = tuple(ids[used : used + count])
+            unpacked.append(Row(slot=slot, start=start, ids=row_ids, outputs=outputs, sampling=sampling))
+            used += count
+        if used != len(ids):
+            raise WireError("a step whose rows do not add up to its tokens")
+        return tuple(unpacked)
+
+
+def _hidden_at(rows: int, tokens: int) -> int:
+    end = HEADER.size + rows * ROW.size + 4 * tokens
+    return -(-end // ALIGN) * ALIGN
