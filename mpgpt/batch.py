@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,10 +71,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     except OSError as error:
         raise UsageError(f"--prompts {path} cannot be read: {error.strerror}") from None
     try:
-        lines = raw.decode("utf-8-sig").splitlines() if path.suffix != ".jsonl" else raw.decode("utf-8-sig").split("\n")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"--prompts {path} is not UTF-8: byte {error.start + 1}, in line {line}") from None
+        at = error.start + len(raw) - len(error.object)  # a byte order mark is not counted there
+        line = raw[:at].count(b"\n") + 1
+        raise UsageError(f"--prompts {path} is not UTF-8: byte {at + 1}, in line {line}") from None
+    # Not splitlines: a form feed or U+2028 is part of a prompt.
+    lines = text.split("\n") if path.suffix == ".jsonl" else re.split("\r\n|\r|\n", text)
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UsageError(f"--prompts {path} holds no prompts")
@@ -92,6 +97,8 @@ def _read_line(number: int, text: str) -> Prompt:
         return Prompt(id=number, prompt=None, error=f"line {number}: {where}: {problem['msg']}")
     except ValueError as error:
         return Prompt(id=number, prompt=None, error=f"line {number}: {error}")
+    except RecursionError:
+        return Prompt(id=number, prompt=None, error=f"line {number}: nested too deeply")
     overrides = {key: getattr(line, key) for key in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
     return Prompt(
         id=number if line.id is None else line.id,
@@ -109,9 +116,9 @@ def _unique(prompts: Iterator[Prompt]) -> list[Prompt]:
     kept = []
     for n, prompt in enumerate(prompts, 1):
         if prompt.id in seen:
-            prompt = Prompt(
-                id=f"{prompt.id}#{n}", prompt=prompt.prompt, error=f"prompt {n}: the id {prompt.id!r} came before"
-            )
+            error = prompt.error or f"prompt {n}: the id {prompt.id!r} came before"
+            fresh = next(name for i in count(n) if (name := f"{prompt.id}#{i}") not in seen)
+            prompt = Prompt(id=fresh, prompt=prompt.prompt, error=error)
         seen[prompt.id] = None
         kept.append(prompt)
     return kept
@@ -143,6 +150,8 @@ class Records:
             raise UsageError(f"--out {path}: the folder {path.parent} does not exist")
         if path.is_dir():
             raise UsageError(f"--out {path} is a directory, not a file")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"--out {path} is a device or a pipe, not a file")
         asked = {prompt.id: prompt.prompt for prompt in prompts}
         kept = []
         try:
@@ -175,9 +184,9 @@ def _old_records(path: Path) -> Iterator[dict[str, Any]]:
     for n, line in enumerate(lines[:-1], 1):
         try:
             old = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             old = None
-        if not isinstance(old, dict) or set(old) != set(RECORD_KEYS):
+        if not isinstance(old, dict) or set(old) != set(RECORD_KEYS) or type(old["id"]) not in (int, str):
             raise UsageError(
                 f"--out {path} exists, and its line {n} is not a record of an earlier run; give another name"
             )

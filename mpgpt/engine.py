@@ -73,7 +73,7 @@ class Stream:
         """Take a token in and tell the listener of the text it makes certain; True if a stop is complete."""
         self.first_token = self.first_token or time.monotonic()
         self.ids.append(token)
-        if piece := self._text.push(token):
+        if token not in self.request.stop_ids and (piece := self._text.push(token)):
             self._listener(self, piece)
         return self._text.stopped
 
@@ -160,15 +160,15 @@ class Engine:
                 self._sleep()
 
     def step(self) -> None:
-        """Take in what is new, fill the ring, wait for a result."""
+        """Take in what is new, then either send a step into the ring or wait for a result out of it."""
         self._take_in()
-        while self._scheduler.in_flight < self._depth and (flight := self._scheduler.next()):
+        flight = self._scheduler.next() if self._scheduler.in_flight < self._depth else None
+        if flight:
             for sequence in flight.sequences:
                 self._streams[id(sequence)].start()
             self._ring.push(flight.step)
-            if result := self._ring.pop(0):
-                self._commit(result)
-        if self._scheduler.in_flight and (result := self._ring.pop()):
+        # After a push only what is there already, so that the next step goes out at once if there is one.
+        if self._scheduler.in_flight and (result := self._ring.pop(0 if flight else None)):
             self._commit(result)
 
     def stop(self) -> None:
@@ -176,23 +176,24 @@ class Engine:
         self._ring.stop(self._scheduler.epoch)
 
     def _take_in(self) -> None:
+        # Those that are cancelled now were submitted before; one that comes in from here on waits for its turn.
+        cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]
         while self._submitted:
             stream = self._submitted.popleft()
             stream.sequence = self._scheduler.add(stream.request)
             self._streams[id(stream.sequence)] = stream
-        while self._cancelled:
-            stream = self._cancelled.popleft()
+        for stream in cancelled:
             if stream.sequence and not stream.finish_reason:
                 self._scheduler.finish(stream.sequence, "cancelled")
-                self._finish(stream.sequence)
+                self._finish(stream.sequence, "cancelled")
 
     def _commit(self, result: Result) -> None:
         for sequence, token in self._scheduler.commit(result):
             stream = self._streams[id(sequence)]
-            if stream.push(token) and not sequence.finish_reason:
+            if stopped := stream.push(token):
                 self._scheduler.finish(sequence, "stop")
-            if sequence.finish_reason:
-                self._finish(sequence)
+            if sequence.finish_reason:  # a stop that the last token completes is a stop all the same
+                self._finish(sequence, "stop" if stopped else sequence.finish_reason)
 
-    def _finish(self, sequence: Running) -> None:
-        self._streams.pop(id(sequence)).finish(sequence.finish_reason)
+    def _finish(self, sequence: Running, reason: str) -> None:
+        self._streams.pop(id(sequence)).finish(reason)

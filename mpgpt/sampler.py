@@ -33,7 +33,7 @@ Floats = NDArray[np.float32] | NDArray[np.float64]
 HEAD = 1024
 """How many of the likeliest tokens top_p sorts before it falls back to sorting the vocabulary."""
 STRIPES = 16
-"""Into how many stripes ``at_least`` folds the vocabulary: more fold faster but leave more candidates."""
+"""How many stripes ``at_least`` folds values into: more leave fewer maxima to rank, but more candidates."""
 BLOCK = 256
 """About the square root of a vocabulary: ``pick`` then walks as many blocks as weights."""
 

@@ -4,9 +4,9 @@ Knows: sequences, slots, how many stages there are to keep busy, and what is in 
 Must not know: torch, MPI, text, time.
 
 Steps come back in the order in which they went out. A sequence's prompt goes out in chunks that end at
-multiples of ``chunk``, whatever its company, one behind the other without waiting; then one token at a time,
-each after the one before has come back. Running sequences are spread over as many steps as there are stages,
-so that every stage has work.
+places that depend on its length alone, whatever its company, one behind the other without waiting; then one
+token at a time, each after the one before has come back. Sequences that decode are spread over as many steps as
+there are stages: fewer would leave a stage without work, and more would read every weight more often than needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from mpgpt.core import Request, Result, Row, Sequence, Step
 
 CHUNK = 96
-"""Tokens of a prompt that go out together: enough to multiply well, few enough to fill a pipeline early."""
+"""Tokens of a prompt that go out together at most: enough to multiply well, few enough to fill a pipeline early."""
+LEAST_CHUNK = 48
+"""And at least. The chunks get smaller towards the end, because the last one passes through the stages alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Flight:
 
     step: Step
     sequences: tuple[Sequence, ...]
+    decodes: bool
+    """Whether sequences that decode are among them."""
 
 
 class Scheduler:
@@ -35,7 +39,7 @@ class Scheduler:
     def __init__(self, *, slots: int, context: int, stages: int, chunk: int = CHUNK, epoch: int = 0) -> None:
         """``slots`` sequences at a time, each of at most ``context`` tokens, prompt and new ones together."""
         self.context, self.epoch = context, epoch
-        self._stages, self._chunk, self._number = stages, chunk, 0
+        self._stages, self._chunk, self._least, self._number = stages, chunk, min(chunk, LEAST_CHUNK), 0
         self._free = list(range(slots))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -68,7 +72,8 @@ class Scheduler:
     def next(self) -> Flight | None:
         """The next step, now in flight; None while everything waits for what is out."""
         self._admit()
-        chosen = self._decodes() + self._prompts()
+        decodes = self._decodes()
+        chosen = decodes + self._prompts()
         if not chosen:
             return None
         rows = tuple(self._row(sequence) for sequence in chosen)
@@ -77,7 +82,7 @@ class Scheduler:
             sequence.sent = row.stop
             sequence.in_flight += 1
         self._number += 1
-        self._flights.append(Flight(step=step, sequences=tuple(chosen)))
+        self._flights.append(Flight(step=step, sequences=tuple(chosen), decodes=bool(decodes)))
         return self._flights[-1]
 
     def commit(self, result: Result) -> list[tuple[Sequence, int]]:
@@ -117,8 +122,10 @@ class Scheduler:
             heapq.heappush(self._free, sequence.slot)
 
     def _decodes(self) -> list[Sequence]:
-        """Those whose last token came back: an even share of all that decode, so that every stage has work."""
-        live = [s for s in self._running if not s.finish_reason and s.sent >= len(s.tokens) - 1 and s.sent]
+        """Those whose last token came back: an even share of all that decode, if a stage wants work."""
+        if sum(flight.decodes for flight in self._flights) >= self._stages:
+            return []
+        live = [s for s in self._running if not s.finish_reason and s.sent and s.sent >= len(s.tokens) - 1]
         share = -(-len(live) // self._stages)
         return [s for s in live if s.sent < len(s.tokens)][:share]
 
@@ -136,8 +143,9 @@ class Scheduler:
         return chosen
 
     def _until(self, sequence: Sequence) -> int:
-        """Where the sequence's next row ends: the next chunk's end or the last token."""
-        return min(len(sequence.tokens), (sequence.sent // self._chunk + 1) * self._chunk)
+        """Where the sequence's next row ends: half of what is left, but not under or over a chunk's bounds."""
+        left = len(sequence.tokens) - sequence.sent
+        return sequence.sent + min(left, self._chunk, max(self._least, -(-left // 2)))
 
     def _row(self, sequence: Sequence) -> Row:
         start, stop = sequence.sent, self._until(sequence)

@@ -32,13 +32,16 @@ class Tokenizer:
             self._backend: Any = self._tokenizer.backend_tokenizer
         except Exception as error:  # whatever a damaged file makes an outside library raise
             raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
-        self.stop_ids = frozenset(_stop_ids(folder)) or frozenset(filter(None, [self._tokenizer.eos_token_id]))
+        end: int | None = self._tokenizer.eos_token_id
+        self.stop_ids = frozenset(_stop_ids(folder)) or frozenset([] if end is None else [end])
         self.can_chat = bool(self._tokenizer.chat_template)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``, with the special tokens that the model wants at its beginning."""
-        ids: list[int] = self._tokenizer(text, verbose=False)["input_ids"]
-        return ids
+        """The ids of ``text``, with the special tokens that the model wants at its beginning.
+
+        Raises ``RequestError`` for what is no text.
+        """
+        return self._ids(text, specials=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation up to where the model's answer begins.
@@ -51,7 +54,14 @@ class Tokenizer:
             text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates are programs of the model's makers
             raise RequestError(f"the model's chat template refuses these messages: {error}") from error
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._ids(text, specials=False)
+
+    def _ids(self, text: str, *, specials: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can write half a surrogate pair; the tokenizer cannot read it
+            raise RequestError(f"the prompt's character {error.start + 1} is half of a surrogate pair") from None
+        ids: list[int] = self._tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"]
         return ids
 
     def stream(self, stops: Sequence[str] = ()) -> TextStream:
@@ -80,22 +90,26 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that ``token`` makes certain; ``stopped`` turns true when it completes a stop."""
-        self._ids.append(token)
-        self._text += self._decoder.step(self._backend, token) or ""
         if self.stopped:
             return ""
-        found = [at for stop in self._stops if (at := self._text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._text = True, self._text[: min(found)]
-            return self._show(len(self._text))
-        return self._show(len(self._text) - self._held())
+        self._ids.append(token)
+        self._text += self._decoder.step(self._backend, token) or ""
+        self._cut()
+        return self._show(len(self._text) - (0 if self.stopped else self._held()))
 
     def finish(self) -> str:
         """The rest: what was held back turns out to be text after all."""
         whole = self._backend.decode(self._ids, skip_special_tokens=True)
         if not self.stopped and whole.startswith(self._text):
             self._text = whole
+            self._cut()
         return self._show(len(self._text))
+
+    def _cut(self) -> None:
+        """End the text before the first stop that is complete."""
+        found = [at for stop in self._stops if (at := self._text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._text = True, self._text[: min(found)]
 
     def _held(self) -> int:
         """The length of the longest end of the text that may be a stop's beginning."""
@@ -115,8 +129,8 @@ def _stop_ids(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         try:
             ids = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError):
+            if ids is not None:
+                return [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+        except (OSError, ValueError, AttributeError, TypeError):
             continue
-        if ids is not None:
-            return [int(i) for i in (ids if isinstance(ids, list) else [ids])]
     return []

@@ -127,7 +127,10 @@ class Codec:
             return Stop(epoch=epoch)
         if outputs > self.tokens:
             raise WireError(f"a result of {outputs} ids; {self.tokens} are possible")
-        return Result(epoch=epoch, number=number, ids=struct.unpack_from(f"<{outputs}i", view, HEADER.size))
+        ids = struct.unpack_from(f"<{outputs}i", view, HEADER.size)
+        if min(ids, default=0) < 0:
+            raise WireError("a result with a negative token id")
+        return Result(epoch=epoch, number=number, ids=ids)
 
     def _decode_step(self, view: memoryview, rows: int, epoch: int, number: int, tokens: int, outputs: int) -> Step:
         if not 0 < rows <= self.rows or not rows <= tokens <= self.tokens:

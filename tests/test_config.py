@@ -42,9 +42,7 @@ def spans_of(*bounds: tuple[int, int]) -> tuple[Span, ...]:
 # --- files ---
 
 
-@pytest.mark.parametrize(
-    "text", ["", "# nothing\n", "---\n", "\ufeff", "decoding_strategies:\nweb_interface:\n"]
-)
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "\ufeff", "decoding_strategies:\nweb_interface:\n"])
 def test_an_empty_file_is_valid_and_has_no_model(tmp_path: Path, text: str) -> None:
     config = load(settings(tmp_path, text))
     assert config == RunConfig()
@@ -148,9 +146,7 @@ use_coreml_rank1: true
         ("layer_distribution: {0: [0, 1]}", ["layer_distribution gives 0 [0, 1]"]),
     ],
 )
-def test_impossible_values_are_named_with_what_is_allowed(
-    tmp_path: Path, text: str, parts: list[str]
-) -> None:
+def test_impossible_values_are_named_with_what_is_allowed(tmp_path: Path, text: str, parts: list[str]) -> None:
     said = complaint(tmp_path, text)
     assert len(said.splitlines()) == 1
     for part in parts:
@@ -197,8 +193,7 @@ def test_absent_file_and_directory(tmp_path: Path) -> None:
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
     said = complaint(
         tmp_path,
-        "seed: 1\nseed: 2\ndtype: int8\nweb_interface: {port: 1, port: 0, prot: 2}\n"
-        "max_new_tokens: x\ntop_k: 3\n",
+        "seed: 1\nseed: 2\ndtype: int8\nweb_interface: {port: 1, port: 0, prot: 2}\nmax_new_tokens: x\ntop_k: 3\n",
     )
     assert sorted(line.partition("; known are ")[0] for line in said.splitlines()) == [
         "dtype is 'int8'; it should be 'float32', 'bfloat16' or 'float16'",
@@ -217,9 +212,7 @@ def test_a_rank_named_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_merge_keys_are_not_duplicates(tmp_path: Path) -> None:
-    text = (
-        "decoding_strategies:\n  sampling: &s {temperature: 2}\n  top_k: {<<: *s, temperature: 0.5, k: 3}\n"
-    )
+    text = "decoding_strategies:\n  sampling: &s {temperature: 2}\n  top_k: {<<: *s, temperature: 0.5, k: 3}\n"
     config = load(settings(tmp_path, text))
     assert config.sampling("top_k", 0) == Sampling(temperature=0.5, top_k=3)
 
@@ -230,9 +223,7 @@ def test_a_bomb_of_aliases_is_not_written_out(tmp_path: Path) -> None:
     assert len(complaint(tmp_path, "\n".join([*lines, "seed: *a11"]))) < 10_000
 
 
-@given(
-    text=st.text(alphabet=st.sampled_from("seed dtype:\n -[]{}&*!!<>|'\"#%@,?019.~\x00\x85é"), max_size=60)
-)
+@given(text=st.text(alphabet=st.sampled_from("seed dtype:\n -[]{}&*!!<>|'\"#%@,?019.~\x00\x85é"), max_size=60))
 def test_any_text_is_settings_or_a_usage_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = settings(tmp_path_factory.getbasetemp(), text)
     try:
@@ -270,9 +261,7 @@ def test_any_partition_passes_both_ways(partition: tuple[tuple[Span, ...], int])
 
 
 @given(partition=partitions(), data=st.data())
-def test_any_perturbed_partition_is_refused(
-    partition: tuple[tuple[Span, ...], int], data: st.DataObject
-) -> None:
+def test_any_perturbed_partition_is_refused(partition: tuple[tuple[Span, ...], int], data: st.DataObject) -> None:
     spans, layers = partition
     at = data.draw(st.integers(0, len(spans) - 1))
     span, ranks = spans[at], len(spans)
@@ -324,9 +313,7 @@ def test_any_perturbed_partition_is_refused(
         ({"rank_0": [0, 1], "rank_1": [2, 3, 4]}, 2, ["layer 4", "rank 1", "last is 3"]),
     ],
 )
-def test_a_bad_distribution_gets_a_sentence(
-    named: dict[str, list[int]], ranks: int, parts: list[str]
-) -> None:
+def test_a_bad_distribution_gets_a_sentence(named: dict[str, list[int]], ranks: int, parts: list[str]) -> None:
     config = RunConfig.model_validate({"layer_distribution": named})
     with pytest.raises(UsageError, match=r"^layer_distribution ") as caught:
         config.spans(ranks, 4)
@@ -504,9 +491,7 @@ def test_settings_are_found_beside_the_hostfile(tmp_path: Path) -> None:
         ("hybrid", "gpt2", 12, spans_of((0, 4), (4, 8), (8, 12))),
     ],
 )
-def test_shipped_settings_fit_three_ranks(
-    name: str, model: str, layers: int, spans: tuple[Span, ...] | None
-) -> None:
+def test_shipped_settings_fit_three_ranks(name: str, model: str, layers: int, spans: tuple[Span, ...] | None) -> None:
     path = beside(f"hostfiles/{name}", HOSTFILES.parent)
     assert path is not None
     config = load(path)
@@ -515,9 +500,7 @@ def test_shipped_settings_fit_three_ranks(
     assert config.max_new_tokens == 256
     assert not config.use_coreml_rank1
     greedy = name == "local"
-    assert config.sampling(None, 5) == (
-        Sampling(seed=5) if greedy else Sampling(temperature=1.0, top_k=40, seed=5)
-    )
+    assert config.sampling(None, 5) == (Sampling(seed=5) if greedy else Sampling(temperature=1.0, top_k=40, seed=5))
 
 
 @pytest.mark.parametrize(

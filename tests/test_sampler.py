@@ -145,9 +145,7 @@ def borderline(logits_V: Tensor, sampling: Sampling) -> bool:
     top_p=st.floats(0.01, 1.0),
     min_p=st.one_of(st.just(0.0), st.floats(0.001, 0.99)),
 )
-def test_support_is_transformers(
-    logits_V: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
-) -> None:
+def test_support_is_transformers(logits_V: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     assume(not borderline(logits_V, sampling))
     expected, got = theirs(logits_V, sampling, [0]), ours(logits_V, sampling)
@@ -159,9 +157,7 @@ def test_support_is_transformers(
     np.testing.assert_allclose(np.sort(got), np.sort(expected), rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("vocab", "top_p"), [(4, 0.75), (4, 0.5), (8, 0.125), (10, 0.9), (20, 0.95), (3, 1 / 3)]
-)
+@pytest.mark.parametrize(("vocab", "top_p"), [(4, 0.75), (4, 0.5), (8, 0.125), (10, 0.9), (20, 0.95), (3, 1 / 3)])
 def test_equals_at_the_edge_of_top_p(vocab: int, top_p: float) -> None:
     kept = ours(torch.zeros(vocab), Sampling(temperature=1.0, top_p=top_p)) > 0
     assert kept.sum() == (theirs(torch.zeros(vocab), Sampling(temperature=1.0, top_p=top_p), [0]) > 0).sum()
@@ -181,9 +177,7 @@ def test_min_p_1_keeps_the_likeliest_alone() -> None:
 @pytest.mark.parametrize("vocab", [50257, 20000, 1000])
 @pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 3.0, 10.0])
 @pytest.mark.parametrize("ties", [False, True])
-def test_big_vocabulary_by_the_short_way(
-    vocab: int, scale: float, ties: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_big_vocabulary_by_the_short_way(vocab: int, scale: float, ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = randn(vocab, seed=vocab, scale=scale)
     logits = (logits * 2).round() / 2 if ties else logits
     shuffled = torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
@@ -346,9 +340,7 @@ def test_drafts_equal_one_by_one(sampling: Sampling) -> None:
     together = many.sample([other, whole, other], logits)
 
     steps = [Row(slot=2, start=0, ids=prompt, outputs=1, sampling=sampling)]
-    steps += [
-        Row(slot=2, start=10 + i, ids=(token,), outputs=1, sampling=sampling) for i, token in enumerate(draft)
-    ]
+    steps += [Row(slot=2, start=10 + i, ids=(token,), outputs=1, sampling=sampling) for i, token in enumerate(draft)]
     one_by_one = []
     for row, row_logits in zip(steps, logits, strict=True):
         single.observe([row])
@@ -388,9 +380,7 @@ def test_no_outputs_no_tokens() -> None:
 
 
 @pytest.mark.parametrize("damage", [math.nan, math.inf])
-@pytest.mark.parametrize(
-    "sampling", [GREEDY, Sampling(temperature=1.0), Sampling(repetition_penalty=1.1)], ids=str
-)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0), Sampling(repetition_penalty=1.1)], ids=str)
 def test_damaged_logits_name_the_slot(damage: float, sampling: Sampling) -> None:
     logits = randn(3, 100)
     logits[1, 70] = damage

@@ -1,0 +1,47 @@
+# make demo: real text, printed by three ranks.    make test: the tests.    make check: style, types, layers.
+# Each makes .venv when it is not there, and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+QUESTION ?= What is the capital of France, and what is it known for?
+
+# Three ranks on a machine of fewer cores must not be bound to one core each; and root must say that it means it.
+export PRTE_MCA_hwloc_default_binding_policy ?= none
+ifeq ($(shell id -u),0)
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+endif
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test check install clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	@mpgpt pull smollm2-135m
+	mpirun -hostfile hostfiles/local -n 3 mpgpt generate --prompt "$(QUESTION)"
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "mpgpt needs Python 3.11 or later; name one: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

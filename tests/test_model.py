@@ -1,0 +1,180 @@
+"""The blocks against transformers on the same weights, and the promises that the cache and the batch make."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpgpt.architecture import read_config
+from mpgpt.core import Row, Span
+from mpgpt.errors import ModelError
+from mpgpt.model import Batch, Slice
+from mpgpt.weights import Checkpoint, model_config
+from tests.models import CONTEXT, RANDOM, VOCAB, build, save_random, save_tokenizer
+
+
+def slices(folder: Path, cuts: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> list[Slice]:
+    """The model in ``folder`` cut before each of the layers ``cuts``."""
+    config, checkpoint = model_config(folder), Checkpoint(folder)
+    edges = [0, *cuts, config.layers]
+    spans = [Span(start=a, stop=b) for a, b in itertools.pairwise(edges)]
+    return [Slice(config, span, checkpoint, slots=4, context=CONTEXT, dtype=dtype) for span in spans]
+
+
+@torch.inference_mode()
+def logits(parts: Sequence[Slice], rows: Sequence[Row]) -> Tensor:
+    """One step through all parts."""
+    batch = Batch(rows, parts[0].dtype)
+    x = parts[0].embed(batch)
+    for part in parts:
+        x = part.run(x, batch, lambda: None)
+    return parts[-1].logits(x) if len(x) else torch.empty(0, VOCAB)
+
+
+def row(slot: int, start: int, ids: Sequence[int], outputs: int | None = None) -> Row:
+    return Row(slot=slot, start=start, ids=tuple(ids), outputs=len(ids) if outputs is None else outputs)
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[int] = torch.randint(0, VOCAB, (count,), generator=generator).tolist()
+    return drawn
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_logits_are_transformers(models: dict[str, Path], name: str) -> None:
+    """Chunks, single tokens, several ranks, strangers in the same step: within 1e-4 of one forward pass."""
+    ids = random_ids(120)
+    with torch.inference_mode():
+        theirs = build(name)(torch.tensor([ids])).logits[0]
+    parts = slices(models[name], cuts=(1, 3))
+    got = []
+    for start, stop in ((0, 50), (50, 51), (51, 52), (52, 119), (119, 120)):
+        rows = [row(0, 0, random_ids(7, seed=stop), outputs=1), row(2, start, ids[start:stop])]
+        got.append(logits(parts, rows)[1:])
+    ours = torch.cat(got)
+    assert (ours - theirs).abs().max() < 1e-4
+    assert theirs.std() > 0.1, "a comparison of zeros would prove nothing"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_company(models: dict[str, Path], name: str, dtype: torch.dtype) -> None:
+    """Bit for bit, alone or with strangers: what makes the same tokens on any cluster more than likely."""
+    ids = random_ids(60)
+    alone, company = slices(models[name], dtype=dtype), slices(models[name], cuts=(2,), dtype=dtype)
+    for start, stop in ((0, 48), (48, 58), (58, 59), (59, 60)):
+        strangers = [row(slot, 0, random_ids(5 * slot + stop, seed=slot), outputs=1) for slot in (0, 3)]
+        mine = row(1, start, ids[start:stop])
+        a = logits(alone, [mine])
+        b = logits(company, [strangers[0], mine, strangers[1]])[1:-1]
+        assert torch.equal(a, b), f"positions {start} to {stop}"
+
+
+def test_writing_over_positions_takes_tokens_back(models: dict[str, Path]) -> None:
+    """Drafts that turn out wrong, and a slot that is used again, leave nothing behind."""
+    ids, wrong = random_ids(40), random_ids(40, seed=1)
+    fresh, used = slices(models["llama"]), slices(models["llama"])
+    expected = logits(fresh, [row(1, 0, ids)])
+    logits(used, [row(1, 0, wrong)])
+    logits(used, [row(1, 0, ids[:30], outputs=0)])
+    logits(used, [row(1, 30, wrong[30:36])])
+    got = logits(used, [row(1, 30, ids[30:])])
+    assert torch.allclose(got, expected[30:], atol=1e-4)
+
+
+def test_only_wanted_positions_come_out(models: dict[str, Path]) -> None:
+    parts, ids = slices(models["gpt2"], cuts=(4,)), random_ids(30)
+    everything = logits(parts, [row(0, 0, ids)])
+    some = logits(parts, [row(1, 0, ids, outputs=3), row(2, 0, ids[:9], outputs=0), row(3, 0, ids[:4], outputs=1)])
+    assert some.shape == (4, VOCAB)
+    assert torch.allclose(some[:3], everything[-3:], atol=1e-4)
+    assert torch.allclose(some[3], everything[3], atol=1e-4)
+    assert logits(parts, [row(0, 0, ids, outputs=0)]).shape[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near(models: dict[str, Path], dtype: torch.dtype) -> None:
+    ids = random_ids(40)
+    exact = logits(slices(models["llama"]), [row(0, 0, ids)])
+    near = logits(slices(models["llama"], dtype=dtype), [row(0, 0, ids[:39], outputs=39)])
+    last = logits(slices(models["llama"], dtype=dtype), [row(0, 0, ids)])[-1]
+    assert (near - exact[:39]).abs().max() < 0.1 * exact.abs().max()
+    assert (last - exact[39]).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_shards_are_read(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = save_random("llama", tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    ids = random_ids(10)
+    assert torch.equal(logits(slices(folder), [row(0, 0, ids)]), logits(slices(models["llama"]), [row(0, 0, ids)]))
+
+
+def test_bfloat16_files_serve_float32(tmp_path: Path) -> None:
+    model = build("gpt2").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    ids = random_ids(10)
+    with torch.inference_mode():
+        theirs = model.float()(torch.tensor([ids])).logits[0]
+    assert (logits(slices(tmp_path), [row(0, 0, ids)]) - theirs).abs().max() < 1e-4
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    kind, options = RANDOM[name]
+    del kind
+    model_type = "gpt2" if name.startswith("gpt2") else name.split("-")[0]
+    return {"model_type": model_type, **options, **changes}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"model_type": "mamba"}, "gpt2, llama, mistral, qwen2, qwen3"),
+        ({}, "not supported"),
+        (config_of("llama", hidden_act="tanh"), "tanh"),
+        (config_of("llama", rope_parameters={"rope_type": "longrope"}), "longrope"),
+        (config_of("llama", partial_rotary_factor=0.5), "part of each head"),
+        (config_of("llama", num_key_value_heads=3), "fit together"),
+        (config_of("gpt2", n_layer="many"), "garbles"),
+        ({"model_type": "gpt2", "n_embd": 4}, "n_layer"),
+    ],
+)
+def test_unsupported_configs_are_named(raw: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        read_config(raw)
+
+
+def test_the_old_spelling_of_rotary_scaling() -> None:
+    """Checkpoints made before transformers 5 have rope_theta and rope_scaling side by side."""
+    new = config_of("llama-biased")
+    scaling = dict(new["rope_parameters"])
+    old = {k: v for k, v in new.items() if k != "rope_parameters"} | {"rope_theta": scaling.pop("rope_theta")}
+    old["rope_scaling"] = scaling
+    assert read_config(old).inv_freq == read_config(new).inv_freq
+    older = dict(scaling, type=scaling["rope_type"])
+    del older["rope_type"]
+    assert read_config(old | {"rope_scaling": older}).inv_freq == read_config(new).inv_freq
+
+
+def test_a_slice_reads_only_its_layers(models: dict[str, Path]) -> None:
+    """Names are asked for one by one: record them."""
+    asked: list[str] = []
+
+    class Recorder(Checkpoint):
+        def _find(self, name: str) -> str:
+            asked.append(name)
+            return super()._find(name)
+
+    config = model_config(models["llama"])
+    Slice(config, Span(start=1, stop=3), Recorder(models["llama"]), slots=1, context=8, dtype=torch.float32)
+    assert {name.split(".")[1] for name in asked} == {"1", "2"}
+    asked.clear()
+    Slice(config, Span(start=4, stop=5), Recorder(models["llama"]), slots=1, context=8, dtype=torch.float32)
+    assert {name for name in asked if not name.startswith("layers.4.")} == {"norm.weight", "embed_tokens.weight"}

@@ -1,0 +1,398 @@
+"""Rank 0's policy, step by step, and then against a simulated ring whose KV cache notices every mistake."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpgpt.core import Request, Result, Sampling, Sequence
+from mpgpt.scheduler import CHUNK, Flight, Scheduler
+
+CHUNK_SIZE = 4
+
+
+def prompt(length: int, first: int = 1) -> tuple[int, ...]:
+    return tuple(range(first, first + length))
+
+
+def ask(length: int = 3, new: int = 5, stops: frozenset[int] = frozenset(), first: int = 1) -> Request:
+    return Request(ids=prompt(length, first), max_new_tokens=new, stop_ids=stops)
+
+
+def make(slots: int = 4, context: int = 100, stages: int = 1, chunk: int = CHUNK_SIZE) -> Scheduler:
+    return Scheduler(slots=slots, context=context, stages=stages, chunk=chunk)
+
+
+def push(scheduler: Scheduler) -> Flight:
+    flight = scheduler.next()
+    assert flight is not None, "there is something to do"
+    return flight
+
+
+def answer(scheduler: Scheduler, flight: Flight, token: int = 7) -> list[tuple[Sequence, int]]:
+    step = flight.step
+    return scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(token,) * step.outputs))
+
+
+def shape(flight: Flight) -> list[tuple[int, int, int, int]]:
+    """(slot, start, tokens, outputs) of each row."""
+    return [(row.slot, row.start, len(row.ids), row.outputs) for row in flight.step.rows]
+
+
+def decoding(scheduler: Scheduler, count: int, new: int = 50) -> list[Sequence]:
+    """``count`` sequences whose prompts are through and that have their first token."""
+    sequences = [scheduler.add(ask(1, new)) for _ in range(count)]
+    answer(scheduler, push(scheduler))
+    assert all(sequence.new_ids for sequence in sequences), "all prompts fit into one chunk"
+    return sequences
+
+
+# -- prompts
+
+
+def test_nothing_to_do_is_no_step() -> None:
+    scheduler = make()
+    assert scheduler.next() is None
+    assert not scheduler.busy
+    assert scheduler.in_flight == 0
+
+
+def test_a_prompts_chunks_go_out_back_to_back_and_end_at_multiples_of_the_chunk() -> None:
+    scheduler = make(stages=3)
+    sequence = scheduler.add(ask(10))
+    flights = [push(scheduler) for _ in range(3)]
+    assert [shape(f) for f in flights] == [[(0, 0, 4, 0)], [(0, 4, 4, 0)], [(0, 8, 2, 1)]]
+    assert sum((f.step.rows[0].ids for f in flights), ()) == prompt(10)
+    assert scheduler.next() is None, "its first token has to come back before it goes on"
+    assert (scheduler.in_flight, sequence.in_flight) == (3, 3)
+    assert [answer(scheduler, f) for f in flights] == [[], [], [(sequence, 7)]]
+    assert shape(push(scheduler)) == [(0, 10, 1, 1)]
+
+
+@pytest.mark.parametrize("length", [4, 8])
+def test_a_prompt_that_fills_its_chunks_gets_its_token_from_the_last_one(length: int) -> None:
+    scheduler = make()
+    scheduler.add(ask(length))
+    flights = [push(scheduler) for _ in range(length // 4)]
+    assert [row[3] for f in flights for row in shape(f)] == [0] * (length // 4 - 1) + [1]
+    assert scheduler.next() is None
+
+
+def test_short_prompts_share_a_step_while_they_fit_into_a_chunk() -> None:
+    scheduler = make()
+    for length in (1, 2, 3, 1):
+        scheduler.add(ask(length))
+    assert shape(push(scheduler)) == [(0, 0, 1, 1), (1, 0, 2, 1), (3, 0, 1, 1)]
+    assert shape(push(scheduler)) == [(2, 0, 3, 1)]
+
+
+def cuts_of(scheduler: Scheduler, sequence: Sequence) -> list[int]:
+    """The positions at which the prompt of ``sequence`` is cut."""
+    found = []
+    while not sequence.new_ids:
+        flight = push(scheduler)
+        found += [row.stop for s, row in zip(flight.sequences, flight.step.rows, strict=True) if s is sequence]
+        answer(scheduler, flight)
+    return found
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(1, 700), st.lists(st.integers(1, 300), max_size=5), st.sampled_from([5, 32, CHUNK, 128]))
+def test_where_a_prompt_is_cut_depends_on_itself_alone(length: int, company: list[int], chunk: int) -> None:
+    """Otherwise the arithmetic, and in the end a token, might depend on who else is there."""
+    alone = make(slots=1, context=1000, chunk=chunk)
+    expected = cuts_of(alone, alone.add(ask(length)))
+    scheduler = make(slots=8, context=1000, stages=3, chunk=chunk)
+    for other in company:
+        scheduler.add(ask(other))
+    assert cuts_of(scheduler, scheduler.add(ask(length))) == expected
+    sizes = [stop - start for start, stop in zip([0, *expected], expected, strict=False)]
+    assert 1 <= min(sizes) <= max(sizes) <= chunk
+    assert expected[-1] == length
+
+
+def test_a_new_prompt_does_not_wait_for_those_that_decode() -> None:
+    scheduler = make(slots=3)
+    decoding(scheduler, 2)
+    scheduler.add(ask(9))
+    assert shape(push(scheduler)) == [(0, 1, 1, 1), (1, 1, 1, 1), (2, 0, 4, 0)]
+
+
+# -- slots
+
+
+def test_at_most_as_many_run_as_there_are_slots_and_the_rest_wait_in_order() -> None:
+    scheduler = make(slots=2)
+    a, b, c, d = (scheduler.add(ask(1, new=1, first=i)) for i in range(4))
+    flight = push(scheduler)
+    assert flight.sequences == (a, b)
+    assert scheduler.next() is None
+    assert [s.slot for s in (a, b, c, d)] == [0, 1, -1, -1]
+    answer(scheduler, flight)
+    assert (a.finish_reason, b.finish_reason) == ("length", "length")
+    flight = push(scheduler)
+    assert flight.sequences == (c, d)
+    assert shape(flight) == [(0, 0, 1, 1), (1, 0, 1, 1)], "a slot's next sequence starts at position 0"
+    answer(scheduler, flight)
+    assert not scheduler.busy
+
+
+def test_a_slot_is_free_only_when_none_of_its_rows_is_out() -> None:
+    scheduler = make(slots=1, stages=2)
+    first = scheduler.add(ask(8))
+    flights = [push(scheduler), push(scheduler)]
+    scheduler.finish(first, "cancelled")
+    second = scheduler.add(ask(2))
+    assert scheduler.next() is None
+    assert answer(scheduler, flights[0]) == []
+    assert scheduler.next() is None
+    assert second.slot == -1
+    assert answer(scheduler, flights[1]) == []
+    assert shape(push(scheduler)) == [(0, 0, 2, 1)]
+    assert second.slot == 0
+
+
+# -- decoding
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_those_that_decode_are_spread_over_as_many_steps_as_there_are_stages(stages: int, count: int) -> None:
+    scheduler = make(slots=count, chunk=count, stages=stages)
+    everyone = decoding(scheduler, count)
+    share = -(-count // stages)
+    out: deque[Flight] = deque()
+    while (flight := scheduler.next()) is not None:
+        out.append(flight)
+    sizes = [len(flight.sequences) for flight in out]
+    assert len(out) == -(-count // share), "as many steps as stages, or a step for each where there are fewer"
+    assert sizes[:-1] == [share] * (len(out) - 1)
+    assert {id(s) for flight in out for s in flight.sequences} == {id(s) for s in everyone}
+    assert sum(sizes) == count, "disjoint"
+    for _ in range(3 * len(out)):  # and it stays so while results come back one by one
+        back = out.popleft()
+        answer(scheduler, back)
+        out.append(push(scheduler))
+        assert out[-1].sequences == back.sequences
+        assert scheduler.next() is None
+
+
+def test_a_sequence_never_has_two_decode_rows_out() -> None:
+    scheduler = make(stages=4)
+    (sequence,) = decoding(scheduler, 1)
+    flight = push(scheduler)
+    assert sequence.in_flight == 1
+    assert scheduler.next() is None
+    answer(scheduler, flight, 8)
+    step = push(scheduler).step
+    assert (step.rows[0].ids, step.rows[0].start) == ((8,), 2)
+
+
+def test_rows_carry_the_requests_sampling_and_steps_their_number_and_epoch() -> None:
+    scheduler = Scheduler(slots=1, context=10, stages=1, epoch=6)
+    sampling = Sampling(temperature=1.0, seed=5)
+    scheduler.add(Request(ids=(1,), max_new_tokens=3, sampling=sampling))
+    for number in range(3):
+        flight = push(scheduler)
+        assert (flight.step.epoch, flight.step.number, flight.step.rows[0].sampling) == (6, number, sampling)
+        answer(scheduler, flight)
+    assert not scheduler.busy
+
+
+# -- ends
+
+
+@pytest.mark.parametrize(
+    ("request_", "context", "tokens", "reason"),
+    [
+        (ask(2, 3), 100, [7, 7, 7], "length"),
+        (ask(2, 1), 100, [7], "length"),
+        (ask(2, 3, frozenset({7})), 100, [7], "stop"),
+        (ask(2, 1, frozenset({7})), 100, [7], "stop"),  # both at once: it is a stop
+        (ask(2, 99, frozenset({1, 2})), 6, [7, 7, 7, 7], "length"),  # the context is full; a prompt stops nothing
+        (ask(5, 99), 6, [7], "length"),
+    ],
+)
+def test_why_a_sequence_ends(request_: Request, context: int, tokens: list[int], reason: str) -> None:
+    scheduler = make(context=context, chunk=8)
+    sequence = scheduler.add(request_)
+    got = []
+    while (flight := scheduler.next()) is not None:
+        got += answer(scheduler, flight)
+    assert (sequence.new_ids, sequence.finish_reason) == (tokens, reason)
+    assert got == [(sequence, token) for token in tokens]
+    assert not scheduler.busy
+
+
+def test_an_impossible_request_is_our_own_mistake() -> None:
+    for request in (ask(0), ask(10), ask(3, new=0)):
+        with pytest.raises(AssertionError):
+            make(context=10).add(request)
+
+
+def test_cancelled_while_it_waits() -> None:
+    scheduler = make(slots=1)
+    first, second, third = (scheduler.add(ask(1, new=1)) for _ in range(3))
+    flight = push(scheduler)
+    scheduler.finish(second, "cancelled")
+    answer(scheduler, flight)
+    flight = push(scheduler)
+    assert flight.sequences == (third,)
+    answer(scheduler, flight)
+    assert not scheduler.busy
+    assert [s.finish_reason for s in (first, second, third)] == ["length", "cancelled", "length"]
+
+
+def test_cancelled_while_its_chunks_are_out() -> None:
+    scheduler = make(slots=2, stages=2)
+    long, short = scheduler.add(ask(12)), scheduler.add(ask(4))
+    first = push(scheduler)
+    scheduler.finish(long, "cancelled")
+    second = push(scheduler)
+    assert (first.sequences, second.sequences) == ((long,), (short,)), "its other chunks stay at home"
+    assert answer(scheduler, first) == []
+    assert answer(scheduler, second) == [(short, 7)]
+    assert long.new_ids == []
+
+
+def test_cancelled_while_it_decodes() -> None:
+    scheduler = make(slots=2)
+    a, b = decoding(scheduler, 2)
+    flight = push(scheduler)
+    scheduler.finish(a, "cancelled")
+    assert scheduler.busy
+    assert answer(scheduler, flight) == [(b, 7)], "the token of a cancelled one is nobody's"
+    assert (a.new_ids, b.new_ids) == ([7], [7, 7])
+    assert push(scheduler).sequences == (b,)
+
+
+def test_an_end_is_final() -> None:
+    scheduler = make(slots=1)
+    sequence = scheduler.add(ask(1, new=1))
+    answer(scheduler, push(scheduler))
+    scheduler.finish(sequence, "cancelled")
+    assert sequence.finish_reason == "length"
+    a, b = scheduler.add(ask(1)), scheduler.add(ask(1))
+    assert push(scheduler).sequences == (a,), "its slot was freed once, not twice"
+    assert (a.slot, b.slot) == (0, -1)
+
+
+@pytest.mark.parametrize(("epoch", "number"), [(0, 1), (1, 0)])
+def test_a_result_out_of_order_is_noticed(epoch: int, number: int) -> None:
+    scheduler = make(stages=2)
+    scheduler.add(ask(8))
+    push(scheduler)
+    push(scheduler)
+    with pytest.raises(AssertionError, match="order"):
+        scheduler.commit(Result(epoch=epoch, number=number, ids=()))
+
+
+def test_a_result_with_too_many_ids_is_noticed() -> None:
+    scheduler = make()
+    scheduler.add(ask(1))
+    step = push(scheduler).step
+    with pytest.raises(AssertionError, match="more ids"):
+        scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(1, 2)))
+
+
+# -- a simulated ring
+
+
+def fake_token(tokens: list[int]) -> int:
+    """A model whose next token depends on every token before it: 16 different ones, so that stops happen."""
+    return zlib.crc32(b"".join(t.to_bytes(4, "little") for t in tokens)) % 16
+
+
+def alone(request: Request, context: int) -> tuple[list[int], str]:
+    """What the fake model gives a request that has it for itself."""
+    tokens = list(request.ids)
+    while True:
+        tokens.append(fake_token(tokens))
+        new = tokens[len(request.ids) :]
+        if new[-1] in request.stop_ids:
+            return new, "stop"
+        if len(new) >= request.max_new_tokens or len(tokens) >= context:
+            return new, "length"
+
+
+@dataclass(slots=True)
+class FakeRing:
+    """Every slot's cache, and the results that are on their way. Runs steps in the order of their going out."""
+
+    slots: int
+    context: int
+    caches: dict[int, list[int]] = field(default_factory=dict)
+    owners: dict[int, Sequence] = field(default_factory=dict)
+    results: deque[Result] = field(default_factory=deque)
+
+    def push(self, flight: Flight) -> None:
+        ids = []
+        rows = flight.step.rows
+        assert len({row.slot for row in rows}) == len(rows), "a slot has one row in a step"
+        for sequence, row in zip(flight.sequences, rows, strict=True):
+            assert 0 <= row.slot < self.slots and row.stop <= self.context and row.ids
+            if row.start == 0:
+                self.owners[row.slot] = sequence
+                self.caches[row.slot] = []
+            assert self.owners[row.slot] is sequence, "all below a row's start is the same sequence's"
+            cache = self.caches[row.slot]
+            assert row.start <= len(cache), "no position is left out"
+            cache[row.start :] = row.ids
+            ids += [fake_token(cache)] * row.outputs
+        self.results.append(Result(epoch=flight.step.epoch, number=flight.step.number, ids=tuple(ids)))
+
+
+@st.composite
+def requests(draw: st.DrawFn, context: int) -> Request:
+    ids = draw(st.lists(st.integers(0, 99), min_size=1, max_size=context - 1))
+    stops = draw(st.frozensets(st.integers(0, 15), max_size=2))
+    return Request(ids=tuple(ids), max_new_tokens=draw(st.integers(1, 12)), stop_ids=stops)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_in_any_company_every_sequence_gets_what_it_would_get_alone(data: st.DataObject) -> None:
+    context = data.draw(st.integers(2, 40), "context")
+    slots, stages = data.draw(st.integers(1, 4), "slots"), data.draw(st.integers(1, 4), "stages")
+    chunk, depth = data.draw(st.integers(1, 12), "chunk"), data.draw(st.integers(1, 6), "depth")
+    todo = deque(data.draw(st.lists(requests(context), min_size=1, max_size=7), "requests"))
+    scheduler, ring = make(slots, context, stages, chunk), FakeRing(slots, context)
+    sequences: list[Sequence] = []
+    actions = st.sampled_from(["add", "push", "push", "push", "pop", "pop", "cancel"])
+    told: dict[int, list[int]] = {}
+
+    def commit() -> None:
+        for sequence, token in scheduler.commit(ring.results.popleft()):
+            told.setdefault(id(sequence), []).append(token)
+
+    for action in data.draw(st.lists(actions, max_size=60), "actions"):
+        if action == "add" and todo:
+            sequences.append(scheduler.add(todo.popleft()))
+        elif action == "push" and scheduler.in_flight < depth and (flight := scheduler.next()):
+            ring.push(flight)
+        elif action == "pop" and ring.results:
+            commit()
+        elif action == "cancel" and sequences:
+            scheduler.finish(data.draw(st.sampled_from(sequences), "whom"), "cancelled")
+        assert scheduler.in_flight == len(ring.results)
+    sequences += [scheduler.add(request) for request in todo]
+    for _ in range(2000):
+        if scheduler.in_flight < depth and (flight := scheduler.next()):
+            ring.push(flight)
+        elif ring.results:
+            commit()
+        else:
+            break
+    assert not scheduler.busy, "all comes to an end"
+    for sequence in sequences:
+        tokens, reason = alone(sequence.request, context)
+        assert told.get(id(sequence), []) == sequence.new_ids
+        if sequence.finish_reason == "cancelled":
+            assert sequence.new_ids == tokens[: len(sequence.new_ids)]
+        else:
+            assert (sequence.new_ids, sequence.finish_reason) == (tokens, reason)
