@@ -47,7 +47,8 @@ def make_model() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config()).save_pretrained(FOLDER)
+    model: Any = GPT2LMHeadModel(GPT2Config())
+    model.save_pretrained(FOLDER)
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ def measure_transformers() -> dict[str, float]:
 
     os.sched_setaffinity(0, {0})
     torch.set_num_threads(1)
-    model = GPT2LMHeadModel.from_pretrained(FOLDER).eval()
+    model: Any = GPT2LMHeadModel.from_pretrained(FOLDER)
     ids = torch.tensor([prompt(16, 0)])
 
     def timed(new: int) -> float:

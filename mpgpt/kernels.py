@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_BYTES = 16 << 20
-"""Weights are packed in blocks of output features of about this size: while a block is packed it exists twice."""
+BLOCK_BYTES = 6 << 20
+"""Weights are packed in blocks of output features of at least this size: while a block is packed it exists twice."""
 ROWS_HINT = 32
 """The row count for which oneDNN chooses its blocking; measured best from 1 to 128 rows."""
 
@@ -49,9 +49,12 @@ class Linear:
         self.nbytes = self.out_features = 0
         widths: list[int] = []
         for block_OI in _regroup(blocks, dtype):
-            self._parts.append(_pack(block_OI) if self._packed else block_OI)
+            # Packing copies; what is not packed may be a view into a file, and must not stay one.
+            self._parts.append(
+                _pack(block_OI) if self._packed else block_OI.clone(memory_format=torch.contiguous_format)
+            )
             widths.append(block_OI.shape[0])
-            self.nbytes += block_OI.numel() * block_OI.element_size()
+            self.nbytes += block_OI.nbytes
         self.out_features = sum(widths)
         self._biases = [None] * len(widths) if bias_O is None else list(torch.split(bias_O.to(dtype), widths))
 
@@ -77,20 +80,14 @@ def _pack(weight_OI: Tensor) -> Tensor:
 
 
 def _regroup(blocks: Iterable[Tensor], dtype: torch.dtype) -> Iterable[Tensor]:
-    """The same rows in blocks of about ``BLOCK_BYTES``, contiguous, of ``dtype``, not sharing memory with a file."""
+    """The same rows in blocks of ``BLOCK_BYTES`` or more, of ``dtype``."""
     held: list[Tensor] = []
     held_bytes = 0
     for block in blocks:
-        held.append(block)
-        held_bytes += block.numel() * dtype.itemsize
+        held.append(block.to(dtype))
+        held_bytes += held[-1].nbytes
         if held_bytes >= BLOCK_BYTES:
-            yield _join(held, dtype)
+            yield held.pop() if len(held) == 1 else torch.cat(held)
             held, held_bytes = [], 0
     if held:
-        yield _join(held, dtype)
-
-
-def _join(blocks: list[Tensor], dtype: torch.dtype) -> Tensor:
-    if len(blocks) == 1:
-        return torch.empty(blocks[0].shape, dtype=dtype).copy_(blocks[0])
-    return torch.cat([block.to(dtype) for block in blocks])
+        yield held.pop() if len(held) == 1 else torch.cat(held)

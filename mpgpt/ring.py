@@ -28,7 +28,7 @@ from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK, Scheduler
 from mpgpt.stage import TorchStage
-from mpgpt.weights import Checkpoint, read_json
+from mpgpt.weights import Checkpoint, lean_heap, read_json
 from mpgpt.wire import Codec
 
 MAX_CONTEXT = 4096
@@ -88,6 +88,8 @@ def locate(world: World, name: str, home: Path, report: Callable[[str], None]) -
 
     def here() -> str:
         folder = find(name, home)
+        if folder is None and Path(name).is_dir():
+            raise ModelError(f"{name} is no model folder: it holds no config.json")
         if folder is None and local_rank(world) == 0:
             folder = pull(name, home=home, report=report, progress=world.rank == 0)
         return str(folder or "")
@@ -175,10 +177,11 @@ class Ring:
         start, stop = s.spans[self.world.rank]
 
         def load() -> None:
-            self._slice = Slice(
-                self.config, Span(start=start, stop=stop), Checkpoint(folder), slots=s.slots, context=s.context,
-                dtype=s.torch_dtype,
-            )  # fmt: skip
+            with lean_heap():
+                self._slice = Slice(
+                    self.config, Span(start=start, stop=stop), Checkpoint(folder), slots=s.slots, context=s.context,
+                    dtype=s.torch_dtype,
+                )  # fmt: skip
             self._sampler = Sampler(slots=s.slots, context=s.context, vocab=self.config.vocab)
 
         together(self.world, load)

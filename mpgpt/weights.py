@@ -9,6 +9,8 @@ as its block has been taken over. Where ``mpgpt pull`` left checksums, every ten
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import zlib
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.errors import ModelError
 
 BLOCK_BYTES = 8 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 PREFIXES = ("", "transformer.", "model.")
 
 
@@ -97,9 +100,20 @@ class Checkpoint:
         """The weight ``name`` as [O, I] blocks in its file's dtype (see ``model.Source``)."""
         full = self._find(name)
         if transpose:
-            yield torch.cat(list(self._pieces(full))).t()
+            yield self._transposed(full)
         else:
             yield from self._pieces(full)
+
+    def _transposed(self, full: str) -> Tensor:
+        whole_OI, filled = torch.empty(0), 0
+        for piece_IO in self._pieces(full):
+            if not filled:
+                with _open(self._files[full]) as file:
+                    inputs, outputs = file.get_slice(full).get_shape()
+                whole_OI = torch.empty((outputs, inputs), dtype=piece_IO.dtype)
+            whole_OI[:, filled : filled + len(piece_IO)] = piece_IO.t()
+            filled += len(piece_IO)
+        return whole_OI
 
     def vector(self, name: str) -> Tensor:
         """A small tensor, copied out of its file."""
@@ -122,3 +136,24 @@ def _open(path: Path) -> Any:
         raise ModelError(f"{path} is absent, although the index names it; pull the model again") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is cut or damaged ({error}); pull the model again") from error
+
+
+@contextlib.contextmanager
+def lean_heap() -> Iterator[None]:
+    """Give the memory of every block back at once while a slice is loaded.
+
+    glibc keeps large blocks that were freed for the next ones, and blocks of many sizes leave holes: half as much
+    again as the weights. Afterwards it may keep them: a step's tensors have the same sizes every time, and taking
+    them from the system anew would cost a page fault for every 4 KiB. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 256 << 20)

@@ -193,6 +193,23 @@ def test_a_sequence_never_has_two_decode_rows_out() -> None:
     assert (step.rows[0].ids, step.rows[0].start) == ((8,), 2)
 
 
+def test_no_more_steps_decode_at_once_than_there_are_stages() -> None:
+    """A step more would read every weight once more, for tokens that can as well come along with others."""
+    scheduler = make(stages=1)
+    (a,) = decoding(scheduler, 1)
+    first = push(scheduler)
+    b = scheduler.add(ask(2))
+    prompts = push(scheduler)
+    assert prompts.sequences == (b,)
+    answer(scheduler, first)
+    second = push(scheduler)
+    assert second.sequences == (a,)
+    answer(scheduler, prompts)
+    assert scheduler.next() is None, "the one stage has its decode step: b waits for a"
+    answer(scheduler, second)
+    assert push(scheduler).sequences == (a, b)
+
+
 def test_rows_carry_the_requests_sampling_and_steps_their_number_and_epoch() -> None:
     scheduler = Scheduler(slots=1, context=10, stages=1, epoch=6)
     sampling = Sampling(temperature=1.0, seed=5)

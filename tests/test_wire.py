@@ -316,6 +316,21 @@ def test_a_step_with_an_impossible_field_is_refused(forge: Callable[[bytearray],
         CODEC.decode(seal(frame))
 
 
+@pytest.mark.parametrize("counts", [(1,) * 5, (25,), (21, 1, 1, 2), (2, 0), (0, 2)])
+def test_a_ring_of_other_bounds_is_refused(counts: tuple[int, ...]) -> None:
+    """Frames in which all adds up, but with more rows or tokens than this ring has, or with an empty row."""
+    larger = Codec(rows=8, tokens=64, token_bytes=6, slots=8, context=1000)
+    frame = larger.encode(Step(epoch=0, number=0, rows=tuple(Row(slot=0, start=0, ids=(1,) * n) for n in counts)))
+    assert len(frame) <= CODEC.max_frame
+    with pytest.raises(WireError):
+        CODEC.decode(frame)
+
+
+def test_a_step_of_nothing_is_refused() -> None:
+    with pytest.raises(WireError, match="0 rows"):
+        CODEC.decode(seal(bytearray(HEADER.pack(MAGIC, STEP, 0, 0, 0, 0, 0, 0, 0, 0))))
+
+
 def test_bounds_hold_to_the_last_position() -> None:
     for start in (998, 999):
         forged = CODEC.encode(small_step())

@@ -147,7 +147,7 @@ def test_smollm2_token_ids_are_transformers(smollm2: Path, tmp_path: Path) -> No
 
     auto: Any = transformers.AutoTokenizer
     tokenizer = auto.from_pretrained(smollm2)
-    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     messages = [{"role": "user", "content": "Name three animals that can fly, and say why."}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():

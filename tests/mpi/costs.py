@@ -1,0 +1,97 @@
+"""A ring that reports what it costs: memory to load and run a model, processor time to wait for ten seconds.
+
+Run under mpirun with a model folder; rank 0 prints a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+import torch.nn.functional as F
+
+from mpgpt.core import Request
+from mpgpt.kernels import Linear
+from mpgpt.link import MPIWorld
+from mpgpt.ring import Ring, settle
+
+IDLE_S = 10.0
+
+
+class NoText:
+    stopped = False
+    text = ""
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def peak() -> int:
+    """The most memory this process ever had, bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def touch_libraries() -> None:
+    """The rest of importing: a library's code comes into memory when it is first called, some 14 MB of it."""
+    x = torch.ones(1, 2, 4, 64)
+    with torch.inference_mode():
+        Linear([torch.ones(64, 64)], None, torch.float32)(x[0, 0])
+        F.gelu(F.layer_norm(F.scaled_dot_product_attention(x, x, x), (64,)) @ torch.ones(64, 4))
+
+
+def main() -> None:
+    world = MPIWorld()
+    touch_libraries()
+    before = psutil.Process().memory_info().rss
+    folder = Path(sys.argv[1])
+    settings = settle(world, folder, dtype="float32", slots=2, context=256, threads=1, plan=lambda config: None)
+    ring = Ring(world, settings, folder)
+    cpu = idle(ring)
+    report = {"grown": peak() - before, "cpu": cpu}
+    reports = [json.loads(data) for data in world.gather(json.dumps(report).encode())]
+    if world.rank == 0:
+        places = [{"slice": place.slice_bytes, "kv": place.kv_bytes} for place in ring.places]
+        print(json.dumps([one | place for one, place in zip(reports, places, strict=True)]))
+    world.close()
+
+
+def idle(ring: Ring) -> float:
+    """Some work, ten seconds of nothing, the end; the processor seconds that the nothing took on this rank."""
+    spent: list[float] = []
+
+    def watch() -> None:
+        time.sleep(4)  # the work is over by then on every rank, or the seconds below say so
+        begun = time.process_time()
+        time.sleep(IDLE_S)
+        spent.append(time.process_time() - begun)
+
+    watcher = threading.Thread(target=watch)
+    if ring.world.rank:
+        watcher.start()
+        ring.serve()
+    else:
+        engine = ring.engine()
+        for n in range(3):
+            request = Request(ids=tuple(range(n, n + 150)), max_new_tokens=8)
+            engine.submit(request, NoText(), lambda stream, piece: None)
+        engine.drain()
+        watcher.start()
+        threading.Timer(IDLE_S + 6, engine.close).start()
+        engine.run()
+        engine.stop()
+    watcher.join()
+    return spent[0]
+
+
+if __name__ == "__main__":
+    main()
