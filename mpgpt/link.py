@@ -35,6 +35,9 @@ TAG = 1
 
 SPIN_S = 0.0005
 """How long a rank spins before it sleeps: longer than a busy ring's gaps, shorter than anyone would notice."""
+EARLY_S = 0.0008
+"""How long before the usual time a rank wakes up: waking takes 0.1 to 0.4 ms, and waits are not all alike."""
+USUAL_MOST_S = 0.1
 SLEEP_S = 0.25
 """The longest sleep when bells are heard; they wake the rank long before that."""
 DEAF_S = 0.002
@@ -92,8 +95,6 @@ class Doorbell:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("0.0.0.0", 0))
         self._socket.setblocking(False)
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
         self.port: int = self._socket.getsockname()[1]
         self.patience = SLEEP_S
 
@@ -104,7 +105,7 @@ class Doorbell:
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until somebody rings (True) or ``seconds`` have passed (False)."""
-        if not self._poll.poll(max(0.0, seconds) * 1000):
+        if not select.select([self._socket], [], [], max(0.0, seconds))[0]:  # poll() would round to milliseconds
             return False
         with contextlib.suppress(BlockingIOError):
             while self._socket.recv(64):
@@ -115,16 +116,24 @@ class Doorbell:
         self._socket.close()
 
 
-def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = None) -> bool:
+def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = None, usual: float = 0.0) -> bool:
     """Wait until ``ready()`` is true (True) or ``timeout`` seconds have passed (False). The one way to wait.
 
-    Spins for ``SPIN_S``, then sleeps on the doorbell, and spins again after each ring, because the ring may
-    overtake the message. ``bench/LOG.md`` has what other ways cost.
+    ``ready`` is not called again once it was true. Spins for ``SPIN_S``, then sleeps on the doorbell, and spins again after each ring, because the ring may
+    overtake the message. Where a wait ``usual``ly takes some milliseconds, as in a ring that is busy, it sleeps
+    until shortly before, so that the message finds it awake. ``bench/LOG.md`` has what other ways cost.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    now = time.monotonic()
+    deadline = None if timeout is None else now + timeout
+    spin_until = now + SPIN_S
     rang = True
+    if EARLY_S < usual < USUAL_MOST_S and (timeout is None or timeout > usual):
+        bell.sleep(0)  # old rings, for messages that were found without them
+        if ready():
+            return True
+        if not bell.sleep(usual - EARLY_S):
+            spin_until = now + usual + EARLY_S
     while True:
-        spin_until = time.monotonic() + SPIN_S if rang else 0.0
         while not ready():
             if time.monotonic() >= spin_until:
                 break
@@ -138,6 +147,7 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
         rang = bell.sleep(min(left, bell.patience))
         if rang:
             bell.patience = SLEEP_S
+        spin_until = time.monotonic() + SPIN_S if rang else 0.0
 
 
 class QueueLink:
@@ -202,6 +212,7 @@ class MPILink:
         self._buffers = [bytearray(capacity), bytearray(capacity)] if comm.rank == target else []
         self._status = MPI.Status()
         self._posted: MPI.Request | None = None
+        self._usual = 0.0
         if self._buffers:
             self._post()
 
@@ -216,8 +227,12 @@ class MPILink:
 
     def recv(self, timeout: float | None = None) -> memoryview | None:
         assert self._posted is not None, "only the target of a link receives"
-        if not wait(self._arrived, self._bell, timeout):
+        begun = time.monotonic()
+        if not wait(self._arrived, self._bell, timeout, self._usual):
             return None
+        waited = time.monotonic() - begun
+        # Down at once and up slowly: to wake too early costs some spinning, too late costs everyone.
+        self._usual = waited if waited < self._usual else self._usual + 0.2 * (min(waited, USUAL_MOST_S) - self._usual)
         count = self._status.Get_count(MPI.BYTE)
         full, free = self._buffers
         self._buffers = [free, full]

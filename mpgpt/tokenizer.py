@@ -28,7 +28,8 @@ class Tokenizer:
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
             raise ModelError(f"{folder} holds no tokenizer (tokenizer.json, vocab.json or tokenizer.model)")
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # Told no, transformers refuses a folder's own code; told nothing, it asks whoever is at stdin.
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             self._backend: Any = self._tokenizer.backend_tokenizer
         except Exception as error:  # whatever a damaged file makes an outside library raise
             raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error

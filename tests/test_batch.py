@@ -303,12 +303,13 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
         Records(tmp_path / "absent" / "out.jsonl", PROMPTS)
     with pytest.raises(UsageError, match="is a directory"):
         Records(tmp_path, PROMPTS)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="is a device or a pipe"):  # and does not hang, nor replace it
-        Records(tmp_path / "pipe", PROMPTS)
+    (tmp_path / "null").symlink_to(os.devnull)
+    with pytest.raises(UsageError, match="is a device or a pipe"):  # which a new file would replace
+        Records(tmp_path / "null", PROMPTS)
     with pytest.raises(UsageError, match="cannot be written: File name too long"):
         Records(tmp_path / ("n" * 250), PROMPTS)
-    assert os.listdir(tmp_path) == ["pipe"]
+    assert os.listdir(tmp_path) == ["null"]
+    assert (tmp_path / "null").is_char_device()
 
 
 def test_nothing_is_lost_when_the_new_file_cannot_take_its_place(

@@ -158,6 +158,22 @@ def test_a_tokenizer_cut_short_is_refused(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
+def test_a_folders_own_code_is_not_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def yes(question: str = "") -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
+    mapped = {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    save(tmp_path, config={"model_type": "own"} | mapped, tokenizer_config={"tokenizer_class": "Own"} | mapped)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match="contains custom code"):
+        Tokenizer(tmp_path)
+    assert (asked, (tmp_path / "ran").exists()) == ([], False)
+
+
 # -- stop ids
 
 
