@@ -160,14 +160,15 @@ class Records:
                     kept.append(old)
                     del asked[old["id"]]
             _rewrite(path, kept)
-            self._file = path.open("ab", buffering=0)
+            self._file = path.open("ab")
         except OSError as error:
             raise UsageError(f"--out {path} cannot be written: {error.strerror}") from None
         self.done = frozenset(old["id"] for old in kept)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record as one line in one write."""
+        """Append a record as one line, at once."""
         self._file.write(_line(record))
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -105,7 +105,7 @@ def pull_command(name: str, folder: Path | None) -> None:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
-@click.option("--max-sequences", type=click.IntRange(1, 65536), help="Sequences at once.  [default: 16]")
+@click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
 @click.option(
     "--context", type=click.IntRange(2), help="Tokens of a sequence at most.  [default: the model's, up to 4096]"
 )

@@ -106,7 +106,7 @@ class RunConfig(Settings):
     web_interface: Annotated[WebInterface, Blank] = WebInterface()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     threads: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
-    max_sequences: Annotated[int, Field(strict=True, ge=1, le=65536)] = 16
+    max_sequences: Annotated[int, Field(strict=True, ge=1, le=65535)] = 16
     seed: Seed | None = None
     system: Annotated[str, Field(strict=True), Encodable] | None = None
     use_coreml_rank1: Annotated[bool, Field(strict=True)] = False

@@ -172,11 +172,13 @@ class Generate:
 
     def _converse(self, engine: Engine, ring: Ring) -> int:
         """A conversation on the terminal, or single completions where the model knows no roles."""
-        click.echo("Say something (an empty line or Ctrl-D ends it).", err=True)
+        # All to standard output: a person reads it, and mpirun would let two outputs overtake one another.
+        click.echo("Say something (an empty line or Ctrl-D ends it).")
         system = [{"role": "system", "content": self._system}] if self._system else []
         messages: list[Message] = list(system)
         while True:
-            click.echo("> ", nl=False, err=True)
+            click.echo("> ", nl=False)
+            sys.stdout.flush()
             said = sys.stdin.readline().rstrip("\n")
             if not said.strip():
                 return 0
@@ -184,13 +186,13 @@ class Generate:
             try:
                 stream = self._submit(engine, Prompt(id=0, prompt=list(messages) if self._chat else said), console.echo)
             except RequestError as error:
-                click.echo(f"mpgpt: {error}; the conversation begins anew", err=True)
+                click.echo(f"({error}; the conversation begins anew)")
                 messages = list(system)
                 continue
             engine.drain()
             messages.append({"role": "assistant", "content": stream.text})
             click.echo()
-            click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]), err=True)
+            click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]))
 
     def _batch(self, engine: Engine, ring: Ring, prompts: list[Prompt]) -> int:
         """Many prompts, as many in flight as there are slots and as many again ready; a record as each is done."""

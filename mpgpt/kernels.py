@@ -6,7 +6,8 @@ Must not know: what the layer is for, or where its weights come from.
 Decoding is bound by reading weights, so the layout decides the speed: oneDNN's packed layout, where there is
 one, multiplies 1.4 to 2.6 times as fast as ``F.linear`` at every row count (``bench/LOG.md``). It has a second
 virtue: the result of a row does not depend on how many rows stand beside it, bit for bit, as long as there are
-at least two. A single row takes another code path and rounds differently, so it is multiplied as two.
+at least two. A single row takes another code path for some shapes and rounds differently; where a trial at load
+shows that, it is multiplied as two.
 
 Legend: T tokens, I input features, O output features.
 """
@@ -41,32 +42,40 @@ class Linear:
     let go, so that loading never holds more than the layer and one block of ``BLOCK_BYTES`` twice.
     """
 
-    __slots__ = ("_biases", "_packed", "_parts", "nbytes", "out_features")
+    __slots__ = ("_biases", "_packed", "_pairs", "_parts", "nbytes", "out_features")
 
     def __init__(self, blocks: Iterable[Tensor], bias_O: Tensor | None, dtype: torch.dtype) -> None:
         self._packed = can_pack(dtype)
         self._parts: list[Tensor] = []
         self.nbytes = self.out_features = 0
         widths: list[int] = []
+        in_features = 0
         for block_OI in _regroup(blocks, dtype):
             # Packing copies; what is not packed may be a view into a file, and must not stay one.
             self._parts.append(
                 _pack(block_OI) if self._packed else block_OI.clone(memory_format=torch.contiguous_format)
             )
             widths.append(block_OI.shape[0])
+            in_features = block_OI.shape[1]
             self.nbytes += block_OI.nbytes
         self.out_features = sum(widths)
         self._biases = [None] * len(widths) if bias_O is None else list(torch.split(bias_O.to(dtype), widths))
+        self._pairs = self._alone_differs(in_features, dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
+        alone = self._pairs and x_TI.shape[0] == 1
+        y_TO = self._multiply(torch.cat((x_TI, x_TI)) if alone else x_TI)
+        return y_TO[:1] if alone else y_TO
+
+    def _multiply(self, x_TI: Tensor) -> Tensor:
         multiply = _packed_linear if self._packed else F.linear
-        rows = x_TI.shape[0]
-        if rows == 1:
-            x_TI = x_TI.expand(2, -1)
-        pairs = zip(self._parts, self._biases, strict=True)
-        outs = [multiply(x_TI, part, bias) for part, bias in pairs]
-        y_TO = outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
-        return y_TO[:1] if rows == 1 else y_TO
+        outs = [multiply(x_TI, part, bias) for part, bias in zip(self._parts, self._biases, strict=True)]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+
+    def _alone_differs(self, in_features: int, dtype: torch.dtype) -> bool:
+        """Whether one row by itself comes out otherwise than beside another; tried, because no rule foretells it."""
+        x_TI = torch.linspace(-1, 1, 2 * in_features).cos().view(2, -1).to(dtype)
+        return not torch.equal(self._multiply(x_TI[:1]), self._multiply(x_TI)[:1])
 
 
 def _packed_linear(x_TI: Tensor, part: Tensor, bias_O: Tensor | None) -> Tensor:

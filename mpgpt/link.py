@@ -119,9 +119,10 @@ class Doorbell:
 def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = None, usual: float = 0.0) -> bool:
     """Wait until ``ready()`` is true (True) or ``timeout`` seconds have passed (False). The one way to wait.
 
-    ``ready`` is not called again once it was true. Spins for ``SPIN_S``, then sleeps on the doorbell, and spins again after each ring, because the ring may
+    Spins for ``SPIN_S``, then sleeps on the doorbell, and spins again after each ring, because the ring may
     overtake the message. Where a wait ``usual``ly takes some milliseconds, as in a ring that is busy, it sleeps
-    until shortly before, so that the message finds it awake. ``bench/LOG.md`` has what other ways cost.
+    until shortly before, so that the message finds it awake. ``ready`` is not called again once it was true.
+    ``bench/LOG.md`` has what other ways cost.
     """
     now = time.monotonic()
     deadline = None if timeout is None else now + timeout

@@ -70,7 +70,7 @@ class Batch:
     ``tail`` is the same for those positions only of which a token is wanted, and ``kept`` where they stand.
     """
 
-    def __init__(self, rows: Sequence[Row], dtype: torch.dtype) -> None:
+    def __init__(self, rows: Sequence[Row], dtype: torch.dtype, rotary: Rotary | None = None) -> None:
         self._dtype = dtype
         self._masks: dict[tuple[Query, int], Tensor] = {}
         ends = _running([len(row.ids) for row in rows])
@@ -84,6 +84,7 @@ class Batch:
         )
         self.ids = torch.tensor([i for row in rows for i in row.ids], dtype=torch.int64)
         self.positions = torch.tensor([p for row in rows for p in range(row.start, row.stop)], dtype=torch.int64)
+        self.turns = rotary.turns(self.positions) if rotary else None
 
     def mask(self, query: Query, window: int, low: int) -> Tensor:
         """What is added to the scores of a query of several positions, [T, stop - low]: 0 where seen, else -inf."""
@@ -188,16 +189,14 @@ class GPT2Block:
 class LlamaBlock:
     """RMS norm, rotary attention with grouped heads, RMS norm, gated MLP. (Touvron et al. 2023)"""
 
-    def __init__(
-        self, config: ModelConfig, layer: int, source: Source, attention: Attention, rotary: Rotary, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, dtype: torch.dtype):
         def linear(part: str, names: Sequence[str], biased: bool) -> Linear:
             weights = (block for name in names for block in source.blocks(f"{at}.{part}.{name}_proj.weight"))
             bias = [source.vector(f"{at}.{part}.{name}_proj.bias") for name in names] if biased else []
             return Linear(weights, torch.cat(bias) if bias else None, dtype)
 
         at = f"layers.{layer}"
-        self._attention, self._rotary = attention, rotary
+        self._attention = attention
         self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
         self._norm_1 = _rms_norm(source, f"{at}.input_layernorm", config, dtype)
         self._norm_2 = _rms_norm(source, f"{at}.post_attention_layernorm", config, dtype)
@@ -217,7 +216,8 @@ class LlamaBlock:
         if self._qk_norms:
             for norm, a, b in zip(self._qk_norms, (0, heads), (heads, keys), strict=True):
                 qkv_TXD[:, a:b] = norm(qkv_TXD[:, a:b])
-        self._rotary.turn_(qkv_TXD[:, :keys], batch.positions)
+        assert batch.turns is not None
+        turn_(qkv_TXD[:, :keys], batch.turns)
         self._attention.write(qkv_TXD[:, heads:].view(-1, 2, self._kv_heads, self._dim), batch.queries)
         q_THD, queries = qkv_TXD[:, :heads], batch.queries
         if tail:
@@ -230,19 +230,24 @@ class LlamaBlock:
 
 
 class Rotary:
-    """Rotary positions: tables of cos and sin for every position, [S, D / 2]."""
+    """Rotary positions: tables of cos and sin for every position, [S, D]; a head's halves differ in sign alone."""
 
     def __init__(self, config: ModelConfig, context: int, dtype: torch.dtype) -> None:
         angles = torch.arange(context).float()[:, None] * torch.tensor(config.inv_freq)[None, :]
-        self._cos = (angles.cos() * config.rope_gain).to(dtype)[:, None]
-        self._sin = (angles.sin() * config.rope_gain).to(dtype)[:, None]
+        cos, sin = angles.cos() * config.rope_gain, angles.sin() * config.rope_gain
+        self._cos = torch.cat((cos, cos), dim=-1).to(dtype)[:, None]
+        self._sin = torch.cat((-sin, sin), dim=-1).to(dtype)[:, None]
 
-    def turn_(self, x_THD: Tensor, positions_T: Tensor) -> None:
-        """Turn every head by its position, in place: element i with element i + D / 2."""
-        cos, sin = self._cos[positions_T], self._sin[positions_T]
-        low, high = x_THD.chunk(2, dim=-1)
-        turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
-        x_THD.copy_(turned)
+    def turns(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """The cos and sin of these positions, [T, 1, D] each."""
+        return self._cos[positions_T], self._sin[positions_T]
+
+
+def turn_(x_THD: Tensor, turns: tuple[Tensor, Tensor]) -> None:
+    """Turn every head by its position, in place: element i with element i + D / 2."""
+    cos, sin = turns
+    swapped = torch.roll(x_THD, x_THD.shape[-1] // 2, dims=-1)
+    x_THD.mul_(cos).addcmul_(swapped, sin)
 
 
 Norm = Callable[[Tensor], Tensor]
@@ -255,9 +260,11 @@ def _layer_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dty
 
 def _rms_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dtype) -> Norm:
     weight = source.vector(f"{name}.weight").to(dtype)
+    if dtype == torch.float32:
+        return lambda x: F.rms_norm(x, weight.shape, weight, config.eps)
 
     def norm(x: Tensor) -> Tensor:
-        """In float32 whatever the dtype; the weight is applied after rounding back, as the checkpoints expect."""
+        """In float32 for all that; the weight is applied after rounding back, as the checkpoints expect."""
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True).add_(config.eps))
         return weight * y.to(x.dtype)
@@ -278,16 +285,14 @@ class Slice:
         self.config, self.span, self.dtype = config, span, dtype
         self.first, self.last = span.start == 0, span.stop == config.layers
         gpt2 = config.family == "gpt2"
-        rotary = None if gpt2 else Rotary(config, context, dtype)
+        self._rotary = None if gpt2 else Rotary(config, context, dtype)
+        kind = GPT2Block if gpt2 else LlamaBlock
         self.blocks: list[Block] = []
         self._attentions = []
         for layer in range(span.start, span.stop):
             attention = Attention(config, layer, slots, context, dtype)
             self._attentions.append(attention)
-            self.blocks.append(
-                LlamaBlock(config, layer, source, attention, rotary, dtype) if rotary
-                else GPT2Block(config, layer, source, attention, dtype)
-            )  # fmt: skip
+            self.blocks.append(kind(config, layer, source, attention, dtype))
         embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
         if self.first:
             self._embedding = source.mapped(embedding)
@@ -304,6 +309,10 @@ class Slice:
     @property
     def kv_nbytes(self) -> int:
         return sum(attention.kv.nbytes for attention in self._attentions)
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """What the layers need to know of a step's rows."""
+        return Batch(rows, self.dtype, self._rotary)
 
     def embed(self, batch: Batch) -> Tensor:
         """Token (and learned position) embeddings, [T, E]."""

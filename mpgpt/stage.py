@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mpgpt.core import Buffer, Result, Span, Step
-from mpgpt.model import Batch, Slice
+from mpgpt.model import Slice
 from mpgpt.sampler import Sampler
 
 
@@ -39,7 +39,7 @@ class TorchStage:
     @torch.inference_mode()
     def forward(self, step: Step) -> Step | Result:
         model = self._model
-        batch = Batch(step.rows, model.dtype)
+        batch = model.batch(step.rows)
         x_TE = model.embed(batch) if model.first else _from_bytes(step.hidden, model.dtype, model.config.embed)
         x_TE = model.run(x_TE, batch, self._between)
         if not model.last:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mpgpt.architecture import read_config
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
-from mpgpt.model import Batch, Slice
+from mpgpt.model import Slice
 from mpgpt.weights import Checkpoint, model_config
 from tests.models import CONTEXT, RANDOM, VOCAB, build, save_random, save_tokenizer
 
@@ -30,7 +30,7 @@ def slices(folder: Path, cuts: Sequence[int] = (), dtype: torch.dtype = torch.fl
 @torch.inference_mode()
 def logits(parts: Sequence[Slice], rows: Sequence[Row]) -> Tensor:
     """One step through all parts."""
-    batch = Batch(rows, parts[0].dtype)
+    batch = parts[0].batch(rows)
     x = parts[0].embed(batch)
     for part in parts:
         x = part.run(x, batch, lambda: None)
