@@ -72,6 +72,8 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     kind = raw.get("model_type")
     if kind not in FAMILIES:
         raise ModelError(f"the architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if raw.get("quantization_config"):
+        raise ModelError("the checkpoint is quantised, which is not supported: take the model's own float weights")
     try:
         config = _read_gpt2(raw) if kind == "gpt2" else _read_llama(raw, kind)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:

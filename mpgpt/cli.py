@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from mpgpt import __version__
-from mpgpt.errors import LinkError, MpgptError, WireError
+from mpgpt.errors import MpgptError, RequestError, UsageError
 
 if TYPE_CHECKING:
     import psutil
@@ -148,14 +148,14 @@ def _run(job: Any) -> int:
             ring.serve()
     except KeyboardInterrupt:
         _end(world, "interrupted", 130)
+    except (RequestError, UsageError):
+        world.close()  # rank 0 has stopped the ring in order; no other rank raises these
+        raise
     except Exception as error:
-        if isinstance(error, MpgptError) and not isinstance(error, LinkError | WireError) and world.rank == 0:
-            world.close()  # the ring has stopped in order
-            raise
         if "MPGPT_TRACEBACK" in os.environ:
             traceback.print_exc()
         cause = str(error) if isinstance(error, MpgptError) else f"{type(error).__name__}: {error}"
-        _end(world, f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1)
+        _end(world, cause if world.size == 1 else f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1)
     world.close()
     return status
 

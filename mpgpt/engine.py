@@ -47,7 +47,6 @@ class Stream:
         self._text, self._listener = text, listener
         self.ids: list[int] = []
         self.finish_reason = ""
-        self.error = ""
         self.submitted = time.monotonic()
         self.started = self.first_token = self.finished = 0.0
         self.sequence: Running | None = None

@@ -42,25 +42,24 @@ class Linear:
     let go, so that loading never holds more than the layer and one block of ``BLOCK_BYTES`` twice.
     """
 
-    __slots__ = ("_biases", "_packed", "_pairs", "_parts", "nbytes", "out_features")
+    __slots__ = ("_biases", "_packed", "_pairs", "_parts", "in_features", "nbytes", "out_features")
 
     def __init__(self, blocks: Iterable[Tensor], bias_O: Tensor | None, dtype: torch.dtype) -> None:
         self._packed = can_pack(dtype)
         self._parts: list[Tensor] = []
-        self.nbytes = self.out_features = 0
+        self.nbytes = self.in_features = self.out_features = 0
         widths: list[int] = []
-        in_features = 0
         for block_OI in _regroup(blocks, dtype):
             # Packing copies; what is not packed may be a view into a file, and must not stay one.
             self._parts.append(
                 _pack(block_OI) if self._packed else block_OI.clone(memory_format=torch.contiguous_format)
             )
             widths.append(block_OI.shape[0])
-            in_features = block_OI.shape[1]
+            self.in_features = block_OI.shape[1]
             self.nbytes += block_OI.nbytes
         self.out_features = sum(widths)
         self._biases = [None] * len(widths) if bias_O is None else list(torch.split(bias_O.to(dtype), widths))
-        self._pairs = self._alone_differs(in_features, dtype)
+        self._pairs = self._alone_differs(dtype)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         alone = self._pairs and x_TI.shape[0] == 1
@@ -72,9 +71,9 @@ class Linear:
         outs = [multiply(x_TI, part, bias) for part, bias in zip(self._parts, self._biases, strict=True)]
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
-    def _alone_differs(self, in_features: int, dtype: torch.dtype) -> bool:
+    def _alone_differs(self, dtype: torch.dtype) -> bool:
         """Whether one row by itself comes out otherwise than beside another; tried, because no rule foretells it."""
-        x_TI = torch.linspace(-1, 1, 2 * in_features).cos().view(2, -1).to(dtype)
+        x_TI = torch.linspace(-1, 1, 2 * self.in_features).cos().view(2, -1).to(dtype)
         return not torch.equal(self._multiply(x_TI[:1]), self._multiply(x_TI)[:1])
 
 

@@ -64,6 +64,8 @@ class World(Protocol):
 
     rank: int
     size: int
+    launched: bool
+    """Whether mpirun started this process; by default it binds each rank to one core."""
     hosts: list[str]
     """Every rank's host name."""
     bell: Doorbell
@@ -179,6 +181,7 @@ class SoloWorld:
 
     rank = 0
     size = 1
+    launched = False
 
     def __init__(self) -> None:
         self.bell = Doorbell()
@@ -266,6 +269,8 @@ class MPILink:
 
 class MPIWorld:
     """The ranks that one ``mpirun`` started."""
+
+    launched = True
 
     def __init__(self) -> None:
         MPI.Init_thread(MPI.THREAD_SERIALIZED)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mpgpt.architecture import ModelConfig
 from mpgpt.core import Row, Span
+from mpgpt.errors import ModelError
 from mpgpt.kernels import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -160,17 +161,17 @@ class GPT2Block:
     """Layer norm, attention, layer norm, MLP; learned positions are added before layer 0. (Radford et al. 2019)"""
 
     def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, dtype: torch.dtype):
-        def linear(name: str) -> Linear:
-            return Linear(
-                source.blocks(f"{at}.{name}.weight", transpose=True), source.vector(f"{at}.{name}.bias"), dtype
-            )
+        def linear(name: str, inputs: int, outputs: int) -> Linear:
+            blocks = source.blocks(f"{at}.{name}.weight", transpose=True)
+            return _fits(Linear(blocks, source.vector(f"{at}.{name}.bias"), dtype), f"{at}.{name}", inputs, outputs)
 
         at = f"h.{layer}"
         self._attention = attention
         self._shape = (config.heads, config.head_dim)
         self._norm_1, self._norm_2 = (_layer_norm(source, f"{at}.{ln}", config, dtype) for ln in ("ln_1", "ln_2"))
-        self._qkv, self._out = linear("attn.c_attn"), linear("attn.c_proj")
-        self._up, self._down = linear("mlp.c_fc"), linear("mlp.c_proj")
+        embed, inner = config.embed, config.inner
+        self._qkv, self._out = linear("attn.c_attn", embed, 3 * embed), linear("attn.c_proj", embed, embed)
+        self._up, self._down = linear("mlp.c_fc", embed, inner), linear("mlp.c_proj", inner, embed)
         self._activation = ACTIVATIONS[config.activation]
         self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._up, self._down))
 
@@ -190,10 +191,11 @@ class LlamaBlock:
     """RMS norm, rotary attention with grouped heads, RMS norm, gated MLP. (Touvron et al. 2023)"""
 
     def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, dtype: torch.dtype):
-        def linear(part: str, names: Sequence[str], biased: bool) -> Linear:
+        def linear(part: str, names: Sequence[str], biased: bool, inputs: int, outputs: int) -> Linear:
             weights = (block for name in names for block in source.blocks(f"{at}.{part}.{name}_proj.weight"))
             bias = [source.vector(f"{at}.{part}.{name}_proj.bias") for name in names] if biased else []
-            return Linear(weights, torch.cat(bias) if bias else None, dtype)
+            built = Linear(weights, torch.cat(bias) if bias else None, dtype)
+            return _fits(built, f"{at}.{part}.{'/'.join(names)}_proj", inputs, outputs)
 
         at = f"layers.{layer}"
         self._attention = attention
@@ -203,10 +205,11 @@ class LlamaBlock:
         self._qk_norms = (
             [_rms_norm(source, f"{at}.self_attn.{n}_norm", config, dtype) for n in "qk"] if config.qk_norm else []
         )
-        self._qkv = linear("self_attn", "qkv", config.qkv_bias)
-        self._out = linear("self_attn", "o", config.out_bias)
-        self._gate_up = linear("mlp", ("gate", "up"), config.mlp_bias)
-        self._down = linear("mlp", ("down",), config.mlp_bias)
+        embed, inner, queries, keys = config.embed, config.inner, self._heads * self._dim, self._kv_heads * self._dim
+        self._qkv = linear("self_attn", "qkv", config.qkv_bias, embed, queries + 2 * keys)
+        self._out = linear("self_attn", "o", config.out_bias, queries, embed)
+        self._gate_up = linear("mlp", ("gate", "up"), config.mlp_bias, embed, 2 * inner)
+        self._down = linear("mlp", ("down",), config.mlp_bias, inner, embed)
         self._activation = ACTIVATIONS[config.activation]
         self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._gate_up, self._down))
 
@@ -272,6 +275,18 @@ def _rms_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dtype
     return norm
 
 
+def _fits(linear: Linear, name: str, inputs: int, outputs: int) -> Linear:
+    """``linear``, or ``ModelError`` when it is of another model than config.json describes."""
+    if (linear.in_features, linear.out_features) != (inputs, outputs):
+        raise ModelError(_misfit(name, inputs, outputs, linear.in_features, linear.out_features))
+    return linear
+
+
+def _misfit(name: str, *sizes: int) -> str:
+    wanted, found = sizes[:2], sizes[2:]
+    return f"{name} has {found} features in and out where config.json asks for {wanted}: they are of two models"
+
+
 class Slice:
     """The layers of ``span``, with the embedding if they are the first and the head if they are the last.
 
@@ -296,10 +311,13 @@ class Slice:
         embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
         if self.first:
             self._embedding = source.mapped(embedding)
+            if self._embedding.shape != (config.vocab, config.embed):
+                raise ModelError(_misfit(embedding, config.embed, config.vocab, *reversed(self._embedding.shape)))
             self._positions = source.vector("wpe.weight") if gpt2 else None
         if self.last:
             self._norm = (_layer_norm if gpt2 else _rms_norm)(source, "ln_f" if gpt2 else "norm", config, dtype)
-            self._head = Linear(source.blocks(embedding if config.tied else "lm_head.weight"), None, dtype)
+            head = embedding if config.tied else "lm_head.weight"
+            self._head = _fits(Linear(source.blocks(head), None, dtype), head, config.embed, config.vocab)
 
     @property
     def nbytes(self) -> int:

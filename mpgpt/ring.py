@@ -141,12 +141,14 @@ def local_rank(world: World) -> int:
 
 
 def share_cores(world: World, threads: int | None) -> int:
-    """Give torch its threads. Unless told how many, the host's cores are shared among its ranks, and the binding
-    to one core that mpirun gives by default is undone; a number given keeps whatever binding there is."""
+    """Give torch its threads: as many as told, which keeps whatever binding there is, or this rank's share of the
+    host's cores. For that the binding to one core, which is mpirun's default, is undone."""
     if threads is None:
         cores = os.cpu_count() or 1
         if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, range(cores))
+            if world.launched:
+                os.sched_setaffinity(0, range(cores))
+            cores = len(os.sched_getaffinity(0))
         threads = max(1, cores // world.hosts.count(world.hosts[world.rank]))
     torch.set_num_threads(threads)
     return threads

@@ -26,6 +26,7 @@ from mpgpt.folder import INDEX, read_json, read_marker
 
 BLOCK_BYTES = 8 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PREFIXES = ("", "transformer.", "model.")
 
 
@@ -73,7 +74,7 @@ class Checkpoint:
         for first in range(0, rows, step):
             with _open(path) as file:
                 piece: Tensor = file.get_slice(full)[first : first + step] if shape else file.get_tensor(full)
-            if not piece.is_floating_point():
+            if piece.dtype not in DTYPES:
                 raise ModelError(f"{path} holds {full} as {piece.dtype}: quantised checkpoints are not supported")
             if full in self._sums:
                 crc = zlib.crc32(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpgpt.architecture import read_config
@@ -138,6 +140,7 @@ def config_of(name: str, **changes: Any) -> dict[str, Any]:
     [
         ({"model_type": "mamba"}, "gpt2, llama, mistral, qwen2, qwen3"),
         ({}, "not supported"),
+        (config_of("llama", quantization_config={"quant_method": "gptq"}), "quantised"),
         (config_of("llama", hidden_act="tanh"), "tanh"),
         (config_of("llama", rope_parameters={"rope_type": "longrope"}), "longrope"),
         (config_of("llama", partial_rotary_factor=0.5), "part of each head"),
@@ -178,3 +181,21 @@ def test_a_slice_reads_only_its_layers(models: dict[str, Path]) -> None:
     asked.clear()
     Slice(config, Span(start=4, stop=5), Recorder(models["llama"]), slots=1, context=8, dtype=torch.float32)
     assert {name for name in asked if not name.startswith("layers.4.")} == {"norm.weight", "embed_tokens.weight"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("intermediate_size", 96), ("vocab_size", 200), ("num_attention_heads", 8)])
+def test_a_config_of_another_model_is_refused(tmp_path: Path, key: str, value: int) -> None:
+    folder = save_random("llama-biased", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value, "head_dim": 16}))
+    with pytest.raises(ModelError, match="two models"):
+        slices(folder)
+
+
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
+    folder = save_random("llama", tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file(weights | {name: weights[name].to(torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="quantised"):
+        slices(folder)
