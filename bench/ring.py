@@ -26,19 +26,6 @@ PROMPT = 768
 NEW = 64
 
 
-class NoText:
-    """Ids stay ids: nothing is decoded while the engine is timed."""
-
-    stopped = False
-    text = ""
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
-
-
 def make_model() -> None:
     """GPT-2 124M as transformers initialises it, from a fixed seed."""
     if (FOLDER / "config.json").exists():
@@ -79,6 +66,7 @@ def measure_ring(layers: str) -> dict[str, float] | None:
     """Decoding tokens/s of 1 and more sequences, and seconds to the first token of a long prompt; on rank 0."""
     from mpgpt.config import parse_layers
     from mpgpt.core import Request
+    from mpgpt.engine import IdsOnly
     from mpgpt.link import MPIWorld
     from mpgpt.ring import Ring, settle
 
@@ -98,7 +86,7 @@ def measure_ring(layers: str) -> dict[str, float] | None:
         """(tokens/s from when all decode until the first is done, tokens/s of prompts and all)."""
         requests = [Request(ids=prompt(length, i), max_new_tokens=new) for i in range(sequences)]
         begun = time.perf_counter()
-        streams = [engine.submit(request, NoText(), lambda stream, piece: None) for request in requests]
+        streams = [engine.submit(request, IdsOnly(), lambda stream, piece: None) for request in requests]
         while not all(stream.ids for stream in streams):
             engine.step()
         before, at = sum(len(stream.ids) for stream in streams), time.perf_counter()
@@ -109,7 +97,7 @@ def measure_ring(layers: str) -> dict[str, float] | None:
         return speed, sequences * (length + new) / (time.perf_counter() - begun)
 
     def first(length: int) -> float:
-        stream = engine.submit(Request(ids=prompt(length, 0), max_new_tokens=1), NoText(), lambda s, piece: None)
+        stream = engine.submit(Request(ids=prompt(length, 0), max_new_tokens=1), IdsOnly(), lambda s, piece: None)
         engine.drain()
         return stream.ttft_s or 0.0
 

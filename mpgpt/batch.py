@@ -50,6 +50,8 @@ class Prompt:
 
     id: int | str
     prompt: str | list[Message] | None
+    line: int | None = None
+    """Where in its file it stands."""
     max_new_tokens: int | None = None
     overrides: dict[str, float | None] = field(default_factory=dict)
     """Sampling parameters that this prompt wants otherwise, those of ``core.Sampling`` without the seed."""
@@ -82,7 +84,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not numbered:
         raise UsageError(f"--prompts {path} holds no prompts")
     if path.suffix != ".jsonl":
-        return [Prompt(id=n, prompt=line) for n, line in numbered]
+        return [Prompt(id=n, prompt=line, line=n) for n, line in numbered]
     return _unique(_read_line(n, line) for n, line in numbered)
 
 
@@ -94,15 +96,16 @@ def _read_line(number: int, text: str) -> Prompt:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
-        return Prompt(id=number, prompt=None, error=f"line {number}: {where}: {problem['msg']}")
+        return Prompt(id=number, prompt=None, line=number, error=f"line {number}: {where}: {problem['msg']}")
     except ValueError as error:
-        return Prompt(id=number, prompt=None, error=f"line {number}: {error}")
+        return Prompt(id=number, prompt=None, line=number, error=f"line {number}: {error}")
     except RecursionError:
-        return Prompt(id=number, prompt=None, error=f"line {number}: nested too deeply")
+        return Prompt(id=number, prompt=None, line=number, error=f"line {number}: nested too deeply")
     overrides = {key: getattr(line, key) for key in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
     return Prompt(
         id=number if line.id is None else line.id,
         prompt=line.messages if line.prompt is None else line.prompt,
+        line=number,
         max_new_tokens=line.max_new_tokens,
         overrides={key: value for key, value in overrides.items() if value is not None},
         seed=line.seed,
@@ -114,11 +117,11 @@ def _unique(prompts: Iterator[Prompt]) -> list[Prompt]:
     """An id that came before makes a line bad: its record could not be told from the other's."""
     seen: dict[int | str, None] = {}
     kept = []
-    for n, prompt in enumerate(prompts, 1):
+    for prompt in prompts:
         if prompt.id in seen:
-            error = prompt.error or f"prompt {n}: the id {prompt.id!r} came before"
-            fresh = next(name for i in count(n) if (name := f"{prompt.id}#{i}") not in seen)
-            prompt = Prompt(id=fresh, prompt=prompt.prompt, error=error)
+            error = prompt.error or f"line {prompt.line}: the id {prompt.id!r} came before"
+            fresh = next(name for i in count(prompt.line or 1) if (name := f"{prompt.id}#{i}") not in seen)
+            prompt = Prompt(id=fresh, prompt=prompt.prompt, line=prompt.line, error=error)
         seen[prompt.id] = None
         kept.append(prompt)
     return kept

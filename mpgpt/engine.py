@@ -31,6 +31,19 @@ class Text(Protocol):
     def finish(self) -> str: ...
 
 
+class IdsOnly:
+    """The Text of whoever wants ids and no text."""
+
+    stopped = False
+    text = ""
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
 class Ring(Protocol):
     """Steps in, results out, in order (``pipeline.Pipeline``)."""
 

@@ -214,7 +214,8 @@ class Generate:
                         streams[self._submit(engine, prompt, hear)] = prompt
                     except (RequestError, UsageError) as error:
                         failed += 1
-                        self._write(record(prompt, error=str(error)))
+                        where = f"line {prompt.line}: " if prompt.line and not prompt.error else ""
+                        self._write(record(prompt, error=f"{where}{error}"))
                         progress.done(0)
                 engine.step()
                 progress.running(sum(len(stream.ids) for stream in streams))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import select
 import socket
 import time
@@ -127,7 +128,7 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
     ``bench/LOG.md`` has what other ways cost.
     """
     now = time.monotonic()
-    deadline = None if timeout is None else now + timeout
+    deadline = math.inf if timeout is None else now + timeout
     spin_until = now + SPIN_S
     rang = True
     if EARLY_S < usual < USUAL_MOST_S and (timeout is None or timeout > usual):
@@ -138,13 +139,13 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
             spin_until = now + usual + EARLY_S
     while True:
         while not ready():
-            if time.monotonic() >= spin_until:
+            if time.monotonic() >= min(spin_until, deadline):
                 break
         else:
             if not rang:
                 bell.patience = DEAF_S
             return True
-        left = SLEEP_S if deadline is None else deadline - time.monotonic()
+        left = deadline - time.monotonic()
         if left <= 0:
             return False
         rang = bell.sleep(min(left, bell.patience))
@@ -295,7 +296,6 @@ class MPIWorld:
         return nearest(addresses, self._peers[self.rank][2:]), int(port)
 
     def gather(self, data: bytes) -> list[bytes]:
-        counts = [0] * self.size
         length = memoryview(bytearray(len(data).to_bytes(8, "little")))
         lengths = bytearray(8 * self.size)
         self._finish(self._comm.Iallgather([length, MPI.BYTE], [lengths, MPI.BYTE]))

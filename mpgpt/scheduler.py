@@ -104,10 +104,10 @@ class Scheduler:
         return news
 
     def _judge(self, sequence: Sequence, token: int) -> None:
-        request = sequence.request
+        request, new = sequence.request, len(sequence.tokens) - len(sequence.request.ids)
         if token in request.stop_ids:
             self.finish(sequence, "stop")
-        elif len(sequence.new_ids) >= request.max_new_tokens or len(sequence.tokens) >= self.context:
+        elif new >= request.max_new_tokens or len(sequence.tokens) >= self.context:
             self.finish(sequence, "length")
 
     def _admit(self) -> None:

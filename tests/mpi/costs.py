@@ -17,22 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from mpgpt.core import Request
+from mpgpt.engine import IdsOnly
 from mpgpt.kernels import Linear
 from mpgpt.link import MPIWorld
 from mpgpt.ring import Ring, settle
 
 IDLE_S = 10.0
-
-
-class NoText:
-    stopped = False
-    text = ""
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
 
 
 def peak() -> int:
@@ -83,7 +73,7 @@ def idle(ring: Ring) -> float:
         engine = ring.engine()
         for n in range(3):
             request = Request(ids=tuple(range(n, n + 150)), max_new_tokens=8)
-            engine.submit(request, NoText(), lambda stream, piece: None)
+            engine.submit(request, IdsOnly(), lambda stream, piece: None)
         engine.drain()
         watcher.start()
         threading.Timer(IDLE_S + 6, engine.close).start()
