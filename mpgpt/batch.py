@@ -50,7 +50,7 @@ class Prompt:
 
     id: int | str
     prompt: str | list[Message] | None
-    line: int | None = None
+    line: int | None = field(default=None, compare=False)
     """Where in its file it stands."""
     max_new_tokens: int | None = None
     overrides: dict[str, float | None] = field(default_factory=dict)
