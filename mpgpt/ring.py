@@ -6,6 +6,7 @@ Must not know: options, prompts, files other than the model's folder.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -174,6 +175,7 @@ class Ring:
         self._outbound = world.connect(rank, (rank + 1) % size, capacity)
         self._inbound = self._outbound if size == 1 else world.connect((rank - 1) % size, rank, capacity)
         self._stage = TorchStage(self._slice, self._sampler, self._outbound.progress)
+        gc.freeze()  # libraries and weights are here to stay: no collection in the middle of a step need look at them
 
     def _load(self, folder: Path) -> None:
         s = self._settings
