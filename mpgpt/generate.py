@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -167,6 +168,9 @@ class Generate:
         stream = self._submit(engine, prompt, console.echo)
         engine.drain()
         click.echo()
+        sys.stdout.flush()
+        if ring.world.launched:
+            time.sleep(0.1)  # mpirun forwards the two outputs apart: the text goes first
         click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]), err=True)
         return 0
 
