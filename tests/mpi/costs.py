@@ -16,6 +16,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine import IdsOnly
 from mpgpt.kernels import Linear
@@ -23,6 +24,8 @@ from mpgpt.link import MPIWorld
 from mpgpt.ring import Ring, settle
 
 IDLE_S = 10.0
+STANDARD = "0-4,5-9,10-11"
+"""The layers of hostfiles/standard.yaml."""
 
 
 def peak() -> int:
@@ -44,7 +47,9 @@ def main() -> None:
     touch_libraries()
     before = psutil.Process().memory_info().rss
     folder = Path(sys.argv[1])
-    settings = settle(world, folder, dtype="float32", slots=2, context=256, threads=1, plan=lambda config: None)
+    settings = settle(
+        world, folder, dtype="float32", slots=2, context=256, threads=1, plan=lambda config: parse_layers(STANDARD)
+    )
     ring = Ring(world, settings, folder)
     cpu = idle(ring)
     report = {"grown": peak() - before, "cpu": cpu}
