@@ -21,6 +21,7 @@ from mpgpt.core import Sampling, Span
 from mpgpt.errors import UsageError, WireError
 from mpgpt.yamlfile import printable, problems, read_yaml, shown
 
+DtypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 StrategyName = Literal["greedy", "sampling", "top_k", "top_p"]
 Layers = tuple[int, ...]
 
@@ -83,6 +84,16 @@ class Strategies(Settings):
     top_p: Annotated[TopP, Blank] = TopP()
 
 
+class Placing(Settings):
+    """What ``layer_distribution: auto`` is to be best at."""
+
+    objective: Literal["throughput", "latency"] = "throughput"
+    """``throughput``: the busiest rank has least to do. ``latency``: one sequence alone is fastest."""
+    sequences: Count = 8
+    prompt_tokens: Count = 256
+    new_tokens: Count = 128
+
+
 class WebInterface(Settings):
     host: Text | None = None
     port: Port | None = None
@@ -104,7 +115,11 @@ class RunConfig(Settings):
     active_decoding_strategy: StrategyName = "greedy"
     decoding_strategies: Annotated[Strategies, Blank] = Strategies()
     web_interface: Annotated[WebInterface, Blank] = WebInterface()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DtypeName = "float32"
+    kernel: Text = "auto"
+    """How weights are stored and multiplied: measured, or one by name (``kernels.py`` has the names)."""
+    drafts: Annotated[bool, Field(strict=True)] = True
+    plan: Annotated[Placing, Blank] = Placing()
     threads: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
     max_sequences: Annotated[int, Field(strict=True, ge=1, le=65535)] = 16
     seed: Seed | None = None

@@ -109,7 +109,7 @@ use_coreml_rank1: true
         ("max_sequences: 0", ["max_sequences is 0"]),
         ("seed: -1", ["seed is -1"]),
         ("seed: 9223372036854775808", ["less than 9223372036854775808"]),
-        ("dtype: fp16", ["dtype is 'fp16'", "'float32', 'bfloat16' or 'float16'"]),
+        ("dtype: fp16", ["dtype is 'fp16'", "'float32', 'bfloat16', 'float16', 'int8' or 'int4'"]),
         ("hf_model_name: ''", ["hf_model_name is ''", "at least 1 character"]),
         ("hf_model_name: 7", ["hf_model_name is 7", "string"]),
         ("system: yes", ["system is true", "string"]),
@@ -193,10 +193,10 @@ def test_absent_file_and_directory(tmp_path: Path) -> None:
 def test_all_problems_are_told_together(tmp_path: Path) -> None:
     said = complaint(
         tmp_path,
-        "seed: 1\nseed: 2\ndtype: int8\nweb_interface: {port: 1, port: 0, prot: 2}\nmax_new_tokens: x\ntop_k: 3\n",
+        "seed: 1\nseed: 2\ndtype: fp8\nweb_interface: {port: 1, port: 0, prot: 2}\nmax_new_tokens: x\ntop_k: 3\n",
     )
     assert sorted(line.partition("; known are ")[0] for line in said.splitlines()) == [
-        "dtype is 'int8'; it should be 'float32', 'bfloat16' or 'float16'",
+        "dtype is 'fp8'; it should be 'float32', 'bfloat16', 'float16', 'int8' or 'int4'",
         "line 2: seed is given twice, first in line 1",
         "line 4: port is given twice, first in line 4",
         "max_new_tokens is 'x'; it should be a valid integer",
