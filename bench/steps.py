@@ -20,6 +20,7 @@ import torch
 from ring import FOLDER, make_model
 
 from mpgpt.core import Row, Span
+from mpgpt.kernels import Kernels
 from mpgpt.model import Slice
 from mpgpt.weights import Checkpoint, model_config
 
@@ -31,7 +32,9 @@ def measure(core: int) -> None:
     torch.set_num_threads(1)
     config = model_config(FOLDER)
     everything = Span(start=0, stop=config.layers)
-    model = Slice(config, everything, Checkpoint(FOLDER), slots=max(ROWS), context=256, dtype=torch.float32)
+    model = Slice(
+        config, everything, Checkpoint(FOLDER), slots=max(ROWS), context=256, kernels=Kernels(dtype="float32")
+    )
     print(" ".join(f"{rows:2} rows {1000 * step(model, rows):6.1f}" for rows in ROWS), flush=True)
 
 

@@ -15,7 +15,7 @@ F inner features of the MLP, V vocabulary, B slots, S positions of the cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from mpgpt.architecture import ModelConfig
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
-from mpgpt.kernels import Linear
+from mpgpt.kernels import Kernels, Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -160,12 +160,13 @@ class Block(Protocol):
 class GPT2Block:
     """Layer norm, attention, layer norm, MLP; learned positions are added before layer 0. (Radford et al. 2019)"""
 
-    def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, dtype: torch.dtype):
+    def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, kernels: Kernels):
         def linear(name: str, inputs: int, outputs: int) -> Linear:
             blocks = source.blocks(f"{at}.{name}.weight", transpose=True)
-            return _fits(Linear(blocks, source.vector(f"{at}.{name}.bias"), dtype), f"{at}.{name}", inputs, outputs)
+            bias_O = source.vector(f"{at}.{name}.bias")
+            return kernels.linear(_fitting(blocks, f"{at}.{name}", inputs, outputs), bias_O, inputs, outputs)
 
-        at = f"h.{layer}"
+        at, dtype = f"h.{layer}", kernels.activations
         self._attention = attention
         self._shape = (config.heads, config.head_dim)
         self._norm_1, self._norm_2 = (_layer_norm(source, f"{at}.{ln}", config, dtype) for ln in ("ln_1", "ln_2"))
@@ -190,14 +191,14 @@ class GPT2Block:
 class LlamaBlock:
     """RMS norm, rotary attention with grouped heads, RMS norm, gated MLP. (Touvron et al. 2023)"""
 
-    def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, dtype: torch.dtype):
+    def __init__(self, config: ModelConfig, layer: int, source: Source, attention: Attention, kernels: Kernels):
         def linear(part: str, names: Sequence[str], biased: bool, inputs: int, outputs: int) -> Linear:
-            weights = (block for name in names for block in source.blocks(f"{at}.{part}.{name}_proj.weight"))
+            blocks = (block for name in names for block in source.blocks(f"{at}.{part}.{name}_proj.weight"))
             bias = [source.vector(f"{at}.{part}.{name}_proj.bias") for name in names] if biased else []
-            built = Linear(weights, torch.cat(bias) if bias else None, dtype)
-            return _fits(built, f"{at}.{part}.{'/'.join(names)}_proj", inputs, outputs)
+            fitting = _fitting(blocks, f"{at}.{part}.{'/'.join(names)}_proj", inputs, outputs)
+            return kernels.linear(fitting, torch.cat(bias) if bias else None, inputs, outputs)
 
-        at = f"layers.{layer}"
+        at, dtype = f"layers.{layer}", kernels.activations
         self._attention = attention
         self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
         self._norm_1 = _rms_norm(source, f"{at}.input_layernorm", config, dtype)
@@ -264,7 +265,10 @@ def _layer_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dty
 def _rms_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dtype) -> Norm:
     weight = source.vector(f"{name}.weight").to(dtype)
     if dtype == torch.float32:
-        return lambda x: F.rms_norm(x, weight.shape, weight, config.eps)
+        # x / sqrt(mean(x^2) + eps), written with the length of x: half as long as F.rms_norm for a row
+        width = weight.numel()
+        longer, epsilon = weight * math.sqrt(width), torch.tensor(math.sqrt(config.eps * width))
+        return lambda x: (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(epsilon)).mul_(longer)
 
     def norm(x: Tensor) -> Tensor:
         """In float32 for all that; the weight is applied after rounding back, as the checkpoints expect."""
@@ -275,11 +279,16 @@ def _rms_norm(source: Source, name: str, config: ModelConfig, dtype: torch.dtype
     return norm
 
 
-def _fits(linear: Linear, name: str, inputs: int, outputs: int) -> Linear:
-    """``linear``, or ``ModelError`` when it is of another model than config.json describes."""
-    if (linear.in_features, linear.out_features) != (inputs, outputs):
-        raise ModelError(_misfit(name, inputs, outputs, linear.in_features, linear.out_features))
-    return linear
+def _fitting(blocks: Iterable[Tensor], name: str, inputs: int, outputs: int) -> Iterator[Tensor]:
+    """The same blocks; ``ModelError`` when they are of another model than config.json describes."""
+    seen = 0
+    for block_OI in blocks:
+        seen += block_OI.shape[0]
+        if block_OI.shape[1] != inputs:
+            raise ModelError(_misfit(name, inputs, outputs, block_OI.shape[1], seen))
+        yield block_OI
+    if seen != outputs:
+        raise ModelError(_misfit(name, inputs, outputs, inputs, seen))
 
 
 def _misfit(name: str, *sizes: int) -> str:
@@ -295,9 +304,10 @@ class Slice:
     """
 
     def __init__(
-        self, config: ModelConfig, span: Span, source: Source, *, slots: int, context: int, dtype: torch.dtype
+        self, config: ModelConfig, span: Span, source: Source, *, slots: int, context: int, kernels: Kernels
     ) -> None:
-        self.config, self.span, self.dtype = config, span, dtype
+        self.config, self.span = config, span
+        self.dtype = dtype = kernels.activations
         self.first, self.last = span.start == 0, span.stop == config.layers
         gpt2 = config.family == "gpt2"
         self._rotary = None if gpt2 else Rotary(config, context, dtype)
@@ -307,7 +317,7 @@ class Slice:
         for layer in range(span.start, span.stop):
             attention = Attention(config, layer, slots, context, dtype)
             self._attentions.append(attention)
-            self.blocks.append(kind(config, layer, source, attention, dtype))
+            self.blocks.append(kind(config, layer, source, attention, kernels))
         embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
         if self.first:
             self._embedding = source.mapped(embedding)
@@ -317,7 +327,8 @@ class Slice:
         if self.last:
             self._norm = (_layer_norm if gpt2 else _rms_norm)(source, "ln_f" if gpt2 else "norm", config, dtype)
             head = embedding if config.tied else "lm_head.weight"
-            self._head = _fits(Linear(source.blocks(head), None, dtype), head, config.embed, config.vocab)
+            blocks = _fitting(source.blocks(head), head, config.embed, config.vocab)
+            self._head = kernels.linear(blocks, None, config.embed, config.vocab, head=True)
 
     @property
     def nbytes(self) -> int:

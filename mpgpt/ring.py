@@ -22,6 +22,7 @@ from mpgpt.core import Node, Span
 from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
 from mpgpt.folder import read_json
+from mpgpt.kernels import Kernels
 from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.pipeline import Pipeline, relay
@@ -49,9 +50,8 @@ class Settings:
     threads: int | None
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+    def kernels(self) -> Kernels:
+        return Kernels(dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ class Ring:
         threads = share_cores(world, settings.threads)
         self._load(folder)
         self.places = [_place(p) for p in together(world, lambda: self._report(threads))]
-        itemsize = settings.torch_dtype.itemsize
+        itemsize = settings.kernels.activations.itemsize
         self._codec = Codec(
             rows=settings.slots, tokens=settings.slots + CHUNK, token_bytes=self.config.embed * itemsize,
             slots=settings.slots, context=settings.context,
@@ -185,7 +185,7 @@ class Ring:
             with lean_heap():
                 self._slice = Slice(
                     self.config, Span(start=start, stop=stop), Checkpoint(folder), slots=s.slots, context=s.context,
-                    dtype=s.torch_dtype,
+                    kernels=s.kernels,
                 )  # fmt: skip
             self._sampler = Sampler(slots=s.slots, context=s.context, vocab=self.config.vocab)
 

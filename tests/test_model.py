@@ -16,17 +16,18 @@ from torch import Tensor
 from mpgpt.architecture import read_config
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
+from mpgpt.kernels import Kernels
 from mpgpt.model import Slice
 from mpgpt.weights import Checkpoint, model_config
 from tests.models import CONTEXT, RANDOM, VOCAB, build, save_random, save_tokenizer
 
 
-def slices(folder: Path, cuts: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> list[Slice]:
+def slices(folder: Path, cuts: Sequence[int] = (), dtype: str = "float32") -> list[Slice]:
     """The model in ``folder`` cut before each of the layers ``cuts``."""
     config, checkpoint = model_config(folder), Checkpoint(folder)
     edges = [0, *cuts, config.layers]
     spans = [Span(start=a, stop=b) for a, b in itertools.pairwise(edges)]
-    return [Slice(config, span, checkpoint, slots=4, context=CONTEXT, dtype=dtype) for span in spans]
+    return [Slice(config, span, checkpoint, slots=4, context=CONTEXT, kernels=Kernels(dtype=dtype)) for span in spans]
 
 
 @torch.inference_mode()
@@ -66,8 +67,8 @@ def test_logits_are_transformers(models: dict[str, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_does_not_depend_on_its_company(models: dict[str, Path], name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_a_row_does_not_depend_on_its_company(models: dict[str, Path], name: str, dtype: str) -> None:
     """Bit for bit, alone or with strangers: what makes the same tokens on any cluster more than likely."""
     ids = random_ids(60)
     alone, company = slices(models[name], dtype=dtype), slices(models[name], cuts=(2,), dtype=dtype)
@@ -101,8 +102,8 @@ def test_only_wanted_positions_come_out(models: dict[str, Path]) -> None:
     assert logits(parts, [row(0, 0, ids, outputs=0)]).shape[0] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_near(models: dict[str, Path], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near(models: dict[str, Path], dtype: str) -> None:
     ids = random_ids(40)
     exact = logits(slices(models["llama"]), [row(0, 0, ids)])
     near = logits(slices(models["llama"], dtype=dtype), [row(0, 0, ids[:39], outputs=39)])
@@ -176,10 +177,14 @@ def test_a_slice_reads_only_its_layers(models: dict[str, Path]) -> None:
             return super()._find(name)
 
     config = model_config(models["llama"])
-    Slice(config, Span(start=1, stop=3), Recorder(models["llama"]), slots=1, context=8, dtype=torch.float32)
+    Slice(
+        config, Span(start=1, stop=3), Recorder(models["llama"]), slots=1, context=8, kernels=Kernels(dtype="float32")
+    )
     assert {name.split(".")[1] for name in asked} == {"1", "2"}
     asked.clear()
-    Slice(config, Span(start=4, stop=5), Recorder(models["llama"]), slots=1, context=8, dtype=torch.float32)
+    Slice(
+        config, Span(start=4, stop=5), Recorder(models["llama"]), slots=1, context=8, kernels=Kernels(dtype="float32")
+    )
     assert {name for name in asked if not name.startswith("layers.4.")} == {"norm.weight", "embed_tokens.weight"}
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine import IdsOnly
-from mpgpt.kernels import Linear
+from mpgpt.kernels import Kernels
 from mpgpt.link import MPIWorld
 from mpgpt.ring import Ring, settle
 
@@ -38,7 +38,7 @@ def touch_libraries() -> None:
     """The rest of importing: a library's code comes into memory when it is first called, some 14 MB of it."""
     x = torch.ones(1, 2, 4, 64)
     with torch.inference_mode():
-        Linear([torch.ones(64, 64)], None, torch.float32)(x[0, 0])
+        Kernels(dtype="float32").linear([torch.ones(64, 64)], None, 64, 64)(x[0, 0])
         F.gelu(F.layer_norm(F.scaled_dot_product_attention(x, x, x), (64,)) @ torch.ones(64, 4))
 
 

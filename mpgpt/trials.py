@@ -1,0 +1,208 @@
+"""Which kernel is fastest here: every candidate is tried on the shapes of the model at hand, and the choice is kept.
+
+Knows: how a product is timed fairly, and the file in which choices are remembered.
+Must not know: ranks, layers, or what the shapes are for.
+
+A choice may change the last bits of a result, so it must not change from run to run: it is kept by machine, torch
+version, threads, dtype and shape, and another candidate must be a good deal faster than the usual one to be taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpgpt.errors import UsageError
+from mpgpt.kernels import DTYPES, Kernel, Kernels, Linear, candidates, key
+
+ROWS = (1, 8, 96)
+"""What decoding, decoding together, and a prompt's chunk bring."""
+MARGIN = 1.1
+"""How many times as fast another kernel must be than the first candidate."""
+COLD_BYTES = 48 << 20
+"""Weights in turn at least: more than caches keep, so that each product reads its weight from memory."""
+LARGEST_BYTES = 8 << 20
+"""A larger weight is tried by a part of its outputs."""
+BUDGET_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A weight of the model that is to be held: its shape, and whether it is the head."""
+
+    inputs: int
+    outputs: int
+    head: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What one kernel did with one shape: microseconds for each of ``ROWS``."""
+
+    shape: str
+    kernel: str
+    microseconds: tuple[float, ...]
+    chosen: bool
+
+
+def choose(
+    dtype: str, weights: Iterable[Weight], *, pinned: str = "auto", memory: Path | None = None
+) -> tuple[Kernels, list[Trial]]:
+    """The kernels for a model of these ``weights``: ``pinned`` by name, remembered in ``memory``, or tried now.
+
+    Trying takes ``BUDGET_S`` at most, or little more. Raises ``UsageError`` for a name that is no candidate here.
+    """
+    usual, kinds = Kernels(dtype=dtype), {}
+    for weight in weights:
+        held = usual.dtype_of(weight.inputs, head=weight.head)
+        kinds[key(held, weight.inputs, weight.outputs)] = (held, weight)
+    _check(pinned, {held for held, _ in kinds.values()})
+    if pinned != "auto":
+        names = {k: pinned for k, (held, _) in kinds.items() if pinned in _names(held)}
+        return Kernels(dtype=dtype, chosen=names), []
+    remembered = _read(memory)
+    trials: list[Trial] = []
+    deadline = time.perf_counter() + BUDGET_S
+    for number, (shape, (held, weight)) in enumerate(kinds.items()):
+        kept = _known(remembered.get(shape), held)
+        share = (deadline - time.perf_counter()) / (len(kinds) - number)
+        trials += kept or _try(shape, held, weight, share)
+    if memory and any(trial.shape not in remembered for trial in trials):
+        _write(memory, remembered | _as_json(trials))
+    chosen = {trial.shape: trial.kernel for trial in trials if trial.chosen}
+    return Kernels(dtype=dtype, chosen=chosen), trials
+
+
+def _names(dtype: str) -> list[str]:
+    return [kernel.name for kernel in candidates(dtype)]
+
+
+def _check(pinned: str, dtypes: set[str]) -> None:
+    known = sorted({name for dtype in dtypes for name in _names(dtype)})
+    if pinned != "auto" and pinned not in known:
+        every = {name for dtype in DTYPES for name in _names(dtype)}
+        why = "holds another dtype" if pinned in every else "is not to be had on this machine"
+        raise UsageError(f"the kernel {pinned} {why}; for {'/'.join(sorted(dtypes))} there are {', '.join(known)}")
+
+
+def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[Trial]:
+    """Every candidate for one shape; the best by the product of its times, so that each row count weighs alike."""
+    kernels, until = candidates(dtype), time.perf_counter() + seconds
+    if len(kernels) == 1:
+        return []
+    activations = Kernels(dtype=dtype).activations
+    outputs = max(64, min(weight.outputs, LARGEST_BYTES // (4 * weight.inputs) // 64 * 64))
+    with torch.inference_mode():
+        best = _times([products(k, weight.inputs, outputs, activations, COLD_BYTES) for k in kernels], until)
+    scores = [math.prod(times) ** (1 / len(times)) for times in best]
+    winner = min(range(len(kernels)), key=lambda i: scores[i])
+    winner = winner if scores[winner] * MARGIN < scores[0] else 0
+    scale = weight.outputs / outputs
+    return [
+        Trial(shape=shape, kernel=kernel.name, microseconds=tuple(scale * t for t in times), chosen=i == winner)
+        for i, (kernel, times) in enumerate(zip(kernels, best, strict=True))
+    ]
+
+
+def _times(held: Sequence[Sequence[Linear]], until: float) -> list[list[float]]:
+    """The least microseconds of each kernel for each of ``ROWS``, in turn until the time is over; once at least."""
+    inputs, dtype = held[0][0].in_features, held[0][0].dtype
+    steps = [torch.randn(rows, inputs).to(dtype) for rows in ROWS]
+    for linears in held:
+        for x_TI in steps:
+            linears[-1](x_TI)  # the first call with a new number of rows may compile something
+    best = [[float("inf")] * len(ROWS) for _ in held]
+    while True:
+        for linears, least in zip(held, best, strict=True):
+            for i, x_TI in enumerate(steps):
+                # Many rows are bound by arithmetic, where the cache matters little.
+                some = linears if len(x_TI) < 32 else linears[:4]
+                least[i] = min(least[i], microseconds(some, x_TI, passes=1))
+        if time.perf_counter() > until:
+            return best
+
+
+def products(kernel: Kernel, inputs: int, outputs: int, activations: torch.dtype, total_bytes: int) -> list[Linear]:
+    """So many weights that they do not fit the caches: ``total_bytes`` as held, or four."""
+    # The same numbers at other addresses cost the same to read, and less to make.
+    weight_OI = torch.randn(outputs, inputs)
+    first = Linear([weight_OI], None, kernel, activations)
+    count = max(4, min(128, total_bytes // first.nbytes))
+    return [first, *(Linear([weight_OI], None, kernel, activations) for _ in range(count - 1))]
+
+
+def microseconds(linears: Sequence[Linear], x_TI: Tensor, *, passes: int) -> float:
+    """A product's time: the least mean of ``passes`` over all ``linears``."""
+    best = float("inf")
+    for _ in range(passes):
+        begun = time.perf_counter()
+        for linear in linears:
+            linear(x_TI)
+        best = min(best, (time.perf_counter() - begun) / len(linears))
+    return 1e6 * best
+
+
+# -- what is remembered
+
+
+def machine() -> str:
+    """What a choice depends on besides dtype and shape."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return f"{name}, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _read(memory: Path | None) -> dict[str, Any]:
+    """What was remembered for this machine; nothing when the file is absent, or not to be understood."""
+    if memory is None:
+        return {}
+    try:
+        known = json.loads(memory.read_bytes()).get(machine(), {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _known(entry: Any, dtype: str) -> list[Trial]:
+    """The trials of a shape as they were remembered; none when they are not of the kernels that there are now."""
+    try:
+        trials = [Trial(**{**one, "microseconds": tuple(one["microseconds"])}) for one in entry]
+    except (TypeError, KeyError):
+        return []
+    whole = sorted(trial.kernel for trial in trials) == sorted(_names(dtype))
+    return trials if whole and sum(trial.chosen for trial in trials) == 1 else []
+
+
+def _as_json(trials: Sequence[Trial]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for t in trials:
+        entry = {"shape": t.shape, "kernel": t.kernel, "microseconds": t.microseconds, "chosen": t.chosen}
+        table.setdefault(t.shape, []).append(entry)
+    return table
+
+
+def _write(memory: Path, known: dict[str, Any]) -> None:
+    """Keep what is known; where that cannot be done, the next run tries again."""
+    with suppress(OSError, ValueError):
+        try:
+            everything = json.loads(memory.read_bytes())
+        except FileNotFoundError:
+            everything = {}
+        everything = {**everything, machine(): known} if isinstance(everything, dict) else {machine(): known}
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        part = memory.with_name(f"{memory.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(everything, indent=1))
+        part.replace(memory)
