@@ -45,8 +45,14 @@ def figures(stream: Stream, places: Sequence[tuple[Node, Span]]) -> str:
     layers = " | ".join(f"{node.host} {span}" if _several(places) else str(span) for node, span in places)
     return (
         f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
-        f"layers {layers}]"
+        f"{_drafts(stream)}layers {layers}]"
     )
+
+
+def _drafts(stream: Stream) -> str:
+    if not stream.drafted:
+        return ""
+    return f"drafts {stream.accepted} of {stream.drafted} accepted, {stream.tokens_a_step:.1f} tokens a step, "
 
 
 def _several(places: Sequence[tuple[Node, Span]]) -> bool:

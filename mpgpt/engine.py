@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 from mpgpt.core import Request, Result, Step
@@ -77,6 +79,22 @@ class Stream:
     def seconds(self) -> float:
         """Seconds from entering the ring to the end, or to now."""
         return (self.finished or time.monotonic()) - self.started if self.started else 0.0
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that were drafted for it."""
+        return self.sequence.drafted if self.sequence else 0
+
+    @property
+    def accepted(self) -> int:
+        """How many drafts were right; each of them saved a step."""
+        return self.sequence.accepted if self.sequence else 0
+
+    @property
+    def tokens_a_step(self) -> float:
+        """New tokens after the first by the steps that they took; 1 without drafts."""
+        decoded = len(self.sequence.new_ids) - 1 if self.sequence else 0
+        return decoded / (decoded - self.accepted) if decoded > 0 else 1.0
 
     def start(self) -> None:
         self.started = self.started or time.monotonic()
@@ -200,9 +218,10 @@ class Engine:
                 self._finish(stream.sequence, "cancelled")
 
     def _commit(self, result: Result) -> None:
-        for sequence, token in self._scheduler.commit(result):
+        for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):
             stream = self._streams[id(sequence)]
-            if stopped := stream.push(token):
+            # A stop ends the text; what drafts gave behind it in the same step was never said.
+            if stopped := any(stream.push(token) for _, token in news):
                 self._scheduler.finish(sequence, "stop")
             if sequence.finish_reason:  # a stop that the last token completes is a stop all the same
                 self._finish(sequence, "stop" if stopped else sequence.finish_reason)

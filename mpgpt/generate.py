@@ -150,7 +150,8 @@ class Generate:
 
     def lead(self, ring: Ring) -> int:
         """Rank 0's part; the exit status."""
-        engine = ring.engine()
+        drafts = self._options["drafts"]
+        engine = ring.engine(drafts=self._config.drafts if drafts is None else drafts)
         try:
             if self._prompts is None:
                 status = self._converse(engine, ring)

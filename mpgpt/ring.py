@@ -205,12 +205,12 @@ class Ring:
     def slots(self) -> int:
         return self._settings.slots
 
-    def engine(self) -> Engine:
-        """Rank 0's end: what takes requests."""
+    def engine(self, *, drafts: bool = False) -> Engine:
+        """Rank 0's end: what takes requests. ``drafts`` are foretold tokens, checked in one step with the next."""
         assert self.world.rank == 0
         s, bell = self._settings, self.world.bell
         stages = self.world.size
-        scheduler = Scheduler(slots=s.slots, context=s.context, stages=stages)
+        scheduler = Scheduler(slots=s.slots, context=s.context, stages=stages, drafts=drafts)
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
         depth = 1 if stages == 1 else stages + 1

@@ -207,7 +207,7 @@ def test_no_more_steps_decode_at_once_than_there_are_stages() -> None:
     answer(scheduler, prompts)
     assert scheduler.next() is None, "the one stage has its decode step: b waits for a"
     answer(scheduler, second)
-    assert push(scheduler).sequences == (a, b)
+    assert push(scheduler).sequences == (b, a), "in the order in which their tokens came back"
 
 
 def test_rows_carry_the_requests_sampling_and_steps_their_number_and_epoch() -> None:
