@@ -99,7 +99,7 @@ def report(text: str, speeds: dict[bool, list[float]], drafted: Stream) -> None:
         f"{text:24} {len(drafted.ids):4} tokens  without {statistics.median(speeds[False]):6.1f} tokens/s  "
         f"with {statistics.median(speeds[True]):6.1f}  ratio {statistics.median(ratios):.3f} "
         f"({min(ratios):.3f} to {max(ratios):.3f})  accepted {drafted.accepted} of {drafted.drafted}, "
-        f"{drafted.tokens_a_step:.2f} tokens a step",
+        f"{(drafted.decode_steps + drafted.accepted) / drafted.decode_steps:.2f} tokens a step",
         flush=True,
     )
 

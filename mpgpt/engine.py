@@ -91,10 +91,9 @@ class Stream:
         return self.sequence.accepted if self.sequence else 0
 
     @property
-    def tokens_a_step(self) -> float:
-        """New tokens after the first by the steps that they took; 1 without drafts."""
-        decoded = len(self.sequence.new_ids) - 1 if self.sequence else 0
-        return decoded / (decoded - self.accepted) if decoded > 0 else 1.0
+    def decode_steps(self) -> int:
+        """Steps that it took after its first token."""
+        return max(0, len(self.sequence.new_ids) - 1) - self.accepted if self.sequence else 0
 
     def start(self) -> None:
         self.started = self.started or time.monotonic()
@@ -134,6 +133,8 @@ class Engine:
         self._cancelled: deque[Stream] = deque()
         self._streams: dict[int, Stream] = {}
         self._closing = False
+        self.drafted = self.accepted = self.decode_steps = 0
+        """As in ``Stream``, of all streams that are finished."""
 
     @property
     def context(self) -> int:
@@ -227,4 +228,8 @@ class Engine:
                 self._finish(sequence, "stop" if stopped else sequence.finish_reason)
 
     def _finish(self, sequence: Running, reason: str) -> None:
-        self._streams.pop(id(sequence)).finish(reason)
+        stream = self._streams.pop(id(sequence))
+        self.drafted += stream.drafted
+        self.accepted += stream.accepted
+        self.decode_steps += stream.decode_steps
+        stream.finish(reason)

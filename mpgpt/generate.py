@@ -226,6 +226,8 @@ class Generate:
                 progress.running(sum(len(stream.ids) for stream in streams))
         if self._records:
             self._records.close()
+        if engine.drafted:
+            click.echo(f"[{console.drafts(engine)}]", err=True)
         if failed:
             click.echo(f"mpgpt: {failed} of {len(prompts)} prompts failed; their records say why", err=True)
         return 1 if failed else 0
