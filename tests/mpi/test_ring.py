@@ -107,7 +107,9 @@ def test_sampled_tokens_do_not_depend_on_ranks_or_company(
 
 
 RHYMES = [text * 6 for text in ("Row, row, row your boat. ", "one two three four ", "ababac", "x = x + 1; ")]
-SAMPLED = tuple("--strategy top_p --top-p 0.9 --temperature 0.5 --repetition-penalty 1.02 --seed 3".split())
+SAMPLED = (
+    "--strategy", "top_p", "--top-p", "0.9", "--temperature", "0.5", "--repetition-penalty", "1.02", "--seed", "3",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "how"), [("gpt2", ()), ("qwen3", SAMPLED)])
