@@ -22,7 +22,7 @@ LONGEST = 16
 MEMORY = 8
 """The odds are those of about so many tokens."""
 ROW_COST = 0.1
-"""What a further row costs, of a step of one row: 0.04 to 0.09 in float32 on x86-64, 0.13 in bfloat16."""
+"""What a further row costs, of a step of one row, where nobody measured it. Too low, and wrong drafts cost time."""
 
 
 class Lookup:
