@@ -102,6 +102,10 @@ def pull_command(name: str, folder: Path | None) -> None:
     "--chat/--raw", "chat", default=None, help="Through the chat template or not.  [default: if there is one]"
 )
 @click.option("--system", help="The system message of a chat.")
+@click.option(
+    "--drafts/--no-drafts", "drafts", default=None,
+    help="Foretell tokens from what was said before; faster or not, the same text.  [default: drafts]",
+)  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "int8", "int4"]))
 @click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from mpgpt.core import Node, Span
-from mpgpt.engine import Stream
+from mpgpt.engine import Engine, Stream
 from mpgpt.errors import UsageError
 
 
@@ -45,8 +45,14 @@ def figures(stream: Stream, places: Sequence[tuple[Node, Span]]) -> str:
     layers = " | ".join(f"{node.host} {span}" if _several(places) else str(span) for node, span in places)
     return (
         f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
-        f"layers {layers}]"
+        f"{drafts(stream) + ', ' if stream.drafted else ''}layers {layers}]"
     )
+
+
+def drafts(told: Stream | Engine) -> str:
+    """How many drafts were right, and how many tokens a step gave a sequence on average."""
+    tokens = (told.decode_steps + told.accepted) / max(told.decode_steps, 1)
+    return f"drafts {told.accepted} of {told.drafted} accepted, {tokens:.1f} tokens a step"
 
 
 def _several(places: Sequence[tuple[Node, Span]]) -> bool:

@@ -208,6 +208,10 @@ class Sequence:
     slot: int = -1
     sent: int = 0
     in_flight: int = 0
+    drafted: int = 0
+    """Tokens that were foretold, and checked in the same step as the one before."""
+    accepted: int = 0
+    """How many of them were right."""
     finish_reason: str = ""
     """Empty while it runs; then ``stop``, ``length`` or ``cancelled``."""
 

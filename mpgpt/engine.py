@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 from mpgpt.core import Request, Result, Step
@@ -78,6 +80,21 @@ class Stream:
         """Seconds from entering the ring to the end, or to now."""
         return (self.finished or time.monotonic()) - self.started if self.started else 0.0
 
+    @property
+    def drafted(self) -> int:
+        """Tokens that were drafted for it."""
+        return self.sequence.drafted if self.sequence else 0
+
+    @property
+    def accepted(self) -> int:
+        """How many drafts were right; each of them saved a step."""
+        return self.sequence.accepted if self.sequence else 0
+
+    @property
+    def decode_steps(self) -> int:
+        """Steps that it took after its first token."""
+        return max(0, len(self.sequence.new_ids) - 1) - self.accepted if self.sequence else 0
+
     def start(self) -> None:
         self.started = self.started or time.monotonic()
 
@@ -116,6 +133,8 @@ class Engine:
         self._cancelled: deque[Stream] = deque()
         self._streams: dict[int, Stream] = {}
         self._closing = False
+        self.drafted = self.accepted = self.decode_steps = 0
+        """As in ``Stream``, of all streams that are finished."""
 
     @property
     def context(self) -> int:
@@ -200,12 +219,17 @@ class Engine:
                 self._finish(stream.sequence, "cancelled")
 
     def _commit(self, result: Result) -> None:
-        for sequence, token in self._scheduler.commit(result):
+        for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):
             stream = self._streams[id(sequence)]
-            if stopped := stream.push(token):
+            # A stop ends the text; what drafts gave behind it in the same step was never said.
+            if stopped := any(stream.push(token) for _, token in news):
                 self._scheduler.finish(sequence, "stop")
             if sequence.finish_reason:  # a stop that the last token completes is a stop all the same
                 self._finish(sequence, "stop" if stopped else sequence.finish_reason)
 
     def _finish(self, sequence: Running, reason: str) -> None:
-        self._streams.pop(id(sequence)).finish(reason)
+        stream = self._streams.pop(id(sequence))
+        self.drafted += stream.drafted
+        self.accepted += stream.accepted
+        self.decode_steps += stream.decode_steps
+        stream.finish(reason)

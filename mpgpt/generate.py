@@ -150,7 +150,8 @@ class Generate:
 
     def lead(self, ring: Ring) -> int:
         """Rank 0's part; the exit status."""
-        engine = ring.engine()
+        drafts = self._options["drafts"]
+        engine = ring.engine(drafts=self._config.drafts if drafts is None else drafts)
         try:
             if self._prompts is None:
                 status = self._converse(engine, ring)
@@ -225,6 +226,8 @@ class Generate:
                 progress.running(sum(len(stream.ids) for stream in streams))
         if self._records:
             self._records.close()
+        if engine.drafted:
+            click.echo(f"[{console.drafts(engine)}]", err=True)
         if failed:
             click.echo(f"mpgpt: {failed} of {len(prompts)} prompts failed; their records say why", err=True)
         return 1 if failed else 0

@@ -46,6 +46,8 @@ class Kernel(Protocol):
     @property
     def name(self) -> str: ...
 
+    def __hash__(self) -> int: ...
+
     def here(self) -> bool:
         """Whether this processor has more than a slow stand-in for it, as far as torch says."""
 

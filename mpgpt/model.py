@@ -59,6 +59,8 @@ class Query:
     last: int
     slot: int
     stop: int
+    apart: bool
+    """Whether each position is computed as if it were alone: in decoding, with drafts and without."""
 
     @property
     def start(self) -> int:
@@ -77,9 +79,9 @@ class Batch:
         ends = _running([len(row.ids) for row in rows])
         outs = _running([row.outputs for row in rows])
         spans = zip(rows, ends, strict=True)
-        self.queries = [Query(end - len(row.ids), end, row.slot, row.stop) for row, end in spans]
+        self.queries = [_query(row, end, len(row.ids)) for row, end in spans]
         wanted = [(row, out) for row, out in zip(rows, outs, strict=True) if row.outputs]
-        self.tail = [Query(out - row.outputs, out, row.slot, row.stop) for row, out in wanted]
+        self.tail = [_query(row, out, row.outputs) for row, out in wanted]
         self.kept = torch.tensor(
             [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.outputs, end)], dtype=torch.int64
         )
@@ -98,6 +100,12 @@ class Batch:
                 hidden |= columns <= rows - window
             self._masks[key] = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -math.inf)
         return self._masks[key]
+
+
+def _query(row: Row, end: int, count: int) -> Query:
+    """The last ``count`` positions of ``row``, which end at ``end`` of a tensor."""
+    # A function of the row alone, and the same for a position whether it is drafted or not.
+    return Query(end - count, end, row.slot, row.stop, apart=count == 1 or row.outputs > 1)
 
 
 def _running(counts: Sequence[int]) -> list[int]:
@@ -122,31 +130,44 @@ class Attention:
 
     def read(self, q_THD: Tensor, queries: Sequence[Query], batch: Batch) -> Tensor:
         """Each query over its own slot: softmax(q k / sqrt(D)) v, [T, H x D]."""
-        out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
+        outs = []
         for q in queries:
-            low = max(0, q.start - self._window + 1) if self._window else 0
-            key, value = self.kv[:, q.slot : q.slot + 1, :, low : q.stop]
-            if q.last - q.first == 1:
-                out_THD[q.first] = self._single(q_THD[q.first], key, value)
-                continue
-            causal = low == q.start == 0 and not self._window
-            mask = None if causal else batch.mask(q, self._window, low)
-            out = F.scaled_dot_product_attention(
-                q_THD[q.first : q.last].transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=causal,
-                scale=self._scale, enable_gqa=self._heads != self._kv_heads,
-            )  # fmt: skip
-            out_THD[q.first : q.last] = out[0].transpose(0, 1)
-        return out_THD.flatten(1)
+            mine_THD = q_THD[q.first : q.last]
+            if q.apart:
+                outs += self._singles(mine_THD, q)
+            else:
+                outs.append(self._chunk(mine_THD, q, batch))
+        return torch.cat(outs)
 
-    def _single(self, q_HD: Tensor, key_1KSD: Tensor, value_1KSD: Tensor) -> Tensor:
-        """One position sees all of its slot, so the heads of a group are rows of one product, without a mask."""
-        groups = self._heads // self._kv_heads
-        q_1KGD = q_HD.view(1, self._kv_heads, groups, self._dim)
-        if groups < 4 and q_HD.dtype != torch.float32:
+    def _chunk(self, q_THD: Tensor, q: Query, batch: Batch) -> Tensor:
+        low = max(0, q.start - self._window + 1) if self._window else 0
+        key_1KSD, value_1KSD = self.kv[:, q.slot : q.slot + 1, :, low : q.stop]
+        causal = low == q.start == 0 and not self._window
+        mask = None if causal else batch.mask(q, self._window, low)
+        out_1HTD = F.scaled_dot_product_attention(
+            q_THD.transpose(0, 1)[None], key_1KSD, value_1KSD, attn_mask=mask, is_causal=causal,
+            scale=self._scale, enable_gqa=self._heads != self._kv_heads,
+        )  # fmt: skip
+        return out_1HTD[0].transpose(0, 1).flatten(1)
+
+    def _singles(self, q_THD: Tensor, q: Query) -> list[Tensor]:
+        """Position by position, so that a drafted one has the bits that it has alone: [1, H x D] each.
+
+        A position sees all of its slot up to itself, so the heads of a group are rows of one product, without a mask.
+        """
+        groups, window = self._heads // self._kv_heads, self._window
+        key_1KSD, value_1KSD = self.kv[:, q.slot : q.slot + 1]
+        q_T1KGD = q_THD.view(-1, 1, self._kv_heads, groups, self._dim)
+        if groups < 4 and q_THD.dtype != torch.float32:
             # torch multiplies one row of half precision twice as slowly as four
-            q_1KGD = q_1KGD.repeat(1, 1, 4, 1)
-        out = F.scaled_dot_product_attention(q_1KGD, key_1KSD, value_1KSD, scale=self._scale)
-        return out[0, :, :groups].reshape(self._heads, self._dim)
+            q_T1KGD = q_T1KGD.repeat(1, 1, 1, 4, 1)
+        outs = []
+        for q_1KGD, stop in zip(q_T1KGD, range(q.start + 1, q.stop + 1), strict=True):
+            seen = min(stop, window) if window else stop
+            key, value = (whole.narrow(2, stop - seen, seen) for whole in (key_1KSD, value_1KSD))
+            out_1KGD = F.scaled_dot_product_attention(q_1KGD, key, value, scale=self._scale)
+            outs.append(out_1KGD[:, :, :groups].reshape(1, -1))
+        return outs
 
 
 class Block(Protocol):

@@ -19,6 +19,7 @@ import torch
 
 from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.core import Node, Span
+from mpgpt.drafts import ROW_COST
 from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
 from mpgpt.folder import read_json
@@ -205,12 +206,17 @@ class Ring:
     def slots(self) -> int:
         return self._settings.slots
 
-    def engine(self) -> Engine:
-        """Rank 0's end: what takes requests."""
+    def engine(self, *, drafts: bool = False, row_cost: float = ROW_COST) -> Engine:
+        """Rank 0's end: what takes requests.
+
+        ``drafts`` are foretold tokens, checked in one step with the next; ``row_cost`` is as in ``Scheduler``.
+        """
         assert self.world.rank == 0
         s, bell = self._settings, self.world.bell
         stages = self.world.size
-        scheduler = Scheduler(slots=s.slots, context=s.context, stages=stages)
+        scheduler = Scheduler(
+            slots=s.slots, context=s.context, stages=stages, drafts=drafts, row_cost=row_cost
+        )  # fmt: skip
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
         depth = 1 if stages == 1 else stages + 1

@@ -43,9 +43,9 @@ class AlphabetRing:
             cache = self._caches.setdefault(row.slot, [])
             if row.start == 0:
                 cache.clear()
-            assert len(cache) == row.start
-            cache.extend(row.ids)
-            ids += [(row.ids[-1] + 1) % LETTERS] * row.outputs
+            assert len(cache) >= row.start
+            cache[row.start :] = row.ids
+            ids += [(id + 1) % LETTERS for id in row.ids[len(row.ids) - row.outputs :]]
         self.log.append("push")
         self.steps.append(step)
         self._results.append(Result(epoch=step.epoch, number=step.number, ids=tuple(ids)))
@@ -116,9 +116,9 @@ def never() -> None:
 
 def make(
     ring: AlphabetRing, *, slots: int = 2, context: int = 50, stages: int = 1, depth: int = 2, chunk: int = 4,
-    wake: Callable[[], None] = lambda: None, sleep: Callable[[], object] = never,
+    wake: Callable[[], None] = lambda: None, sleep: Callable[[], object] = never, drafts: bool = False,
 ) -> Engine:  # fmt: skip
-    scheduler = Scheduler(slots=slots, context=context, stages=stages, chunk=chunk, epoch=3)
+    scheduler = Scheduler(slots=slots, context=context, stages=stages, chunk=chunk, epoch=3, drafts=drafts)
     return Engine(ring, scheduler, vocab=LETTERS, depth=depth, wake=wake, sleep=sleep)
 
 
@@ -237,6 +237,66 @@ def test_stop_ends_the_ring_of_this_epoch() -> None:
     ring = AlphabetRing()
     make(ring).stop()
     assert ring.stopped == [3]
+
+
+# -- drafts
+
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.mark.parametrize(
+    ("stop", "stop_ids", "new", "context", "text", "reason"),
+    [
+        ("", "", 40, 99, ALPHABET[3:] + ALPHABET[:17], "length"),
+        ("kl", "", 40, 99, "defghij", "stop"),  # in the middle of a step's tokens
+        ("kl", "n", 40, 99, "defghij", "stop"),  # and a stop id behind it in the same step
+        ("kl", "", 12, 99, "defghij", "stop"),  # and the last token that is wanted
+        ("", "k", 40, 99, "defghij", "stop"),
+        ("xy", "k", 40, 99, "defghij", "stop"),
+        ("", "", 40, 39, "defghijklm", "length"),
+    ],
+)
+def test_drafts_change_nothing_but_the_number_of_steps(
+    stop: str, stop_ids: str, new: int, context: int, text: str, reason: str
+) -> None:
+    seen, steps = [], []
+    for drafts in (False, True):
+        ring, ear = AlphabetRing(), Ear()
+        engine = make(ring, slots=1, context=context, chunk=32, drafts=drafts)
+        stream = engine.submit(ask(ALPHABET + "abc", new, stop_ids), Letters(stop), ear)
+        after = engine.submit(ask("x", 2), Letters(), Ear())
+        engine.drain()
+        assert (stream.text, stream.finish_reason, after.text) == (text, reason, "yz")
+        assert ear.events[-1][1] == reason and [said for _, said in ear.events[:-1]] == [""] * (len(ear.events) - 1)
+        seen.append((ear.events, stream.ids))
+        steps.append(len(ring.steps) - 2)
+        if drafts:
+            assert 0 < stream.accepted <= stream.drafted
+        else:
+            assert (stream.drafted, stream.accepted) == (0, 0)
+            assert steps == [len(stream.ids)]
+        assert stream.decode_steps == steps[-1] - 1, "all but the prompt's"
+        assert engine.decode_steps == stream.decode_steps + after.decode_steps
+        assert (engine.drafted, engine.accepted) == (stream.drafted, stream.accepted)
+    assert seen[0] == seen[1]
+    assert steps[1] < steps[0] / 1.5
+
+
+def test_cancelled_by_a_listener_with_more_of_its_tokens_at_hand() -> None:
+    """The tokens of a result are out of the ring already: they are told, and then it ends."""
+    engine = make(AlphabetRing(), slots=1, chunk=32, context=99, drafts=True)
+    heard: list[tuple[str, str]] = []
+
+    def hear(stream: Stream, piece: str) -> None:
+        heard.append((piece, stream.finish_reason))
+        if piece == "f":
+            engine.cancel(stream)
+
+    stream = engine.submit(ask(ALPHABET + "abc", 40), Letters(), hear)
+    engine.drain()
+    assert heard[-1] == ("", "cancelled") and len(heard) < 20
+    assert "".join(piece for piece, _ in heard) == stream.text
 
 
 # -- cancel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from mpgpt.architecture import read_config
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
 from mpgpt.kernels import Kernels
-from mpgpt.model import Slice
+from mpgpt.model import Attention, Batch, Slice
 from mpgpt.weights import Checkpoint, model_config
 from tests.models import CONTEXT, RANDOM, VOCAB, build, save_random, save_tokenizer
 
@@ -78,6 +79,63 @@ def test_a_row_does_not_depend_on_its_company(models: dict[str, Path], name: str
         a = logits(alone, [mine])
         b = logits(company, [strangers[0], mine, strangers[1]])[1:-1]
         assert torch.equal(a, b), f"positions {start} to {stop}"
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_a_drafted_position_has_the_bits_that_it_has_alone(models: dict[str, Path], name: str, dtype: str) -> None:
+    """Otherwise a near tie might be decided by whether somebody guessed it."""
+    ids, wrong = random_ids(90), random_ids(90, seed=1)
+    alone, drafted = slices(models[name], dtype=dtype), slices(models[name], cuts=(2, 3), dtype=dtype)
+    for parts in (alone, drafted):
+        logits(parts, [row(1, 0, ids[:30], outputs=1)])
+    expected = torch.cat([logits(alone, [row(1, at, ids[at : at + 1])]) for at in range(30, 90)])
+    start = 30
+    for count in (2, 3, 1, 5, 8, 16, 2, 12, 11):
+        mine = row(1, start, ids[start : start + count])
+        strangers = [row(slot, 0, random_ids(4 * slot + count, seed=slot), outputs=1) for slot in (0, 3)]
+        logits(drafted, [row(1, start, [ids[start], *wrong[start + 1 : start + 1 + count]])])  # to be written over
+        company = count % 2
+        got = logits(drafted, [strangers[0], mine, strangers[1]])[1:-1] if company else logits(drafted, [mine])
+        assert torch.equal(got, expected[start - 30 : start - 30 + count]), f"{count} positions from {start}"
+        start += count
+    assert start == 90
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(12, 12, 64), (9, 3, 64), (8, 1, 32), (4, 2, 24)])
+@pytest.mark.parametrize("window", [0, 100])
+def test_attention_over_long_slots_does_not_depend_on_drafts(
+    heads: int, kv_heads: int, dim: int, window: int, dtype: torch.dtype
+) -> None:
+    """At every length near the edges of the kernel's blocks, for the head layouts of GPT-2, SmolLM2 and others."""
+    raw = config_of("llama", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=dim)
+    config = dataclasses.replace(read_config(raw), windows=(window,), scales=(dim**-0.5,))
+    attention = Attention(config, 0, slots=2, context=1100, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    attention.kv.copy_(torch.randn(attention.kv.shape, generator=generator))
+    for stop in (5, 16, 17, 33, 64, 70, 129, 256, 260, 511, 512, 513, 520, 1024, 1030):
+        count = min(stop, 13)
+        q_THD = torch.randn((count, heads, dim), generator=generator).to(dtype)
+        rows = [row(1, stop - count, [0] * count)]
+        batch = Batch(rows, dtype)
+        together = attention.read(q_THD, batch.queries, batch)
+        for i in range(count):
+            single = Batch([row(1, rows[0].start + i, [0])], dtype)
+            assert torch.equal(together[i : i + 1], attention.read(q_THD[i : i + 1], single.queries, single))
+        exact = reference(q_THD.double(), attention.kv[:, 1].double(), stop, window, dim**-0.5)
+        assert torch.allclose(together.double(), exact, atol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def reference(q_THD: Tensor, kv_2KSD: Tensor, stop: int, window: int, scale: float) -> Tensor:
+    """Attention written out, position by position and head by head, [T, H x D]."""
+    outs = []
+    for at, q_HD in enumerate(q_THD, stop - len(q_THD)):
+        low = max(0, at + 1 - window) if window else 0
+        for head, q_D in enumerate(q_HD):
+            key_SD, value_SD = kv_2KSD[:, head * kv_2KSD.shape[1] // len(q_HD), low : at + 1]
+            outs.append((key_SD @ q_D * scale).softmax(0) @ value_SD)
+    return torch.cat(outs).view(len(q_THD), -1)
 
 
 def test_writing_over_positions_takes_tokens_back(models: dict[str, Path]) -> None:

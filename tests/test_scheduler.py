@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpgpt.core import Request, Result, Sampling, Sequence
+from mpgpt.drafts import Lookup
 from mpgpt.scheduler import CHUNK, Flight, Scheduler
 
 CHUNK_SIZE = 4
@@ -24,8 +27,10 @@ def ask(length: int = 3, new: int = 5, stops: frozenset[int] = frozenset(), firs
     return Request(ids=prompt(length, first), max_new_tokens=new, stop_ids=stops)
 
 
-def make(slots: int = 4, context: int = 100, stages: int = 1, chunk: int = CHUNK_SIZE) -> Scheduler:
-    return Scheduler(slots=slots, context=context, stages=stages, chunk=chunk)
+def make(
+    slots: int = 4, context: int = 100, stages: int = 1, chunk: int = CHUNK_SIZE, drafts: bool = False
+) -> Scheduler:
+    return Scheduler(slots=slots, context=context, stages=stages, chunk=chunk, drafts=drafts)
 
 
 def push(scheduler: Scheduler) -> Flight:
@@ -37,6 +42,12 @@ def push(scheduler: Scheduler) -> Flight:
 def answer(scheduler: Scheduler, flight: Flight, token: int = 7) -> list[tuple[Sequence, int]]:
     step = flight.step
     return scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(token,) * step.outputs))
+
+
+def reply(scheduler: Scheduler, flight: Flight, ids: tuple[int, ...]) -> list[int]:
+    """The tokens that are taken of a result of these ids."""
+    step = flight.step
+    return [token for _, token in scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids))]
 
 
 def shape(flight: Flight) -> list[tuple[int, int, int, int]]:
@@ -207,7 +218,7 @@ def test_no_more_steps_decode_at_once_than_there_are_stages() -> None:
     answer(scheduler, prompts)
     assert scheduler.next() is None, "the one stage has its decode step: b waits for a"
     answer(scheduler, second)
-    assert push(scheduler).sequences == (a, b)
+    assert push(scheduler).sequences == (b, a), "in the order in which their tokens came back"
 
 
 def test_rows_carry_the_requests_sampling_and_steps_their_number_and_epoch() -> None:
@@ -219,6 +230,118 @@ def test_rows_carry_the_requests_sampling_and_steps_their_number_and_epoch() -> 
         assert (flight.step.epoch, flight.step.number, flight.step.rows[0].sampling) == (6, number, sampling)
         answer(scheduler, flight)
     assert not scheduler.busy
+
+
+# -- drafts
+
+
+PERIOD = (1, 2, 3, 4)
+
+
+def repeating(
+    count: int = 1, *, new: int = 50, context: int = 200, slots: int = 4, stages: int = 1, stops: tuple[int, ...] = ()
+) -> tuple[Scheduler, list[Sequence]]:
+    """``count`` sequences whose prompts, 1 2 3 4 over and over, are through, and which have said 1."""
+    scheduler = make(slots=slots, context=context, stages=stages, chunk=32 * count, drafts=True)
+    request = Request(ids=PERIOD * 8, max_new_tokens=new, stop_ids=frozenset(stops))
+    sequences = [scheduler.add(request) for _ in range(count)]
+    answer(scheduler, push(scheduler), 1)
+    assert [s.new_ids for s in sequences] == [[1]] * count
+    return scheduler, sequences
+
+
+def test_a_row_carries_its_token_and_what_followed_it_before() -> None:
+    scheduler, (sequence,) = repeating()
+    step = push(scheduler).step
+    (row,) = step.rows
+    assert (row.start, row.ids) == (32, (1, 2, 3, 4) * 4), "a step of 16 tokens and no more"
+    assert row.outputs == len(row.ids)
+    assert sequence.sent == row.stop
+    assert scheduler.next() is None, "one row of a sequence at a time"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ((2, 3, 4, 1) * 4, 16),  # all of them, and the one after
+        ((2, 3, 4, 1, 2, 9, 4) + (0,) * 9, 6),  # the first that is not as drafted is right itself
+        ((9,) + (3, 4, 1) * 5, 1),  # what was said after a wrong draft counts for nothing
+    ],
+)
+def test_what_was_drafted_rightly_is_kept_and_the_rest_written_over(said: tuple[int, ...], kept: int) -> None:
+    scheduler, (sequence,) = repeating()
+    assert reply(scheduler, push(scheduler), said) == list(said[:kept])
+    assert sequence.new_ids == [1, *said[:kept]]
+    assert (sequence.drafted, sequence.accepted) == (15, kept - 1)
+    (row,) = push(scheduler).step.rows
+    assert (row.start, row.ids[0]) == (32 + kept, said[kept - 1])
+    assert sequence.tokens[: row.start + 1] == [*PERIOD * 8, 1, *said[:kept]]
+
+
+def test_without_drafts_every_row_has_one_token() -> None:
+    scheduler = make(chunk=32)
+    sequence = scheduler.add(Request(ids=PERIOD * 8, max_new_tokens=5))
+    while flight := scheduler.next():
+        assert len(flight.step.rows[0].ids) in (32, 1)
+        answer(scheduler, flight)
+    assert (sequence.drafted, sequence.accepted) == (0, 0)
+
+
+@pytest.mark.parametrize(("new", "drafts"), [(2, 0), (3, 1), (9, 7), (17, 15), (18, 15)])
+def test_nothing_is_drafted_beyond_the_tokens_that_are_wanted(new: int, drafts: int) -> None:
+    scheduler, (sequence,) = repeating(new=new)
+    flight = push(scheduler)
+    assert len(flight.step.rows[0].ids) == 1 + drafts
+    assert len(reply(scheduler, flight, ((2, 3, 4, 1) * 4)[: drafts + 1])) == drafts + 1
+    assert sequence.finish_reason == ("length" if new <= 17 else "")
+
+
+@pytest.mark.parametrize("context", [34, 35, 40, 48, 49, 60])
+def test_nothing_is_drafted_beyond_the_context(context: int) -> None:
+    scheduler, (sequence,) = repeating(context=context)
+    flight = push(scheduler)
+    (row,) = flight.step.rows
+    assert len(row.ids) == min(16, context - 33) and row.stop < context
+    reply(scheduler, flight, ((2, 3, 4, 1) * 4)[: len(row.ids)])
+    assert sequence.finish_reason == ("length" if context <= 49 else "")
+    assert len(sequence.tokens) <= context
+
+
+def test_a_stop_in_the_middle_of_what_was_accepted_ends_the_sequence_there() -> None:
+    scheduler, (sequence,) = repeating(stops=(4,))
+    assert reply(scheduler, push(scheduler), (2, 3, 4, 1) * 4) == [2, 3, 4]
+    assert (sequence.new_ids, sequence.finish_reason) == ([1, 2, 3, 4], "stop")
+    assert sequence.accepted == 2
+    assert not scheduler.busy
+
+
+def test_cancelled_with_drafts_out() -> None:
+    scheduler, (a, b) = repeating(2, slots=2)
+    flight = push(scheduler)
+    scheduler.finish(a, "cancelled")
+    assert scheduler.busy
+    outputs = [row.outputs for row in flight.step.rows]
+    kept = reply(scheduler, flight, tuple((2, 3, 4, 1)[i % 4] for n in outputs for i in range(n)))
+    assert len(kept) == outputs[1] > 1, "the tokens of a cancelled one are nobody's"
+    assert (a.new_ids, a.drafted) == ([1], 0)
+    c = scheduler.add(ask(2))
+    assert push(scheduler).sequences == (b, c)
+    assert c.slot == a.slot
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 15, 16, 20])
+def test_a_step_has_few_drafts_and_they_are_shared(count: int) -> None:
+    scheduler, _ = repeating(count, slots=count)
+    sizes = [len(row.ids) for row in push(scheduler).step.rows]
+    assert len(sizes) == count and sum(sizes) == max(16, count)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_step_keeps_to_the_bounds_of_a_frame_when_a_prompt_comes_along() -> None:
+    scheduler, _ = repeating(1, slots=3)
+    scheduler.add(ask(64))
+    step = push(scheduler).step
+    assert [len(row.ids) for row in step.rows] == [3, 32], "3 slots and a chunk of 32"
 
 
 # -- ends
@@ -325,11 +448,16 @@ def fake_token(tokens: list[int]) -> int:
     return zlib.crc32(b"".join(t.to_bytes(4, "little") for t in tokens)) % 16
 
 
-def alone(request: Request, context: int) -> tuple[list[int], str]:
+def fake_rhyme(tokens: list[int]) -> int:
+    """One whose next token depends on the last two and seldom on more, so that it repeats itself with variations."""
+    return fake_token(tokens[-2:] if fake_token(tokens) else tokens) % 5
+
+
+def alone(request: Request, context: int, model: Callable[[list[int]], int]) -> tuple[list[int], str]:
     """What the fake model gives a request that has it for itself."""
     tokens = list(request.ids)
     while True:
-        tokens.append(fake_token(tokens))
+        tokens.append(model(tokens))
         new = tokens[len(request.ids) :]
         if new[-1] in request.stop_ids:
             return new, "stop"
@@ -343,6 +471,7 @@ class FakeRing:
 
     slots: int
     context: int
+    model: Callable[[list[int]], int]
     caches: dict[int, list[int]] = field(default_factory=dict)
     owners: dict[int, Sequence] = field(default_factory=dict)
     results: deque[Result] = field(default_factory=deque)
@@ -360,7 +489,7 @@ class FakeRing:
             cache = self.caches[row.slot]
             assert row.start <= len(cache), "no position is left out"
             cache[row.start :] = row.ids
-            ids += [fake_token(cache)] * row.outputs
+            ids += [self.model(cache[:stop]) for stop in range(row.stop - row.outputs + 1, row.stop + 1)]
         self.results.append(Result(epoch=flight.step.epoch, number=flight.step.number, ids=tuple(ids)))
 
 
@@ -368,17 +497,47 @@ class FakeRing:
 def requests(draw: st.DrawFn, context: int) -> Request:
     ids = draw(st.lists(st.integers(0, 99), min_size=1, max_size=context - 1))
     stops = draw(st.frozensets(st.integers(0, 15), max_size=2))
-    return Request(ids=tuple(ids), max_new_tokens=draw(st.integers(1, 12)), stop_ids=stops)
+    return Request(ids=tuple(ids), max_new_tokens=draw(st.integers(1, 30)), stop_ids=stops)
 
 
+class Guess(Lookup):
+    """Drafts that are now right and now wrong, and anything from none to all that may be."""
+
+    model: Callable[[list[int]], int]
+    dice: random.Random
+
+    def chance(self, ahead: int) -> float:
+        return self.dice.choice((0.0, 1.0, 1.0))
+
+    def take(self, count: int) -> tuple[int, ...]:
+        tokens = list(self._tokens)
+        for _ in range(count):
+            tokens.append(self.dice.randrange(16) if self.dice.random() < 0.3 else self.model(tokens))
+        return tuple(tokens[len(self._tokens) :])
+
+
+@pytest.mark.parametrize("drafts", ["none", "lookup", "guess"])
+@pytest.mark.parametrize("model", [fake_token, fake_rhyme])
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.data())
-def test_in_any_company_every_sequence_gets_what_it_would_get_alone(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_in_any_company_every_sequence_gets_what_it_would_get_alone(
+    model: Callable[[list[int]], int], drafts: str, data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if drafts == "guess":
+            dice = random.Random(data.draw(st.integers(0, 1000), "dice"))
+            patch.setattr(Guess, "model", staticmethod(model), raising=False)
+            patch.setattr(Guess, "dice", dice, raising=False)
+            patch.setattr("mpgpt.scheduler.Lookup", Guess)
+        check_company(model, drafts != "none", data)
+
+
+def check_company(model: Callable[[list[int]], int], drafts: bool, data: st.DataObject) -> None:
     context = data.draw(st.integers(2, 40), "context")
     slots, stages = data.draw(st.integers(1, 4), "slots"), data.draw(st.integers(1, 4), "stages")
     chunk, depth = data.draw(st.integers(1, 12), "chunk"), data.draw(st.integers(1, 6), "depth")
     todo = deque(data.draw(st.lists(requests(context), min_size=1, max_size=7), "requests"))
-    scheduler, ring = make(slots, context, stages, chunk), FakeRing(slots, context)
+    scheduler, ring = make(slots, context, stages, chunk, drafts), FakeRing(slots, context, model)
     sequences: list[Sequence] = []
     actions = st.sampled_from(["add", "push", "push", "push", "pop", "pop", "cancel"])
     told: dict[int, list[int]] = {}
@@ -388,6 +547,8 @@ def test_in_any_company_every_sequence_gets_what_it_would_get_alone(data: st.Dat
             told.setdefault(id(sequence), []).append(token)
 
     for action in data.draw(st.lists(actions, max_size=60), "actions"):
+        # The frames of a ring are built for no more than this.
+        assert all(flight.step.tokens <= slots + chunk for flight in scheduler._flights)
         if action == "add" and todo:
             sequences.append(scheduler.add(todo.popleft()))
         elif action == "push" and scheduler.in_flight < depth and (flight := scheduler.next()):
@@ -407,7 +568,7 @@ def test_in_any_company_every_sequence_gets_what_it_would_get_alone(data: st.Dat
             break
     assert not scheduler.busy, "all comes to an end"
     for sequence in sequences:
-        tokens, reason = alone(sequence.request, context)
+        tokens, reason = alone(sequence.request, context, model)
         assert told.get(id(sequence), []) == sequence.new_ids
         if sequence.finish_reason == "cancelled":
             assert sequence.new_ids == tokens[: len(sequence.new_ids)]

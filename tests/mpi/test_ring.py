@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,34 @@ def test_sampled_tokens_do_not_depend_on_ranks_or_company(
         == 0
     )
     assert {n: record["token_ids"] for n, record in records(other).items()} != seen[0]
+
+
+RHYMES = [text * 6 for text in ("Row, row, row your boat. ", "one two three four ", "ababac", "x = x + 1; ")]
+SAMPLED = (
+    "--strategy", "top_p", "--top-p", "0.9", "--temperature", "0.5", "--repetition-penalty", "1.02", "--seed", "3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "how"), [("gpt2", ()), ("qwen3", SAMPLED)])
+def test_drafts_change_no_token(models: dict[str, Path], tmp_path: Path, name: str, how: tuple[str, ...]) -> None:
+    """Repetitive prompts, two at a time: some drafts are right, some wrong."""
+    source = tmp_path / "rhymes.txt"
+    source.write_text("\n".join(RHYMES))
+    options = ("--raw", "--ignore-eos", "--max-new-tokens", "120", "--threads", "1", "--max-sequences", "2", *how)
+    seen = []
+    for ranks, drafts in ((0, "--no-drafts"), (0, "--drafts"), (1, "--drafts"), (2, "--drafts"), (2, "--no-drafts")):
+        out = tmp_path / f"{ranks}{drafts}.jsonl"
+        run = mpgpt(
+            ranks, "generate", "--model", models[name], "--prompts", source, "--out", out, drafts, *options
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        seen.append({n: record["token_ids"] for n, record in records(out).items()})
+        told = re.search(r"drafts (\d+) of (\d+) accepted", run.stderr)
+        assert (told is not None) == (drafts == "--drafts"), run.stderr
+        assert told is None or 0 < int(told[1]) < int(told[2]), "some right, some wrong"
+    assert all(tokens == seen[0] for tokens in seen)
+    run = mpgpt(0, "generate", "--model", models[name], "--prompt", RHYMES[0], *options)
+    assert re.search(r"drafts \d+ of \d+ accepted, \d\.\d tokens a step, layers", run.stderr), "on unless told"
 
 
 def test_layers_may_be_given(models: dict[str, Path], tmp_path: Path) -> None:
