@@ -1,0 +1,88 @@
+"""Choosing kernels: what is tried, what is kept, what is pinned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mpgpt import trials
+from mpgpt.errors import UsageError
+from mpgpt.kernels import candidates
+from mpgpt.trials import ROWS, Weight, choose, machine
+
+WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "BUDGET_S", 0.05)
+    monkeypatch.setattr(trials, "COLD_BYTES", 1 << 16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_every_candidate_is_tried_and_one_is_chosen(dtype: str) -> None:
+    kernels, tried = choose(dtype, WEIGHTS)
+    names = [kernel.name for kernel in candidates(dtype)]
+    for weight in WEIGHTS:
+        shape = f"{dtype} {weight.inputs}x{weight.outputs}"
+        mine = [trial for trial in tried if trial.shape == shape]
+        assert [trial.kernel for trial in mine] == names
+        assert all(len(trial.microseconds) == len(ROWS) and min(trial.microseconds) > 0 for trial in mine)
+        (best,) = [trial.kernel for trial in mine if trial.chosen]
+        assert kernels.pick(weight.inputs, weight.outputs, head=weight.head).name == best
+
+
+def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = tmp_path / "made" / "kernels.json"
+    kernels, tried = choose("int8", WEIGHTS, memory=memory)
+    known = json.loads(memory.read_text())[machine()]
+    assert set(known) == {trial.shape for trial in tried}
+    # Turn a choice round in the file: it is what the file says, not what is fastest.
+    entry = known["int8 64x96"]
+    for one in entry:
+        one["chosen"] = one["kernel"] == "integers"
+    memory.write_text(json.dumps({machine(): known, "another machine": {"x": 1}}))
+    monkeypatch.setattr(trials, "_try", lambda *a: pytest.fail("tried again"))
+    again, _ = choose("int8", WEIGHTS, memory=memory)
+    assert again.pick(64, 96).name == "integers"
+    assert again.pick(96, 64).name == kernels.pick(96, 64).name
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"MACHINE": 3}', '{"MACHINE": {"int8 64x96": [{"kernel": 1}]}}'])
+def test_a_damaged_memory_is_tried_again(tmp_path: Path, text: str) -> None:
+    memory = tmp_path / "kernels.json"
+    memory.write_text(text.replace("MACHINE", machine()))
+    kernels, tried = choose("int8", WEIGHTS, memory=memory)
+    assert sum(trial.chosen for trial in tried) == 3 and kernels.chosen
+
+
+def test_other_machines_are_not_forgotten(tmp_path: Path) -> None:
+    memory = tmp_path / "kernels.json"
+    memory.write_text('{"a Mac": {"int8 1x1": []}}')
+    choose("int8", WEIGHTS, memory=memory)
+    assert json.loads(memory.read_text())["a Mac"] == {"int8 1x1": []}
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    kernels, _ = choose("int8", WEIGHTS, memory=tmp_path / "file" / "kernels.json")
+    assert kernels.chosen
+
+
+def test_pinned() -> None:
+    kernels, tried = choose("int8", WEIGHTS, pinned="integers")
+    assert not tried and {kernels.pick(w.inputs, w.outputs, head=w.head).name for w in WEIGHTS} == {"integers"}
+    kernels, _ = choose("int4", WEIGHTS, pinned="integers")
+    assert kernels.pick(64, 96).name != "integers", "there is none for int4"
+    assert kernels.pick(64, 300, head=True).name == "integers"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "said"), [("float32", "fbgemm", "holds another dtype"), ("int8", "warp", "not to be had")]
+)
+def test_a_kernel_that_cannot_be_is_named(dtype: str, name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choose(dtype, WEIGHTS, pinned=name)
