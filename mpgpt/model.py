@@ -88,6 +88,9 @@ class Batch:
         self.ids = torch.tensor([i for row in rows for i in row.ids], dtype=torch.int64)
         self.positions = torch.tensor([p for row in rows for p in range(row.start, row.stop)], dtype=torch.int64)
         self.turns = rotary.turns(self.positions) if rotary else None
+        scattered = len(rows) > 1 and all(query.apart for query in self.queries)
+        self.slots = torch.tensor([row.slot for row in rows for _ in row.ids]) if scattered else None
+        """Each position's slot, where many sequences bring a few positions each."""
 
     def mask(self, query: Query, window: int, low: int) -> Tensor:
         """What is added to the scores of a query of several positions, [T, stop - low]: 0 where seen, else -inf."""
@@ -123,25 +126,35 @@ class Attention:
         self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
         self._scale, self._window = config.scales[layer], config.windows[layer]
         self.kv = torch.empty((2, slots, config.kv_heads, context, config.head_dim), dtype=dtype)
+        self._slots: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def write(self, kv_T2KD: Tensor, queries: Sequence[Query]) -> None:
-        for q in queries:
+    def _slot(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Views of a slot's keys and values, [1, K, S, D] each, made once."""
+        if slot not in self._slots:
+            key_1KSD, value_1KSD = self.kv[:, slot : slot + 1]
+            self._slots[slot] = key_1KSD, value_1KSD
+        return self._slots[slot]
+
+    def write(self, kv_T2KD: Tensor, batch: Batch) -> None:
+        if batch.slots is not None:
+            self.kv[:, batch.slots, :, batch.positions] = kv_T2KD
+            return
+        for q in batch.queries:
             self.kv[:, q.slot, :, q.start : q.stop] = kv_T2KD[q.first : q.last].permute(1, 2, 0, 3)
 
     def read(self, q_THD: Tensor, queries: Sequence[Query], batch: Batch) -> Tensor:
         """Each query over its own slot: softmax(q k / sqrt(D)) v, [T, H x D]."""
+        if all(q.apart for q in queries):
+            return self._singles(q_THD, queries)
         outs = []
         for q in queries:
             mine_THD = q_THD[q.first : q.last]
-            if q.apart:
-                outs += self._singles(mine_THD, q)
-            else:
-                outs.append(self._chunk(mine_THD, q, batch))
+            outs.append(self._singles(mine_THD, [q]) if q.apart else self._chunk(mine_THD, q, batch))
         return torch.cat(outs)
 
     def _chunk(self, q_THD: Tensor, q: Query, batch: Batch) -> Tensor:
         low = max(0, q.start - self._window + 1) if self._window else 0
-        key_1KSD, value_1KSD = self.kv[:, q.slot : q.slot + 1, :, low : q.stop]
+        key_1KSD, value_1KSD = (whole[:, :, low : q.stop] for whole in self._slot(q.slot))
         causal = low == q.start == 0 and not self._window
         mask = None if causal else batch.mask(q, self._window, low)
         out_1HTD = F.scaled_dot_product_attention(
@@ -150,24 +163,24 @@ class Attention:
         )  # fmt: skip
         return out_1HTD[0].transpose(0, 1).flatten(1)
 
-    def _singles(self, q_THD: Tensor, q: Query) -> list[Tensor]:
-        """Position by position, so that a drafted one has the bits that it has alone: [1, H x D] each.
+    def _singles(self, q_THD: Tensor, queries: Sequence[Query]) -> Tensor:
+        """Position by position, so that a drafted one has the bits that it has alone: [T, H x D].
 
         A position sees all of its slot up to itself, so the heads of a group are rows of one product, without a mask.
         """
         groups, window = self._heads // self._kv_heads, self._window
-        key_1KSD, value_1KSD = self.kv[:, q.slot : q.slot + 1]
         q_T1KGD = q_THD.view(-1, 1, self._kv_heads, groups, self._dim)
         if groups < 4 and q_THD.dtype != torch.float32:
             # torch multiplies one row of half precision twice as slowly as four
             q_T1KGD = q_T1KGD.repeat(1, 1, 1, 4, 1)
-        outs = []
-        for q_1KGD, stop in zip(q_T1KGD, range(q.start + 1, q.stop + 1), strict=True):
-            seen = min(stop, window) if window else stop
-            key, value = (whole.narrow(2, stop - seen, seen) for whole in (key_1KSD, value_1KSD))
-            out_1KGD = F.scaled_dot_product_attention(q_1KGD, key, value, scale=self._scale)
-            outs.append(out_1KGD[:, :, :groups].reshape(1, -1))
-        return outs
+        rows, outs = iter(q_T1KGD.unbind()), []
+        for q in queries:
+            keys, values = self._slot(q.slot)
+            for stop in range(q.start + 1, q.stop + 1):
+                seen = min(stop, window) if window else stop
+                key, value = keys.narrow(2, stop - seen, seen), values.narrow(2, stop - seen, seen)
+                outs.append(F.scaled_dot_product_attention(next(rows), key, value, scale=self._scale))
+        return torch.cat(outs)[:, :, :groups].reshape(len(outs), -1)
 
 
 class Block(Protocol):
@@ -199,7 +212,7 @@ class GPT2Block:
 
     def __call__(self, x_TE: Tensor, batch: Batch, *, tail: bool = False) -> Tensor:
         qkv_T3HD = self._qkv(self._norm_1(x_TE)).view(-1, 3, *self._shape)
-        self._attention.write(qkv_T3HD[:, 1:], batch.queries)
+        self._attention.write(qkv_T3HD[:, 1:], batch)
         q_THD, queries = qkv_T3HD[:, 0], batch.queries
         if tail:
             x_TE, q_THD, queries = x_TE[batch.kept], q_THD[batch.kept], batch.tail
@@ -243,7 +256,7 @@ class LlamaBlock:
                 qkv_TXD[:, a:b] = norm(qkv_TXD[:, a:b])
         assert batch.turns is not None
         turn_(qkv_TXD[:, :keys], batch.turns)
-        self._attention.write(qkv_TXD[:, heads:].view(-1, 2, self._kv_heads, self._dim), batch.queries)
+        self._attention.write(qkv_TXD[:, heads:].view(-1, 2, self._kv_heads, self._dim), batch)
         q_THD, queries = qkv_TXD[:, :heads], batch.queries
         if tail:
             x_TE, q_THD, queries = x_TE[batch.kept], q_THD[batch.kept], batch.tail
