@@ -130,7 +130,7 @@ def _shares(axes: Axes, document: dict[str, Any], dtype: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(at - 0.9, -0.6)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("share of the stage's time, %")
+    axes.set_xlabel("share of the stage's time, prompts and decoding, %")
     axes.set_title(f"{dtype}: where each stage's time went", fontsize=10, loc="left", color=INK)
     axes.legend(
         handles=[_patch(part, colour) for part, colour in PARTS], ncols=4, fontsize=8, frameon=False,

@@ -17,10 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpgpt.bench import Bench, fit, read, writing
+from mpgpt.bench import Bench
 from mpgpt.cli import bench_command
 from mpgpt.errors import MpgptError, UsageError
 from mpgpt.random_model import random_model
+from mpgpt.wanted import fit, read, writing
 from mpgpt.weights import Checkpoint, model_config
 from tests.launch import ENV, ROOT, mpgpt
 
@@ -92,9 +93,10 @@ def test_one_process_several_rounds_and_dtypes(models: dict[str, Path], tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "out.png"]
 
 
-def test_an_interrupt_keeps_what_is_finished(models: dict[str, Path], tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    words = ("bench", "--model", str(models["gpt2"]), "--concurrency", "1", "--rounds", "1000", "--json", str(path))
+def check_interrupt(model: Path, path: Path, ranks: int, signum: signal.Signals, status: int) -> None:
+    """Once the first run is in the file: what is finished stays and is shown, and no process does."""
+    words = ("bench", "--model", str(model), "--concurrency", "1", "--rounds", "1000", "--json", str(path))
+    words += ("--ranks", str(ranks))
     process = subprocess.Popen(
         [sys.executable, "-m", "mpgpt", *words, *SMALL], cwd=ROOT, env=ENV, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
@@ -103,13 +105,21 @@ def test_an_interrupt_keeps_what_is_finished(models: dict[str, Path], tmp_path: 
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     out, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors and "interrupted" in errors
+    assert process.returncode == status and "Traceback" not in errors
+    assert ("interrupted" in errors) == (signum == signal.SIGINT)
     document = json.loads(path.read_text())
-    assert document["complete"] is False and len(document["runs"]) == 1
+    assert document["complete"] is False and len(document["runs"]) == 1, "one run, of however many rounds"
     assert "float32" in out, "the table of what there is"
-    assert not psutil.wait_procs(children, timeout=10)[1], "the ring that was running has ended too"
+    assert len(children) >= ranks and not psutil.wait_procs(children, timeout=10)[1], "the ring has ended too"
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_is_finished(
+    models: dict[str, Path], tmp_path: Path, signum: signal.Signals, status: int
+) -> None:
+    check_interrupt(models["gpt2"], tmp_path / "out.json", 1, signum, status)
 
 
 def test_a_ring_that_fails_is_named_and_says_why(models: dict[str, Path], tmp_path: Path) -> None:

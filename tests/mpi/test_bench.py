@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 from tests.launch import mpgpt
-from tests.test_bench import SMALL, check_document
+from tests.test_bench import SMALL, check_document, check_interrupt
 
 
 def test_one_rank_and_two(models: dict[str, Path], tmp_path: Path) -> None:
@@ -35,6 +36,10 @@ def test_in_a_ring_that_is_there(models: dict[str, Path], tmp_path: Path) -> Non
     assert document["complete"] and (found["ranks"], found["rounds"]) == (3, 2)
     assert [stage["layers"] for stage in found["stages"]] == [[0, 3], [3, 4], [4, 5]]
     assert document["model"]["random"] and "float32" in run.stdout
+
+
+def test_an_interrupt_ends_all_ranks(models: dict[str, Path], tmp_path: Path) -> None:
+    check_interrupt(models["gpt2"], tmp_path / "out.json", 2, signal.SIGINT, 130)
 
 
 def test_a_ring_of_another_size_is_refused(models: dict[str, Path]) -> None:
