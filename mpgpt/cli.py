@@ -131,6 +131,42 @@ def generate_command(**options: Any) -> int:
     return _run(Generate(options, home=_model_home(), config=config, terminal=terminal))
 
 
+@cli.command("bench")
+@click.option("--model", help="A folder, or a name that `mpgpt pull` knows; pulled where it is absent.")
+@click.option(
+    "--random", help="Random weights instead: gpt2, gpt2-medium, smollm2-135m, llama-small, or a config.json."
+)
+@click.option("--ranks", help="Numbers of ranks, such as 1,2,3.  [default: 1; under mpirun what is there]")
+@click.option("--concurrency", default="1,8", show_default=True, help="Numbers of sequences at once.")
+@click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), default=64, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2, 1_000_000), default=64, show_default=True)
+@click.option("--dtype", default="float32", show_default=True, help="One or several, such as float32,bfloat16.")
+@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
+@click.option("--pin", is_flag=True, help="Bind each rank to cores of its own, one for each thread (1, if not said).")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Do everything so often, in turn.")
+@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
+@click.option("--max-sequences", type=click.IntRange(1, 65535), help="Slots.  [default: the greatest concurrency]")
+@click.option("--context", type=click.IntRange(2), help="Tokens of a slot.  [default: prompt and new tokens]")
+@click.option("--drafts/--no-drafts", default=False, help="Guess tokens from the text.  [default: no]")
+@click.option("--hostfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="For mpirun.")
+@click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, anew after every run.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw them here: .png, .svg or .pdf.")
+@click.option("--child", is_flag=True, hidden=True)
+def bench_command(**options: Any) -> int:
+    """Measure: tokens a second, time to the first token, and where each stage's time goes.
+
+    Alone, it starts the rings itself, in turn, several rounds. Under mpirun it measures the ring that it is in.
+    """
+    from mpgpt.bench import Bench, InRing
+
+    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
+    if options["child"] or "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return _run(InRing(options, home=_model_home()))
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
+        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+    return Bench(options, home=_model_home(), env=os.environ).run()
+
+
 def _run(job: Any) -> int:
     """Form a ring of whatever ranks there are and do ``job`` in it. Every rank comes through here."""
     from mpgpt.link import MPIWorld, SoloWorld, World

@@ -185,6 +185,34 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Where one rank's time went since the tally before, in seconds; the four parts add up to ``wall_s``."""
+
+    rank: int
+    steps: int
+    tokens: int
+    wall_s: float
+    compute_s: float
+    """In the stage."""
+    wait_s: float
+    """For frames from the rank before."""
+    send_s: float
+    """Making frames, and handing them over."""
+    other_s: float
+    """Taking frames apart; on rank 0 scheduling and text too."""
+    peak_rss: int
+    """The most memory that the process ever had, bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Goes once around the ring while nothing else is in it: every rank adds its account and begins a new one."""
+
+    epoch: int
+    accounts: tuple[Account, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What somebody asks for, already as token ids."""
 

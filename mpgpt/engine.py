@@ -16,7 +16,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
-from mpgpt.core import Request, Result, Step
+from mpgpt.core import Account, Request, Result, Step
 from mpgpt.core import Sequence as Running
 from mpgpt.errors import RequestError
 from mpgpt.scheduler import Scheduler
@@ -52,6 +52,7 @@ class Ring(Protocol):
     def push(self, step: Step) -> None: ...
     def pop(self, timeout: float | None = None) -> Result | None: ...
     def stop(self, epoch: int) -> None: ...
+    def tally(self, epoch: int) -> tuple[Account, ...]: ...
 
 
 class Stream:
@@ -201,6 +202,11 @@ class Engine:
         # After a push only what is there already, so that the next step goes out at once if there is one.
         if self._scheduler.in_flight and (result := self._ring.pop(0 if flight else None)):
             self._commit(result)
+
+    def tally(self) -> tuple[Account, ...]:
+        """Where every stage's time went since the last call, in the ring's order; nothing may be under way."""
+        assert not self.busy, "a tally goes round an empty ring"
+        return self._ring.tally(self._scheduler.epoch)
 
     def stop(self) -> None:
         """End the ring: every rank's relay returns."""

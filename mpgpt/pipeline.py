@@ -1,33 +1,38 @@
 """Steps into the ring and results out of it: ``Pipeline`` on rank 0, ``relay`` on every other rank.
 
-Knows: one stage, the link to the next rank, the link from the one before.
+Knows: one stage, the link to the next rank, the link from the one before, and what of its time is what.
 Must not know: which rows are in a step or why, or anything of requests.
 """
 
 from __future__ import annotations
 
-from mpgpt.core import Result, Step, Stop
+from dataclasses import replace
+
+from mpgpt.core import Account, Result, Step, Stop, Tally
 from mpgpt.errors import WireError
+from mpgpt.ledger import COMPUTE, OTHER, SEND, WAIT, Ledger
 from mpgpt.link import Link
 from mpgpt.stage import Stage
-from mpgpt.wire import Codec
+from mpgpt.wire import Codec, Message
 
 
 class Pipeline:
     """Rank 0's end of the ring. Several steps may be in it at once; their results come back in order."""
 
-    def __init__(self, stage: Stage, codec: Codec, outbound: Link, inbound: Link) -> None:
-        self._stage, self._codec = stage, codec
+    def __init__(self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, ledger: Ledger) -> None:
+        self._stage, self._codec, self._ledger = stage, codec, ledger
         self._outbound, self._inbound = outbound, inbound
 
     def push(self, step: Step) -> None:
         """Run the first stage on ``step`` and send it on; returns while the send goes on."""
-        self._outbound.send(self._codec.encode(self._stage.forward(step)))
+        self._send(_compute(self._stage, step, self._ledger))
 
     def pop(self, timeout: float | None = None) -> Result | None:
         """The next result; None when ``timeout`` seconds have passed without one."""
+        self._ledger.enter(WAIT)
         frame = self._inbound.recv(timeout)
         self._outbound.progress()
+        self._ledger.enter(OTHER)
         if frame is None:
             return None
         message = self._codec.decode(frame)
@@ -35,14 +40,29 @@ class Pipeline:
             raise WireError("the last rank sent something that is not a result")
         return message
 
+    def tally(self, epoch: int) -> tuple[Account, ...]:
+        """Every stage's account, in the order of the ring; new ones begin. Nothing may be in flight."""
+        self._send(Tally(epoch=epoch, accounts=(self._ledger.turn(),)))
+        frame = self._inbound.recv()
+        message = self._codec.decode(frame) if frame is not None else None
+        if not isinstance(message, Tally):
+            raise WireError("the last rank sent something that is not the tally")
+        self._ledger.turn()  # the way round is nobody's work
+        return message.accounts
+
     def stop(self, epoch: int) -> None:
         """Send the stop around the ring and wait for it to come back: nothing is in flight after it."""
-        self._outbound.send(self._codec.encode(Stop(epoch=epoch)))
+        self._send(Stop(epoch=epoch))
         while True:
             frame = self._inbound.recv()
             if frame is not None and isinstance(self._codec.decode(frame), Stop):
                 break
         self.close()
+
+    def _send(self, message: Message) -> None:
+        self._ledger.enter(SEND)
+        self._outbound.send(self._codec.encode(message))
+        self._ledger.enter(OTHER)
 
     def close(self) -> None:
         self._stage.close()
@@ -50,17 +70,31 @@ class Pipeline:
         self._inbound.close()
 
 
-def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link) -> None:
-    """Receive, run the stage, send: until a stop comes by, which is passed on."""
-    while True:
+def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Ledger) -> None:
+    """Receive, run the stage, send: until a stop comes by, which is passed on like a tally."""
+    message: Message | None = None
+    while not isinstance(message, Stop):
+        ledger.enter(WAIT)
         frame = inbound.recv()
+        ledger.enter(OTHER)
         assert frame is not None, "a receive without a time-out came back empty"
         message = codec.decode(frame)
         if isinstance(message, Result):
             raise WireError("a result came where steps are expected")
-        outbound.send(codec.encode(message if isinstance(message, Stop) else stage.forward(message)))
-        if isinstance(message, Stop):
-            break
+        answer: Message = message
+        if isinstance(message, Step):
+            answer = _compute(stage, message, ledger)
+        elif isinstance(message, Tally):
+            answer = replace(message, accounts=(*message.accounts, ledger.turn()))
+        ledger.enter(SEND)
+        outbound.send(codec.encode(answer))
     stage.close()
     outbound.close()
     inbound.close()
+
+
+def _compute(stage: Stage, step: Step, ledger: Ledger) -> Step | Result:
+    ledger.enter(COMPUTE)
+    answer = stage.forward(step)
+    ledger.count(step.tokens)
+    return answer

@@ -24,6 +24,7 @@ from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
 from mpgpt.folder import read_json
 from mpgpt.kernels import Kernels
+from mpgpt.ledger import Ledger
 from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.pipeline import Pipeline, relay
@@ -169,7 +170,7 @@ class Ring:
         itemsize = settings.kernels.activations.itemsize
         self._codec = Codec(
             rows=settings.slots, tokens=settings.slots + CHUNK, token_bytes=self.config.embed * itemsize,
-            slots=settings.slots, context=settings.context,
+            slots=settings.slots, context=settings.context, ranks=world.size,
         )  # fmt: skip
         rank, size, capacity = world.rank, world.size, self._codec.max_frame
         # A rank opens the edge to the next before the edge from the one before; in a ring of one they are the same.
@@ -220,7 +221,7 @@ class Ring:
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
         depth = 1 if stages == 1 else stages + 1
-        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound)
+        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, Ledger(self.world.rank))
         return Engine(
             pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring,
             sleep=lambda: bell.sleep(60.0),
@@ -228,7 +229,7 @@ class Ring:
 
     def serve(self) -> None:
         """Every other rank's life: until rank 0 stops the ring."""
-        relay(self._stage, self._codec, self._inbound, self._outbound)
+        relay(self._stage, self._codec, self._inbound, self._outbound, Ledger(self.world.rank))
 
 
 def _place(raw: dict[str, Any]) -> Place:

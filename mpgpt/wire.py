@@ -1,4 +1,4 @@
-"""Frames: a step, a result or a stop as one contiguous run of bytes, and back.
+"""Frames: a step, a result, a stop or a tally as one contiguous run of bytes, and back.
 
 Knows: the layout of a frame, its bounds, its checksum. Sans I/O: bytes in, values out.
 Must not know: torch, MPI, sockets, or what a stage does with a step.
@@ -7,9 +7,9 @@ All integers are little-endian. A frame is a 32-byte header and a body:
 
     offset size
          0    4  magic, b"mpg1"
-         4    1  kind: 1 step, 2 result, 3 stop
+         4    1  kind: 1 step, 2 result, 3 stop, 4 tally
          5    1  zero
-         6    2  rows
+         6    2  rows; accounts of a tally
          8    4  epoch
         12    4  number (of the step, within its epoch)
         16    4  tokens: ids in the body
@@ -20,31 +20,38 @@ All integers are little-endian. A frame is a 32-byte header and a body:
     body of a step      rows x 64 bytes, tokens x int32, zeros up to a multiple of 16, hidden states
     body of a result    outputs x int32
     body of a stop      nothing
+    body of a tally     accounts x 72 bytes
 
 A row is slot, start, count, outputs, top_k, zero (uint32 each), temperature, top_p, min_p,
-repetition_penalty (float64 each), seed (uint64). Whatever is cut, longer than announced, out of bounds or
-damaged in any bit raises ``WireError``; nothing is allocated from a length that has not been checked.
+repetition_penalty (float64 each), seed (uint64). An account is rank, zero (uint32 each), steps, tokens,
+peak_rss (uint64 each), wall, compute, wait, send, other (float64 each, seconds).
+
+Whatever is cut, longer than announced, out of bounds or damaged in any bit raises ``WireError``; nothing is
+allocated from a length that has not been checked.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpgpt.core import Buffer, Result, Row, Sampling, Step, Stop
+from mpgpt.core import Account, Buffer, Result, Row, Sampling, Step, Stop, Tally
 from mpgpt.errors import WireError
 
 MAGIC = b"mpg1"
-STEP, RESULT, STOP = 1, 2, 3
+STEP, RESULT, STOP, TALLY = 1, 2, 3, 4
 
 HEADER = struct.Struct("<4sBBHIIIIII")
 ROW = struct.Struct("<6I4dQ")
+ACCOUNT = struct.Struct("<2I3Q5d")
 CRC_AT = 28
 ALIGN = 16
 
-type_of = {STEP: "step", RESULT: "result", STOP: "stop"}
+Message = Step | Result | Stop | Tally
+type_of = {STEP: "step", RESULT: "result", STOP: "stop", TALLY: "tally"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +67,16 @@ class Codec:
     slots: int
     context: int
     """Positions are below this."""
+    ranks: int
+    """Most accounts in a tally."""
 
     @property
     def max_frame(self) -> int:
         """The length of the longest frame, bytes."""
-        return _hidden_at(self.rows, self.tokens) + self.tokens * self.token_bytes
+        step = _hidden_at(self.rows, self.tokens) + self.tokens * self.token_bytes
+        return max(step, HEADER.size + self.ranks * ACCOUNT.size)
 
-    def encode(self, message: Step | Result | Stop) -> bytearray:
+    def encode(self, message: Message) -> bytearray:
         """The frame of ``message``, with the hidden states copied once."""
         if isinstance(message, Step):
             frame = self._encode_step(message)
@@ -75,8 +85,10 @@ class Codec:
             frame = bytearray(HEADER.size + 4 * count)
             HEADER.pack_into(frame, 0, MAGIC, RESULT, 0, 0, message.epoch, message.number, 0, count, 4 * count, 0)
             struct.pack_into(f"<{count}i", frame, HEADER.size, *message.ids)
-        else:
+        elif isinstance(message, Stop):
             frame = bytearray(HEADER.pack(MAGIC, STOP, 0, 0, message.epoch, 0, 0, 0, 0, 0))
+        else:
+            frame = self._encode_tally(message)
         struct.pack_into("<I", frame, CRC_AT, zlib.crc32(frame))
         return frame
 
@@ -102,7 +114,17 @@ class Codec:
         frame[hidden_at:] = step.hidden
         return frame
 
-    def decode(self, frame: Buffer) -> Step | Result | Stop:
+    def _encode_tally(self, tally: Tally) -> bytearray:
+        count = len(tally.accounts)
+        assert count <= self.ranks, "more accounts than ranks"
+        head = HEADER.pack(MAGIC, TALLY, 0, count, tally.epoch, 0, 0, 0, count * ACCOUNT.size, 0)
+        body = (
+            ACCOUNT.pack(a.rank, 0, a.steps, a.tokens, a.peak_rss, a.wall_s, a.compute_s, a.wait_s, a.send_s, a.other_s)
+            for a in tally.accounts
+        )
+        return bytearray(b"".join((head, *body)))
+
+    def decode(self, frame: Buffer) -> Message:
         """The message in ``frame``. A step's hidden states are a view into it, not a copy.
 
         Raises ``WireError`` for anything that ``encode`` cannot have made.
@@ -121,6 +143,10 @@ class Codec:
             raise WireError(f"a frame of unknown kind {kind}")
         if kind == STEP:
             return self._decode_step(view, rows, epoch, number, tokens, outputs)
+        if kind == TALLY:
+            if number or tokens or outputs or length != rows * ACCOUNT.size:
+                raise WireError(f"a tally of {rows} accounts with {length} bytes, or with what belongs to a step")
+            return self._decode_tally(view, rows, epoch)
         if rows or tokens or length != 4 * outputs or (kind == STOP and (number or outputs)):
             raise WireError(f"a {type_of[kind]} with rows, tokens or outputs that it cannot have")
         if kind == STOP:
@@ -148,6 +174,23 @@ class Codec:
         if sum(row.outputs for row in unpacked) != outputs:
             raise WireError("a step whose rows do not add up to its outputs")
         return Step(epoch=epoch, number=number, rows=unpacked, hidden=view[hidden_at:])
+
+    def _decode_tally(self, view: memoryview, count: int, epoch: int) -> Tally:
+        if count > self.ranks:
+            raise WireError(f"a tally of {count} accounts; there are {self.ranks} ranks")
+        accounts: list[Account] = []
+        for rank, zero, steps, tokens, peak, *seconds in ACCOUNT.iter_unpack(view[HEADER.size :]):
+            if rank >= self.ranks or zero or rank in {account.rank for account in accounts}:
+                raise WireError(f"a tally with an account of rank {rank}; each of {self.ranks} has one")
+            if not all(math.isfinite(part) and part >= 0 for part in seconds):
+                raise WireError(f"an account of {seconds} seconds")
+            wall, compute, wait, send, other = seconds
+            account = Account(
+                rank=rank, steps=steps, tokens=tokens, wall_s=wall, compute_s=compute, wait_s=wait, send_s=send,
+                other_s=other, peak_rss=peak,
+            )  # fmt: skip
+            accounts.append(account)
+        return Tally(epoch=epoch, accounts=tuple(accounts))
 
     def _decode_rows(self, view: memoryview, rows: int, ids: Sequence[int]) -> tuple[Row, ...]:
         unpacked, used = [], 0

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpgpt.core import Request, Result, Step
+from mpgpt.core import Account, Request, Result, Step
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError
 from mpgpt.link import Doorbell
@@ -59,6 +59,10 @@ class AlphabetRing:
 
     def stop(self, epoch: int) -> None:
         self.stopped.append(epoch)
+
+    def tally(self, epoch: int) -> tuple[Account, ...]:
+        self.log.append(f"tally {epoch}")
+        return ()
 
 
 class Letters:
@@ -138,6 +142,16 @@ def test_events_come_in_order_and_the_last_one_says_why(delay: int) -> None:
     assert (stream.ids, stream.text, stream.finish_reason) == ([3, 4, 5, 6], "defg", "length")
     assert (second.text, second.request.ids) == ("yza", (23,))
     assert not engine.busy
+
+
+def test_a_tally_is_of_this_epoch_and_for_an_empty_ring() -> None:
+    ring = AlphabetRing()
+    engine = make(ring)
+    engine.submit(ask("abc", 4), Letters(), Ear())
+    with pytest.raises(AssertionError):
+        engine.tally()
+    engine.drain()
+    assert engine.tally() == () and ring.log[-1] == "tally 3"
 
 
 def test_more_requests_than_slots_are_all_served() -> None:

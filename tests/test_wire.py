@@ -20,13 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import Result, Row, Sampling, Step, Stop
+from mpgpt.core import Account, Result, Row, Sampling, Step, Stop, Tally
 from mpgpt.errors import WireError
-from mpgpt.wire import ALIGN, CRC_AT, HEADER, MAGIC, RESULT, ROW, STEP, STOP, Codec
+from mpgpt.wire import ACCOUNT, ALIGN, CRC_AT, HEADER, MAGIC, RESULT, ROW, STEP, STOP, TALLY, Codec, Message
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "wire.json").read_text())
-CODEC = Codec(rows=4, tokens=24, token_bytes=6, slots=8, context=1000)
-Message = Step | Result | Stop
+CODEC = Codec(rows=4, tokens=24, token_bytes=6, slots=8, context=1000, ranks=5)
 
 uint32 = st.integers(0, 2**32 - 1)
 token = st.integers(0, 2**31 - 1)
@@ -58,7 +57,16 @@ def steps(draw: st.DrawFn, codec: Codec = CODEC) -> Step:
 
 
 results = st.builds(Result, epoch=uint32, number=uint32, ids=st.lists(token, max_size=CODEC.tokens).map(tuple))
-messages: st.SearchStrategy[Message] = st.one_of(steps(), results, st.builds(Stop, epoch=uint32))
+uint64 = st.integers(0, 2**64 - 1)
+seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
+accounts = st.builds(
+    Account,
+    rank=st.integers(0, CODEC.ranks - 1), steps=uint64, tokens=uint64, peak_rss=uint64, wall_s=seconds,
+    compute_s=seconds, wait_s=seconds, send_s=seconds, other_s=seconds,
+)  # fmt: skip
+each_once = st.lists(accounts, max_size=CODEC.ranks, unique_by=lambda account: account.rank).map(tuple)
+tallies = st.builds(Tally, epoch=uint32, accounts=each_once)
+messages: st.SearchStrategy[Message] = st.one_of(steps(), results, st.builds(Stop, epoch=uint32), tallies)
 
 
 def seal(frame: bytearray) -> bytearray:
@@ -73,6 +81,18 @@ def small_step(**changes: Any) -> Step:
     first = Row(slot=1, start=7, ids=(5, 6), outputs=0)
     second = replace(Row(slot=2, start=30, ids=(9,), outputs=1, sampling=Sampling(temperature=0.5, seed=3)), **changes)
     return Step(epoch=1, number=2, rows=(first, second), hidden=bytes(range(18)))
+
+
+def small_tally(*ranks: int) -> Tally:
+    """An account of each rank, all parts different."""
+    accounts = tuple(
+        Account(
+            rank=rank, steps=2**32 + rank, tokens=7, wall_s=10.0, compute_s=1.5, wait_s=2.5, send_s=0.25, other_s=5.75,
+            peak_rss=2**33,
+        )
+        for rank in ranks
+    )  # fmt: skip
+    return Tally(epoch=6, accounts=accounts)
 
 
 # -- there and back
@@ -129,6 +149,8 @@ def test_encode_refuses_what_the_ring_was_not_built_for() -> None:
 def as_message(kind: str, fields: dict[str, Any]) -> Message:
     if kind == "stop":
         return Stop(**fields)
+    if kind == "tally":
+        return Tally(**fields | {"accounts": tuple(Account(**account) for account in fields["accounts"])})
     if kind == "result":
         return Result(**fields | {"ids": tuple(fields["ids"])})
     rows = tuple(
@@ -139,7 +161,7 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
 
 def test_the_golden_file_has_every_kind() -> None:
     assert [(v["kind"], bool(v["fields"].get("hidden"))) for v in GOLDEN["frames"]] == [
-        ("step", False), ("step", True), ("result", False), ("stop", False),
+        ("step", False), ("step", True), ("result", False), ("stop", False), ("tally", False),
     ]  # fmt: skip
 
 
@@ -172,6 +194,17 @@ def test_a_frame_is_laid_out_as_the_docstring_says() -> None:
     assert frame[ids + 16 :] == bytes(range(18))
 
 
+def test_a_tally_is_laid_out_as_the_docstring_says() -> None:
+    frame = bytes(CODEC.encode(small_tally(0, 3)))
+    assert len(frame) == 32 + 2 * 72
+    assert (frame[4], frame[5], int.from_bytes(frame[6:8], "little")) == (4, 0, 2)
+    assert [int.from_bytes(frame[at : at + 4], "little") for at in (8, 12, 16, 20, 24)] == [6, 0, 0, 0, 144]
+    second = frame[32 + 72 :]
+    assert [int.from_bytes(second[at : at + 4], "little") for at in (0, 4)] == [3, 0]
+    assert [int.from_bytes(second[at : at + 8], "little") for at in (8, 16, 24)] == [2**32 + 3, 7, 2**33]
+    assert struct.unpack("<5d", second[32:]) == (10.0, 1.5, 2.5, 0.25, 5.75)
+
+
 # -- damage
 
 
@@ -201,7 +234,9 @@ def test_any_flipped_bits_are_noticed(message: Message, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize(
-    "message", [small_step(), Result(epoch=1, number=2, ids=(3, 4)), Stop(epoch=1)], ids=["step", "result", "stop"]
+    "message",
+    [small_step(), Result(epoch=1, number=2, ids=(3, 4)), Stop(epoch=1), small_tally(0, 1)],
+    ids=["step", "result", "stop", "tally"],
 )
 def test_every_single_bit_every_cut_every_added_byte(message: Message) -> None:
     frame = CODEC.encode(message)
@@ -244,7 +279,7 @@ def test_noise_under_a_right_header_is_a_message_or_refused(fields: tuple[int, .
 # -- lies with a checksum that fits
 
 
-def header(offset: int, form: str, value: int) -> Callable[[bytearray], None]:
+def header(offset: int, form: str, value: float) -> Callable[[bytearray], None]:
     def forge(frame: bytearray) -> None:
         struct.pack_into("<" + form, frame, offset, value)
 
@@ -268,9 +303,10 @@ IDS_AT = HEADER.size + 2 * ROW.size
 FORGERIES = {
     "magic": header(0, "I", 0x3067706D),
     "kind 0": header(4, "B", 0),
-    "kind 4": header(4, "B", 4),
+    "kind 5": header(4, "B", 5),
     "kind result": header(4, "B", RESULT),
     "kind stop": header(4, "B", STOP),
+    "kind tally": header(4, "B", TALLY),
     "reserved byte": header(5, "B", 1),
     "no rows": header(6, "H", 0),
     "too many rows": header(6, "H", 5),
@@ -319,7 +355,7 @@ def test_a_step_with_an_impossible_field_is_refused(forge: Callable[[bytearray],
 @pytest.mark.parametrize("counts", [(1,) * 5, (25,), (21, 1, 1, 2), (2, 0), (0, 2)])
 def test_a_ring_of_other_bounds_is_refused(counts: tuple[int, ...]) -> None:
     """Frames in which all adds up, but with more rows or tokens than this ring has, or with an empty row."""
-    larger = Codec(rows=8, tokens=64, token_bytes=6, slots=8, context=1000)
+    larger = Codec(rows=8, tokens=64, token_bytes=6, slots=8, context=1000, ranks=5)
     frame = larger.encode(Step(epoch=0, number=0, rows=tuple(Row(slot=0, start=0, ids=(1,) * n) for n in counts)))
     assert len(frame) <= CODEC.max_frame
     with pytest.raises(WireError):
@@ -385,10 +421,48 @@ def test_a_stop_carries_its_epoch_only(fields: tuple[int, ...]) -> None:
         CODEC.decode(seal(bytearray(HEADER.pack(MAGIC, STOP, 0, rows, epoch, number, tokens, outputs, 0, 0))))
 
 
-@pytest.mark.parametrize("kind", [STEP, RESULT, STOP])
+TALLY_FORGERIES = {
+    "an account fewer": header(6, "H", 1),
+    "an account more": header(6, "H", 3),
+    "most accounts": header(6, "H", 65535),
+    "number": header(12, "I", 1),
+    "tokens": header(16, "I", 1),
+    "outputs": header(20, "I", 1),
+    "body shorter": header(24, "I", 72),
+    "rank beyond": header(HEADER.size, "I", 5),
+    "rank -1": header(HEADER.size, "i", -1),
+    "a rank twice": header(HEADER.size, "I", 3),
+    "reserved word": header(HEADER.size + 4, "I", 1),
+    "negative seconds": header(HEADER.size + 32, "d", -1.0),
+    "endless seconds": header(HEADER.size + 40, "d", math.inf),
+    "no number of seconds": header(HEADER.size + ACCOUNT.size + 64, "d", math.nan),
+}
+
+
+@pytest.mark.parametrize("forge", TALLY_FORGERIES.values(), ids=TALLY_FORGERIES.keys())
+def test_a_tally_with_an_impossible_field_is_refused(forge: Callable[[bytearray], None]) -> None:
+    frame = CODEC.encode(small_tally(0, 3))
+    assert CODEC.decode(seal(frame)) == small_tally(0, 3), "sealing alone changes nothing"
+    forge(frame)
+    with pytest.raises(WireError):
+        CODEC.decode(seal(frame))
+
+
+def test_a_tally_has_no_more_accounts_than_there_are_ranks() -> None:
+    larger = replace(CODEC, ranks=6)
+    frame = larger.encode(small_tally(0, 1, 2, 3, 4, 5))
+    with pytest.raises(WireError, match="5 ranks"):
+        CODEC.decode(frame)
+    with pytest.raises(AssertionError):
+        CODEC.encode(small_tally(0, 1, 2, 3, 4, 5))
+    tiny = Codec(rows=1, tokens=1, token_bytes=4, slots=1, context=8, ranks=5)
+    assert len(tiny.encode(small_tally(0, 1, 2, 3, 4))) == tiny.max_frame, "a tally may be what is longest"
+
+
+@pytest.mark.parametrize("kind", [STEP, RESULT, STOP, TALLY])
 def test_a_header_that_announces_gigabytes_takes_no_memory(kind: int) -> None:
     huge = 2**32 - 1
-    codec = Codec(rows=65535, tokens=2**31, token_bytes=16384, slots=2**16, context=2**20)
+    codec = Codec(rows=65535, tokens=2**31, token_bytes=16384, slots=2**16, context=2**20, ranks=2**16)
     frames = [
         seal(bytearray(HEADER.pack(MAGIC, kind, 0, 65535, 0, 0, huge, huge, length, 0) + bytes(96)))
         for length in (huge, 96)

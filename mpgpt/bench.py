@@ -1,0 +1,232 @@
+"""`mpgpt bench`: rings of several sizes, one after the other, several times, and what they did.
+
+Knows: which rings are started in which order, what happens in each, and what to do when one fails or is interrupted.
+Must not know: what the options mean together, how speed is measured, how figures are put.
+
+``Bench`` is the command where no mpirun started it: it starts every ring as a process of its own, in turn, so that
+no ring meets another's memory. ``InRing`` is the command in such a process, and under anybody's mpirun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from mpgpt import plot
+from mpgpt.core import Workload
+from mpgpt.errors import MpgptError
+from mpgpt.launch import environment, listen, mpirun
+from mpgpt.link import SoloWorld, World
+from mpgpt.measure import measure, read_bandwidth
+from mpgpt.random_model import random_model
+from mpgpt.results import Results, show, write_whole
+from mpgpt.ring import Ring, local_rank, locate, settle, together
+from mpgpt.wanted import fit, read, writing
+from mpgpt.weights import model_config
+
+
+class InRing:
+    """The command within a ring. ``form`` is called on every rank, ``lead`` on rank 0 alone."""
+
+    def __init__(self, options: Mapping[str, Any], *, home: Path) -> None:
+        self._options, self._home = options, home
+
+    def form(self, world: World) -> Ring:
+        """Agree, load, connect. Whatever is wrong anywhere is raised on every rank."""
+        together(world, lambda: self._prepare(world))
+        wanted = self._wanted
+        report = _say if world.rank == 0 and not self._options["child"] else _silent
+        folder = self._locate(world, report)
+        together(world, lambda: fit(wanted, model_config(folder)) if world.rank == 0 else None)
+        settings = settle(
+            world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
+            threads=wanted.threads, plan=lambda config: wanted.spans,
+        )  # fmt: skip
+        return Ring(world, settings, folder)
+
+    def _prepare(self, world: World) -> None:
+        self._wanted = read(self._options, world.size)
+        if world.rank == 0:
+            writing(self._options)
+        if self._wanted.pin and not world.launched:
+            cores = sorted(os.sched_getaffinity(0))[: self._wanted.threads]
+            os.sched_setaffinity(0, cores)  # those to which mpirun would bind its first rank
+
+    def _locate(self, world: World, report: Callable[[str], None]) -> Path:
+        name = self._wanted.model
+        if not self._wanted.random:
+            return locate(world, name, self._home, report)
+        together(world, lambda: str(random_model(name, self._home, report)) if local_rank(world) == 0 else "")
+        return random_model(name, self._home)
+
+    def lead(self, ring: Ring) -> int:
+        """Rank 0's part: measure, and print the table; or, for the ``Bench`` that started us, the bare figures."""
+        wanted, child = self._wanted, self._options["child"]
+        engine, results = ring.engine(), Results(wanted.header(ring.config), wanted.json)
+        for n in range(wanted.rounds):
+            for concurrency in wanted.concurrency:
+                work = Workload(sequences=concurrency, prompt_tokens=wanted.prompt_tokens, new_tokens=wanted.new_tokens)
+                run = {
+                    "ranks": ring.world.size, "concurrency": concurrency, "dtype": wanted.dtypes[0],
+                    "oversubscribed": _crowded(ring), **measure(engine, ring, work),
+                }  # fmt: skip
+                if child:
+                    _print({"run": run})
+                else:
+                    results.add(run)
+                    _say(f"round {n + 1} of {wanted.rounds}: {_line(run)}")
+        # Last, because its buffer would be the most memory that this rank ever had.
+        speed, way = read_bandwidth()
+        engine.stop()
+        if child:
+            _print({"read_bandwidth_gb_s": speed, "read_by": way})
+        else:
+            results.add_bandwidth(wanted.dtypes[0], ring.world.size, speed, way)
+            results.finish()
+            publish(results, wanted.plot)
+        return 0
+
+
+class Bench:
+    """The command outside any ring: start each in turn, several rounds, and put together what they say."""
+
+    def __init__(self, options: Mapping[str, Any], *, home: Path, env: Mapping[str, str]) -> None:
+        """``env`` is this process's environment."""
+        self._options, self._home, self._env = options, home, env
+
+    def run(self) -> int:
+        """The exit status. Raises ``MpgptError`` for the first ring that fails, after showing what others did."""
+        wanted = self._wanted = read(self._options, None)
+        writing(self._options)
+        config = model_config(self._locate())
+        fit(wanted, config)
+        results = Results(wanted.header(config), wanted.json)
+        turns = [(dtype, ranks) for dtype in wanted.dtypes for ranks in wanted.ranks]
+        commands = [self._command(dtype, ranks) for dtype, ranks in turns]
+        try:
+            with Bar(wanted.rounds * len(turns) * len(wanted.concurrency)) as bar:
+                for _ in range(wanted.rounds):
+                    for (dtype, ranks), command in zip(turns, commands, strict=True):
+                        self._start(command, dtype, ranks, results, bar)
+            results.finish()
+        finally:
+            publish(results, wanted.plot)
+        return 0
+
+    def _locate(self) -> Path:
+        wanted = self._wanted
+        if wanted.random:
+            return random_model(wanted.model, self._home, _say)
+        alone = SoloWorld()
+        try:
+            return locate(alone, wanted.model, self._home, _say)
+        finally:
+            alone.close()
+
+    def _command(self, dtype: str, ranks: int) -> list[str]:
+        """One rank on this host needs no mpirun; it is bound as mpirun would bind it."""
+        wanted, options = self._wanted, self._options
+        alone = ranks == 1 and wanted.hostfile is None
+        launcher = [] if alone else mpirun(
+            ranks, threads=wanted.threads or 1, pin=wanted.pin, hostfile=wanted.hostfile, path=self._env.get("PATH")
+        )  # fmt: skip
+        given = {
+            "random" if wanted.random else "model": wanted.model, "dtype": dtype, "rounds": 1,
+            "concurrency": ",".join(map(str, wanted.concurrency)), "prompt-tokens": wanted.prompt_tokens,
+            "new-tokens": wanted.new_tokens, "max-sequences": wanted.slots, "context": wanted.context,
+            "threads": wanted.threads, "layers": options["layers"],
+        }  # fmt: skip
+        words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        pin = ["--pin"] if alone and wanted.pin else []
+        return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *pin]
+
+    def _start(self, command: list[str], dtype: str, ranks: int, results: Results, bar: Bar) -> None:
+        def hear(said: dict[str, Any]) -> None:
+            if "run" in said:
+                results.add(said["run"])
+                bar.done(_line(said["run"]))
+            else:
+                results.add_bandwidth(dtype, ranks, said["read_bandwidth_gb_s"], said["read_by"])
+
+        bar.begin(f"{_count(ranks, 'rank')}, {dtype}")
+        try:
+            listen(command, environment(self._env), hear)
+        except MpgptError as error:
+            raise MpgptError(f"{_count(ranks, 'rank')}, {dtype}: {error}") from None
+
+
+class Bar:
+    """Runs done and time left, on standard error; where nobody watches, a line for each run."""
+
+    def __init__(self, total: int) -> None:
+        console = Console(stderr=True)
+        self._watched = console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TextColumn("{task.description}"),
+            TimeRemainingColumn(), console=console, disable=not self._watched, speed_estimate_period=3600,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, what: str) -> None:
+        self._bar.update(self._task, description=what)
+
+    def done(self, line: str) -> None:
+        self._bar.advance(self._task)
+        if not self._watched:
+            _say(line)
+
+
+def publish(results: Results, picture: Path | None) -> None:
+    """The table, and the picture, of whatever there is."""
+    document = results.document()
+    if not document["runs"]:
+        return
+    show(document)
+    sys.stdout.flush()
+    if picture:
+        write_whole(picture, plot.plot(document, picture.suffix))
+
+
+def _crowded(ring: Ring) -> bool:
+    """Whether the threads of the ranks on this host are more than its cores."""
+    here = ring.places[0].node.host
+    return sum(place.node.threads for place in ring.places if place.node.host == here) > (os.cpu_count() or 1)
+
+
+def _line(run: Mapping[str, Any]) -> str:
+    speed = run["decode_tokens_per_s"]
+    shared = ", sharing cores" if run["oversubscribed"] else ""
+    return f"{_count(run['ranks'], 'rank')}{shared}, {run['dtype']}, {_count(run['concurrency'], 'sequence')}: " + (
+        f"{speed:.1f} tokens/s" if speed else "no time at which all of them decode; more --new-tokens would help"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
+def _print(said: Mapping[str, Any]) -> None:
+    print(json.dumps(said), flush=True)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _silent(line: str) -> None:
+    """For the ranks that do not speak."""

@@ -1,0 +1,250 @@
+"""What a bench found: several rounds as medians, in a JSON file, a table and a line.
+
+Knows: how rounds become one figure, how a file is written whole, what a person sees.
+Must not know: how anything was measured or started, MPI, torch.
+
+The JSON, whose numbers are medians over the rounds (times in the unit that the key ends with; MB are 10^6 bytes):
+
+    {"format": 1, "date": "2026-11-23T10:00:00+00:00",
+     "complete": true,                           false in the file of a bench that was interrupted
+     "machine": {"host", "system", "processor", "cores", "memory_gb"},      of rank 0
+     "versions": {"mpgpt", "python", "torch", "openmpi", "mpi4py", "numpy"},
+     "model": {"name", "random", "layers"},
+     "settings": {"prompt_tokens", "new_tokens", "threads", "pin", "rounds", "repeats", ...},
+     "runs": [{
+        "ranks": 2, "concurrency": 8, "dtype": "float32",
+        "decode_tokens_per_s",                   from when all decode until the first is done; null where never
+        "prompt_tokens_per_s",                   until the last first token
+        "ttft_ms": {"p50", "p95"},               from handing all requests in to each sequence's first token
+        "tpot_ms": {"p50", "p95"},               between two tokens of a sequence
+        "stages": [{"rank", "host", "layers": [first, one past the last], "steps", "tokens",
+                    "compute_s", "wait_s", "send_s", "other_s", "wall_s",     the four add up to the fifth
+                    "peak_rss_mb", "slice_mb", "kv_mb"}],
+        "read_bandwidth_gb_s",                   of rank 0, in the same process; null if interrupted before
+        "read_by",                               the way of reading that was fastest
+        "floor_tokens_per_s",                    one sequence alone, if reading all weights were all there is to do
+        "oversubscribed": false,                 more threads than cores to run them
+        "rounds": 3,
+        "spread": {"decode_tokens_per_s": [least, greatest], ...}             for each of the medians
+     }]}
+
+``stages`` are those of one round, the one whose speed is the median, so that their parts still add up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import socket
+import statistics
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from mpgpt import __version__
+from mpgpt.errors import MpgptError, UsageError
+
+FIGURES = ("decode_tokens_per_s", "prompt_tokens_per_s", "ttft_ms", "tpot_ms")
+PACKAGES = ("torch", "openmpi", "mpi4py", "numpy")
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH = 124
+Key = tuple[str, int, int]
+
+
+class Results:
+    """Runs, as they come in; ``document`` is all of it at any time."""
+
+    def __init__(self, header: dict[str, Any], file: Path | None) -> None:
+        """``header`` has the keys ``model`` and ``settings``; ``file`` is written anew after every run."""
+        self._header = {"format": 1, "date": now()} | machine() | header
+        self._file = file
+        self._rounds: dict[Key, list[dict[str, Any]]] = {}
+        self._reads: dict[tuple[str, int], list[tuple[float, str]]] = {}
+        self.complete = False
+
+    def add(self, run: dict[str, Any]) -> None:
+        """A finished run of one round: ``ranks``, ``concurrency``, ``dtype``, ``stages``, and the figures."""
+        self._rounds.setdefault((run["dtype"], run["ranks"], run["concurrency"]), []).append(run)
+        self._write()
+
+    def add_bandwidth(self, dtype: str, ranks: int, gb_s: float, way: str) -> None:
+        """How fast rank 0 of a ring reads memory; it belongs to all runs of that dtype and so many ranks."""
+        self._reads.setdefault((dtype, ranks), []).append((gb_s, way))
+        self._write()
+
+    def finish(self) -> None:
+        self.complete = True
+        self._write()
+
+    def document(self) -> dict[str, Any]:
+        """The JSON as it stands; see this module's docstring."""
+        runs = [self._run(key, rounds) for key, rounds in self._rounds.items()]
+        return self._header | {"complete": self.complete, "runs": runs}
+
+    def _run(self, key: Key, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+        dtype, ranks, concurrency = key
+        reads = self._reads.get((dtype, ranks), [])
+        every = {name: [run[name] for run in rounds] for name in FIGURES}
+        every["read_bandwidth_gb_s"] = [gb_s for gb_s, _ in reads] or [None]
+        medians = {name: _fold(values, statistics.median) for name, values in every.items()}
+        by_speed = sorted(rounds, key=lambda run: run["decode_tokens_per_s"] or 0.0)
+        stages = by_speed[(len(rounds) - 1) // 2]["stages"]
+        bandwidth = medians["read_bandwidth_gb_s"]
+        floor = 1000 * bandwidth / sum(stage["slice_mb"] for stage in stages) if bandwidth else None
+        return {
+            "ranks": ranks, "concurrency": concurrency, "dtype": dtype, **medians, "stages": stages,
+            "read_by": max(reads)[1] if reads else None, "floor_tokens_per_s": floor,
+            "oversubscribed": rounds[0]["oversubscribed"], "rounds": len(rounds),
+            "spread": {name: _fold(values, lambda v: [min(v), max(v)]) for name, values in every.items()},
+        }  # fmt: skip
+
+    def _write(self) -> None:
+        if self._file:
+            write_whole(self._file, json.dumps(self.document(), indent=1).encode() + b"\n")
+
+
+def _fold(values: list[Any], how: Callable[[list[float]], Any]) -> Any:
+    """``how`` over the numbers at the same place of each value; None where there are none."""
+    if isinstance(values[0], dict):
+        return {key: _fold([value[key] for value in values], how) for key in values[0]}
+    numbers = [value for value in values if value is not None]
+    return how(numbers) if numbers else None
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """This host and what runs on it."""
+    versions = {"mpgpt": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = ""
+    host = {
+        "host": socket.gethostname(), "system": platform.platform(), "processor": _processor(),
+        "cores": os.cpu_count() or 1, "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+    }  # fmt: skip
+    return {"machine": host, "versions": versions}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# -- files
+
+
+def writable(path: Path, option: str) -> None:
+    """Raises ``UsageError`` when ``path`` cannot be written, found out by making a file beside it."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path}: that is there, and not a file")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror or error}") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside ``path`` and rename: whoever looks sees the old file or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        raise MpgptError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# -- on the terminal
+
+
+def show(document: dict[str, Any]) -> None:
+    """The table and the lines, on standard output."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(_table(document))
+    for line in sparklines(document):
+        console.print(line, highlight=False)
+    if any(run["oversubscribed"] for run in document["runs"]):
+        console.print("* more threads than cores: these shared them")
+
+
+def _table(document: dict[str, Any]) -> Table:
+    settings = document["settings"]
+    title = (
+        f"{document['model']['name']}: {settings['prompt_tokens']} prompt + {settings['new_tokens']} new tokens, "
+        f"median (least to greatest of the rounds)"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("dtype", "ranks", "seq."):
+        table.add_column(heading)
+    for heading in (
+        "tokens/s", "of memory's\nspeed", "prompt\ntokens/s", "first token\nms, p50, p95", "next token\nms, p50, p95",
+        "computing,\neach stage",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=heading == "tokens/s")
+    for run in document["runs"]:
+        table.add_row(*_cells(run))
+    return table
+
+
+def _cells(run: dict[str, Any]) -> list[str]:
+    speed, floor = run["decode_tokens_per_s"], run["floor_tokens_per_s"]
+    least, greatest = run["spread"]["decode_tokens_per_s"] or (0.0, 0.0)
+    busy = [stage["compute_s"] / max(stage["wall_s"], 1e-9) for stage in run["stages"]]
+    return [
+        run["dtype"],
+        f"{run['ranks']}{'*' * run['oversubscribed']}",
+        str(run["concurrency"]),
+        f"{speed:.1f} ({least:.1f} to {greatest:.1f})" if speed else "-",
+        f"{speed / floor:.0%}" if speed and floor and run["concurrency"] == 1 else "",
+        f"{run['prompt_tokens_per_s']:.0f}",
+        *(f"{run[name]['p50']:.1f}, {run[name]['p95']:.1f}" for name in ("ttft_ms", "tpot_ms")),
+        " ".join(f"{share:.0%}" for share in busy),
+    ]
+
+
+def sparklines(document: dict[str, Any]) -> list[str]:
+    """For each dtype and concurrency a line: its speed over the numbers of ranks. None for a single number."""
+    lines = []
+    for (dtype, concurrency), runs in by_line(document).items():
+        speeds = [run["decode_tokens_per_s"] for run in runs]
+        if len(speeds) > 1:
+            ranks = ", ".join(str(run["ranks"]) for run in runs)
+            said = ", ".join(f"{speed:.1f}" for speed in speeds)
+            who = f"{concurrency} sequence{'s' * (concurrency > 1)}"
+            lines.append(f"{dtype}, {who}: {_spark(speeds)}  {said} tokens/s on {ranks} ranks")
+    return lines
+
+
+def by_line(document: dict[str, Any]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The runs that have a speed, by dtype and concurrency, ranks ascending."""
+    lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for run in sorted(document["runs"], key=lambda run: run["ranks"]):
+        if run["decode_tokens_per_s"]:
+            lines.setdefault((run["dtype"], run["concurrency"]), []).append(run)
+    return lines
+
+
+def _spark(values: list[float]) -> str:
+    most = max(values)
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, int(len(BLOCKS) * value / most))] for value in values)

@@ -1,0 +1,135 @@
+"""The ring without MPI: rank 0 and a relay on a thread each, and stages that do next to nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mpgpt.core import Result, Row, Span, Step
+from mpgpt.errors import WireError
+from mpgpt.ledger import Ledger
+from mpgpt.link import Doorbell, QueueLink
+from mpgpt.pipeline import Pipeline, relay
+from mpgpt.wire import Codec
+
+CODEC = Codec(rows=2, tokens=8, token_bytes=4, slots=2, context=64, ranks=3)
+NAP_S = 0.02
+
+
+class Naps:
+    """A stage that sleeps, and makes ``hidden`` or, being the last, results."""
+
+    span = Span(start=0, stop=1)
+
+    def __init__(self, last: bool) -> None:
+        self._last, self.closed = last, False
+
+    def forward(self, step: Step) -> Step | Result:
+        time.sleep(NAP_S)
+        if self._last:
+            return Result(epoch=step.epoch, number=step.number, ids=(step.number,))
+        return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=bytes(4 * step.tokens))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def a_step(number: int) -> Step:
+    return Step(epoch=1, number=number, rows=(Row(slot=0, start=number, ids=(5, 6), outputs=1),))
+
+
+class Lasting(QueueLink):
+    """One end may close while the other has yet to take what is in it, as over MPI."""
+
+    def close(self) -> None: ...
+
+
+class Ring:
+    """Three ranks, two of them threads."""
+
+    def __init__(self) -> None:
+        self.stages = [Naps(last=rank == 2) for rank in range(3)]
+        self.bells = [Doorbell() for _ in range(3)]
+        links = [Lasting(self.bells[rank]) for rank in range(3)]  # links[r] leads to rank r
+        self.pipeline = Pipeline(self.stages[0], CODEC, links[1], links[0], Ledger(0))
+        self.threads = [
+            threading.Thread(
+                target=relay, daemon=True,
+                args=(self.stages[rank], CODEC, links[rank], links[(rank + 1) % 3], Ledger(rank)),
+            )
+            for rank in (1, 2)
+        ]  # fmt: skip
+        for thread in self.threads:
+            thread.start()
+
+    def go(self, steps: int) -> None:
+        for number in range(steps):
+            self.pipeline.push(a_step(number))
+        for number in range(steps):
+            assert self.pipeline.pop(5.0) == Result(epoch=1, number=number, ids=(number,))
+
+    def stop(self) -> None:
+        self.pipeline.stop(1)
+        for thread in self.threads:
+            thread.join(5.0)
+            assert not thread.is_alive()
+        for bell in self.bells:
+            bell.close()
+
+
+@pytest.fixture
+def bell() -> Iterator[Doorbell]:
+    bell = Doorbell()
+    yield bell
+    bell.close()
+
+
+def test_a_tally_has_every_stage_and_all_its_time() -> None:
+    ring = Ring()
+    ring.go(3)
+    assert [account.rank for account in ring.pipeline.tally(1)] == [0, 1, 2]
+    begun = time.perf_counter()
+    ring.go(10)
+    time.sleep(0.1)
+    accounts = ring.pipeline.tally(1)
+    took = time.perf_counter() - begun
+    ring.stop()
+    assert [(account.rank, account.steps, account.tokens) for account in accounts] == [(r, 10, 20) for r in range(3)]
+    for account in accounts:
+        parts = (account.compute_s, account.wait_s, account.send_s, account.other_s)
+        assert min(parts) >= 0 and sum(parts) == pytest.approx(account.wall_s, rel=0.02)
+        assert account.compute_s >= 10 * NAP_S
+        assert account.wall_s == pytest.approx(took, rel=0.1)
+        assert account.peak_rss > 1 << 20
+    assert accounts[0].other_s >= 0.1, "what rank 0 does outside the pipeline"
+    assert accounts[2].wait_s >= 0.1, "meanwhile the others wait"
+
+
+def test_a_new_period_begins_everywhere() -> None:
+    ring = Ring()
+    ring.go(4)
+    ring.pipeline.tally(1)
+    assert [(a.steps, a.tokens, a.compute_s) for a in ring.pipeline.tally(1)] == [(0, 0, 0.0)] * 3
+    ring.stop()
+    assert all(stage.closed for stage in ring.stages)
+
+
+def test_one_rank_is_a_ring_too(bell: Doorbell) -> None:
+    link = QueueLink(bell)
+    pipeline = Pipeline(Naps(last=True), CODEC, link, link, Ledger(0))
+    pipeline.push(a_step(0))
+    assert pipeline.pop(1.0) is not None
+    (account,) = pipeline.tally(1)
+    assert (account.rank, account.steps) == (0, 1) and account.compute_s >= NAP_S
+    pipeline.stop(1)
+
+
+def test_a_tally_among_steps_is_noticed(bell: Doorbell) -> None:
+    link = QueueLink(bell)
+    pipeline = Pipeline(Naps(last=True), CODEC, link, link, Ledger(0))
+    pipeline.push(a_step(0))
+    with pytest.raises(WireError, match="tally"):
+        pipeline.tally(1)
