@@ -103,7 +103,8 @@ def pull_command(name: str, folder: Path | None) -> None:
 )
 @click.option("--system", help="The system message of a chat.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
-@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
+@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]')
+@click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What measured layers are to serve.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
 @click.option(

@@ -37,19 +37,19 @@ def read_all() -> str:
         raise UsageError(f"standard input is not UTF-8: byte {error.start + 1}") from None
 
 
-def figures(stream: Stream, places: Sequence[tuple[Node, Span]]) -> str:
+def figures(stream: Stream, places: Sequence[tuple[Node, Span | None]]) -> str:
     """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
     new = len(stream.ids)
     first = stream.ttft_s or 0.0
     speed = (new - 1) / (stream.seconds - first) if new > 1 else new / max(stream.seconds, 1e-9)
-    layers = " | ".join(f"{node.host} {span}" if _several(places) else str(span) for node, span in places)
+    layers = " | ".join(f"{node.host} {span or '-'}" if _several(places) else str(span or "-") for node, span in places)
     return (
         f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
         f"layers {layers}]"
     )
 
 
-def _several(places: Sequence[tuple[Node, Span]]) -> bool:
+def _several(places: Sequence[tuple[Node, Span | None]]) -> bool:
     return len({node.host for node, _ in places}) > 1
 
 

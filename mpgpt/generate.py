@@ -52,6 +52,7 @@ class Generate:
         settings = settle(
             world, folder, dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"],
             threads=chosen["threads"], plan=lambda config: self._spans(world, config),
+            objective=self._objective, workload=self._config.workload, report=report,
         )  # fmt: skip
         together(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
         return Ring(world, settings, folder)
@@ -78,7 +79,11 @@ class Generate:
             "threads": options["threads"] or config.threads,
         }
 
-    def _spans(self, world: World, config: ModelConfig) -> tuple[Span, ...] | None:
+    @property
+    def _objective(self) -> str:
+        return self._options["objective"] or self._config.plan.objective
+
+    def _spans(self, world: World, config: ModelConfig) -> tuple[Span | None, ...] | None:
         if self._options["layers"]:
             spans = configs.parse_layers(self._options["layers"])
             return configs.check_spans(spans, world.size, config.layers, "--layers")

@@ -303,10 +303,10 @@ class Slice:
         self._rotary = None if gpt2 else Rotary(config, context, dtype)
         kind = GPT2Block if gpt2 else LlamaBlock
         self.blocks: list[Block] = []
-        self._attentions = []
+        self.attentions = []
         for layer in range(span.start, span.stop):
             attention = Attention(config, layer, slots, context, dtype)
-            self._attentions.append(attention)
+            self.attentions.append(attention)
             self.blocks.append(kind(config, layer, source, attention, dtype))
         embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
         if self.first:
@@ -326,7 +326,7 @@ class Slice:
 
     @property
     def kv_nbytes(self) -> int:
-        return sum(attention.kv.nbytes for attention in self._attentions)
+        return sum(attention.kv.nbytes for attention in self.attentions)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """What the layers need to know of a step's rows."""

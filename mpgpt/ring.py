@@ -9,8 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,28 @@ import psutil
 import torch
 
 from mpgpt.architecture import ModelConfig, read_config
-from mpgpt.core import Node, Span
+from mpgpt.core import Node, Shape, Span, Workload
 from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
 from mpgpt.folder import read_json
+from mpgpt.hops import Links
 from mpgpt.link import World
 from mpgpt.model import Slice
-from mpgpt.pipeline import Pipeline, relay
-from mpgpt.plan import divide, head_in_layers
+from mpgpt.pipeline import Pipeline, relay, stand_by
+from mpgpt.plan import place
+from mpgpt.profile import node_from, shape_of, survey
 from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK, Scheduler
-from mpgpt.stage import TorchStage
+from mpgpt.stage import PassStage, Stage, TorchStage
 from mpgpt.weights import Checkpoint, lean_heap
 from mpgpt.wire import Codec
 
 MAX_CONTEXT = 4096
 """The context that is taken when none is asked for and the model would allow more."""
+
+Spans = list[tuple[int, int] | None]
+"""Every rank's layers, for JSON; None for a rank without layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,7 @@ class Settings:
     """What every rank must know before it can load. Made on rank 0 and broadcast as JSON."""
 
     config: dict[str, Any]
-    spans: list[tuple[int, int]]
+    spans: Spans
     dtype: str
     slots: int
     context: int
@@ -50,8 +56,35 @@ class Settings:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return activations(self.dtype)
+
+    def span(self, rank: int) -> Span | None:
+        pair = self.spans[rank]
+        return pair and Span(start=pair[0], stop=pair[1])
+
+    @property
+    def members(self) -> list[int]:
+        """The ranks of the ring, in its order: rank 0, and all others that have layers."""
+        return [rank for rank, pair in enumerate(self.spans) if pair or not rank]
+
+    @property
+    def stages(self) -> int:
+        return sum(1 for pair in self.spans if pair)
+
+
+def activations(dtype: str) -> torch.dtype:
+    """What hidden states and the cache are, where weights are held as ``dtype``."""
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What a plan stands on."""
+
+    shape: Shape
+    nodes: list[Node]
+    links: Links = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +92,7 @@ class Place:
     """What one rank became, as it reports it."""
 
     node: Node
-    span: Span
+    span: Span | None
     slice_bytes: int
     kv_bytes: int
 
@@ -110,30 +143,56 @@ def _present(folder: Path | None, name: str) -> None:
 
 def settle(
     world: World, folder: Path, *, dtype: str, slots: int, context: int | None, threads: int | None,
-    plan: Callable[[ModelConfig], tuple[Span, ...] | None],
+    plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: str = "throughput",
+    workload: Workload = Workload(), report: Callable[[str], None] = lambda line: None,  # noqa: B008
 ) -> Settings:  # fmt: skip
-    """Rank 0 decides the plan and the sizes; every rank gets them. ``plan`` gives the spans, or None for auto.
+    """Rank 0 decides the plan and the sizes; every rank gets them. ``plan`` gives the spans, or None for auto: then
+    every rank is measured, and the layers are placed so that ``objective`` is best met for ``workload``.
 
-    Raises ``UsageError`` on every rank when they do not fit the model or the number of ranks.
+    ``report`` hears, on rank 0, of ranks that are better left without layers. Raises ``UsageError`` on every rank
+    when the spans do not fit the model or the number of ranks, or the model does not fit the ranks' memory.
     """
 
-    def decide() -> dict[str, Any] | None:
-        if world.rank:
-            return None
+    def decide() -> dict[str, Any]:
         raw = read_json(folder / "config.json")
         config = read_config(raw)
         if context is not None and context > config.positions:
             raise UsageError(f"--context {context} is more than the model's {config.positions} positions")
-        spans = plan(config) or divide(
-            config.layers, world.size, head_in_layers(config.head_weights, config.layer_weights)
-        )
-        chosen = Settings(
-            config=raw, spans=[(s.start, s.stop) for s in spans], dtype=dtype, slots=slots,
-            context=context or min(config.positions, MAX_CONTEXT), threads=threads,
-        )  # fmt: skip
-        return asdict(chosen)
+        spans = plan(config) or (None if world.size > 1 else (Span(start=0, stop=config.layers),))
+        return {
+            "config": raw,
+            "context": context or min(config.positions, MAX_CONTEXT),
+            "spans": spans and _plain(spans),
+        }
 
-    return Settings(**together(world, decide)[0])
+    def placed() -> Spans:
+        spans = place(ground.shape, ground.nodes, ground.links, workload, objective).spans
+        for node, span in zip(ground.nodes, spans, strict=True):
+            if span is None:
+                report(f"rank {node.rank} on {node.host} has no layers: the ring is faster without it")
+        return _plain(spans)
+
+    chosen = together(world, lambda: None if world.rank else decide())[0]
+    if not chosen["spans"]:
+        ground = measure(world, chosen["config"], dtype=dtype, slots=slots, context=chosen["context"], threads=threads)
+        chosen["spans"] = together(world, lambda: None if world.rank else placed())[0]
+    return Settings(**chosen, dtype=dtype, slots=slots, threads=threads)
+
+
+def _plain(spans: Sequence[Span | None]) -> Spans:
+    return [(span.start, span.stop) if span else None for span in spans]
+
+
+def measure(
+    world: World, raw: dict[str, Any], *, dtype: str, slots: int, context: int, threads: int | None
+) -> Ground:  # fmt: skip
+    """Measure every rank and the links for the model of this ``config.json``. All ranks must call it."""
+    config, used = read_config(raw), activations(dtype)
+    nodes, links = survey(
+        world, partial(together, world), config, dtype=used, threads=share_cores(world, threads), context=context
+    )
+    shape = shape_of(config, dtype, itemsize=used.itemsize, slots=slots, context=context)
+    return Ground(shape=shape, nodes=nodes, links=links)
 
 
 def local_rank(world: World) -> int:
@@ -170,36 +229,50 @@ class Ring:
             rows=settings.slots, tokens=settings.slots + CHUNK, token_bytes=self.config.embed * itemsize,
             slots=settings.slots, context=settings.context,
         )  # fmt: skip
-        rank, size, capacity = world.rank, world.size, self._codec.max_frame
-        # A rank opens the edge to the next before the edge from the one before; in a ring of one they are the same.
-        self._outbound = world.connect(rank, (rank + 1) % size, capacity)
-        self._inbound = self._outbound if size == 1 else world.connect((rank - 1) % size, rank, capacity)
-        self._stage = TorchStage(self._slice, self._sampler, self._outbound.progress)
+        self._connect()
+        self._stage: Stage = PassStage()
+        if self._slice:
+            self._stage = TorchStage(self._slice, self._sampler, self._outbound.progress)
         gc.freeze()  # libraries and weights are here to stay: no collection in the middle of a step need look at them
 
     def _load(self, folder: Path) -> None:
-        s = self._settings
-        start, stop = s.spans[self.world.rank]
+        s, span = self._settings, self._settings.span(self.world.rank)
+        self._slice: Slice | None = None
 
         def load() -> None:
+            if not span:
+                return
             with lean_heap():
                 self._slice = Slice(
-                    self.config, Span(start=start, stop=stop), Checkpoint(folder), slots=s.slots, context=s.context,
-                    dtype=s.torch_dtype,
-                )  # fmt: skip
+                    self.config, span, Checkpoint(folder), slots=s.slots, context=s.context, dtype=s.torch_dtype
+                )
             self._sampler = Sampler(slots=s.slots, context=s.context, vocab=self.config.vocab)
 
         together(self.world, load)
 
+    def _connect(self) -> None:
+        """The link to the next rank of the ring and from the one before; to ranks outside it only rank 0's."""
+        world, members, capacity = self.world, self._settings.members, self._codec.max_frame
+        outside = [rank for rank in range(world.size) if rank not in members]
+        self._idle = [world.connect(0, rank, capacity) for rank in outside if world.rank in (0, rank)]
+        if world.rank in outside:
+            self._inbound = self._outbound = self._idle[0]
+            return
+        at = members.index(world.rank)
+        before, after = members[at - 1], members[(at + 1) % len(members)]
+        # A rank opens the edge to the next before the edge from the one before; in a ring of one they are the same.
+        self._outbound = world.connect(world.rank, after, capacity)
+        self._inbound = self._outbound if after == world.rank else world.connect(before, world.rank, capacity)
+
     def _report(self, threads: int) -> dict[str, Any]:
-        world, memory = self.world, psutil.virtual_memory().total
+        world, memory, model = self.world, psutil.virtual_memory().total, self._slice
         node = Node(
             rank=world.rank, host=world.hosts[world.rank], kind="cpu", memory=memory, local_rank=local_rank(world),
             threads=threads,
         )  # fmt: skip
-        return asdict(
-            Place(node=node, span=self._slice.span, slice_bytes=self._slice.nbytes, kv_bytes=self._slice.kv_nbytes)
-        )
+        nbytes, kv_nbytes = (model.nbytes, model.kv_nbytes) if model else (0, 0)
+        span = self._settings.span(world.rank)
+        return asdict(Place(node=node, span=span, slice_bytes=nbytes, kv_bytes=kv_nbytes))
 
     @property
     def slots(self) -> int:
@@ -209,12 +282,11 @@ class Ring:
         """Rank 0's end: what takes requests."""
         assert self.world.rank == 0
         s, bell = self._settings, self.world.bell
-        stages = self.world.size
-        scheduler = Scheduler(slots=s.slots, context=s.context, stages=stages)
+        scheduler = Scheduler(slots=s.slots, context=s.context, stages=s.stages)
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
-        depth = 1 if stages == 1 else stages + 1
-        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound)
+        depth = 1 if len(s.members) == 1 else s.stages + 1
+        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, self._idle)
         return Engine(
             pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring,
             sleep=lambda: bell.sleep(60.0),
@@ -222,8 +294,11 @@ class Ring:
 
     def serve(self) -> None:
         """Every other rank's life: until rank 0 stops the ring."""
-        relay(self._stage, self._codec, self._inbound, self._outbound)
+        if self.world.rank in self._settings.members:
+            relay(self._stage, self._codec, self._inbound, self._outbound)
+        else:
+            stand_by(self._codec, self._inbound)
 
 
 def _place(raw: dict[str, Any]) -> Place:
-    return Place(**{**raw, "node": Node(**raw["node"]), "span": Span(**raw["span"])})
+    return Place(**{**raw, "node": node_from(raw["node"]), "span": raw["span"] and Span(**raw["span"])})
