@@ -72,7 +72,7 @@ class Weights:
             "mlp.gate_proj": (c.inner, c.embed), "mlp.up_proj": (c.inner, c.embed),
             "mlp.down_proj": (c.embed, c.inner),
         }  # fmt: skip
-        self._head = (c.vocab, c.embed)
+        self._head, self._positions = (c.vocab, c.embed), c.positions
 
     def _shape(self, name: str) -> tuple[int, int]:
         return self._shapes.get(".".join(name.split(".")[-3:-1]), self._head)
@@ -84,6 +84,8 @@ class Weights:
             yield torch.outer(column_O, row_I)
 
     def vector(self, name: str) -> Tensor:
+        if name == "wpe.weight":
+            return self._some(self._embed).expand(self._positions, self._embed)
         if name.endswith(("q_norm.weight", "k_norm.weight")):
             return self._some(self._dim)
         bias = name.endswith(".bias") and self._shape(name) is not self._head
@@ -111,7 +113,8 @@ class Probe:
     """Some layers and a part of the head of a model's shape, and how long a step through them takes."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, context: int, free: int) -> None:
-        """``free`` bytes may be used, of which a quarter is. Times are of the whole layer and the whole head."""
+        """Uses a quarter of the ``free`` bytes at most, where three of the thinnest layers fit into half of that. Times
+        are of the whole layer and the whole head."""
         thin = _thinned(config, int(min(THICK_BYTES, free / 4 / (2 * LAYERS)) / dtype.itemsize))
         layer_bytes = thin.layer_weights * dtype.itemsize
         layers = max(LAYERS, min(-(-LEAST_BYTES // layer_bytes), int(free / 8 / layer_bytes), config.layers))

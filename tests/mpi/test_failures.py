@@ -181,7 +181,21 @@ def test_what_cannot_be_is_said_once(
     assert run.returncode == status
 
 
-def test_more_ranks_than_layers(models: dict[str, Path]) -> None:
-    run = mpgpt(6, "generate", "--model", models["gpt2"], "--prompt", "x")
-    assert_one_message(run, "6 ranks", "5 layers")
-    assert run.returncode == 2
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_the_end_of_a_ring_with_a_rank_outside_it(
+    models: dict[str, Path], long_batch: tuple[Path, Path], how: str
+) -> None:
+    """A rank without layers ends with the others, and they with it."""
+    source, out = long_batch
+    arguments = ("--prompts", source, "--out", out, "--layers", "0-1,-,2-4", *LONG)
+    with started(3, "generate", "--model", models["gpt2"], *arguments) as process:
+        ranks = ranks_of(process, 3)
+        wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3)
+        if how == "killed":
+            ranks[1].kill()
+        else:
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode != 0
+        assert "Traceback" not in errors
+    assert {0, 1, 2} <= set(records(out))

@@ -115,6 +115,28 @@ def test_layers_may_be_given(models: dict[str, Path], tmp_path: Path) -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.parametrize("layers", ["-,0-4", "0-4,-", "0-1,-,2-4", "-,0-1,2-4,-", "-,-,0-4"])
+def test_ranks_without_layers(models: dict[str, Path], prompts: Path, tmp_path: Path, layers: str) -> None:
+    """The ring leaves them out, rank 0 passes on what it has nothing to do with; the tokens are the same."""
+    out, ranks = tmp_path / "out.jsonl", layers.count(",") + 1
+    run = mpgpt(
+        ranks, "generate", "--model", models["gpt2"], "--prompts", prompts, "--out", out, "--layers", layers, *GREEDY
+    )
+    assert run.returncode == 0, run.stderr
+    assert {n: record["token_ids"] for n, record in records(out).items()} == transformers_tokens("gpt2")
+    run = mpgpt(ranks, "generate", "--model", models["llama"], "--prompt", "Once", "--layers", layers, *GREEDY)
+    assert run.returncode == 0, run.stderr
+    assert f"layers {layers.replace(',', ' | ')}]" in run.stderr
+
+
+def test_more_ranks_than_layers_leave_some_without(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run = mpgpt(6, "generate", "--model", models["gpt2"], "--prompts", prompts, "--out", out, *GREEDY)
+    assert run.returncode == 0, run.stderr
+    assert {n: record["token_ids"] for n, record in records(out).items()} == transformers_tokens("gpt2")
+    assert "has no layers: the ring is faster without it" in run.stderr
+
+
 def test_a_hostfile_brings_its_settings(models: dict[str, Path], tmp_path: Path) -> None:
     """mpirun -hostfile NAME finds NAME.yaml by itself, wherever it is; --config overrides it."""
     hostfile = tmp_path / "mine"
