@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -67,11 +68,19 @@ def test_a_large_frame_that_seems_faster_gives_a_fast_edge_and_no_nonsense() -> 
     assert found.latency_s == pytest.approx(0.002, rel=0.01) and 0 < found.bytes_per_s < 1e12
 
 
+@pytest.fixture
+def bells() -> Iterator[tuple[Doorbell, Doorbell]]:
+    pair = Doorbell(), Doorbell()
+    yield pair
+    for bell in pair:
+        bell.close()
+
+
 class SlowLink(QueueLink):
     """Every frame is underway for so long."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(Doorbell())
+    def __init__(self, bell: Doorbell, seconds: float) -> None:
+        super().__init__(bell)
         self._seconds, self.sent = seconds, list[int]()
 
     def send(self, frame: bytearray) -> None:
@@ -79,10 +88,10 @@ class SlowLink(QueueLink):
         threading.Timer(self._seconds, super().send, (frame,)).start()
 
 
-def test_a_hop_is_the_way_without_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hop_is_the_way_without_the_work(monkeypatch: pytest.MonkeyPatch, bells: tuple[Doorbell, Doorbell]) -> None:
     """50 ms of work a frame and 20 ms on the way, there and back: 20 ms are found, in the least number of frames."""
     monkeypatch.setattr(hops, "WORK_S", 0.05)
-    there, back = SlowLink(0.02), SlowLink(0.02)
+    there, back = (SlowLink(bell, 0.02) for bell in bells)
     follower = threading.Thread(target=Player(back, there, "pi").follow)
     follower.start()
     leader = Player(there, back, "pi")
@@ -93,9 +102,9 @@ def test_a_hop_is_the_way_without_the_work(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.02 <= small_s < 0.04 and 0.02 <= large_s < 0.04
 
 
-def test_no_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_answer_is_said(monkeypatch: pytest.MonkeyPatch, bells: tuple[Doorbell, Doorbell]) -> None:
     monkeypatch.setattr(hops, "TIMEOUT_S", 0.1)
     begun = time.monotonic()
     with pytest.raises(LinkError, match="no answer from pi"):
-        Player(QueueLink(Doorbell()), QueueLink(Doorbell()), "pi").lead(SMALL, last=True)
+        Player(QueueLink(bells[0]), QueueLink(bells[1]), "pi").lead(SMALL, last=True)
     assert time.monotonic() - begun < 5
