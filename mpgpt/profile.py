@@ -8,6 +8,10 @@ What is timed is a ``TorchStage`` with some layers of the model's shape, enough 
 weights, and a part of the head. Several ranks of one host share its memory, and slow each other down where both
 read it. With one sequence only one of them has work at any time, so one row is measured by the ranks of a host
 in turn; everything else by all of them at once, as in a ring that is full.
+
+A rank may not have its core for itself: another program, a quota, more ranks than cores. That comes in slices of
+milliseconds, which hit one sample and miss the next. So single steps are timed in processor time, and all of it
+is then stretched by what the whole measurement took longer by the clock.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -102,7 +106,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One step's times: of each whole layer, of the head, and of the rest; seconds."""
+    """One step's times: of each whole layer, of the head, and of the rest; seconds of processor time."""
 
     layers: tuple[float, ...]
     head: float
@@ -138,7 +142,7 @@ class Probe:
         self._hidden = torch.ones(CHUNK, shape.embed, dtype=dtype).view(torch.uint8).numpy().reshape(CHUNK, -1)
         self._codec = Codec(rows=CHUNK, tokens=CHUNK, token_bytes=self._hidden.shape[1], slots=1, context=self._context)
         sampler = Sampler(slots=1, context=self._context, vocab=vocab)
-        self._stage = TorchStage(model, sampler, lambda: self._marks.append(time.perf_counter()))
+        self._stage = TorchStage(model, sampler, lambda: self._marks.append(time.thread_time()))
 
     def decode(self, rows: int) -> dict[str, float]:
         """A step of so many rows with hardly anything in the cache."""
@@ -146,43 +150,41 @@ class Probe:
 
     def alone(self) -> dict[str, float]:
         """One row, and what the cache adds to a layer for each position in it."""
-        short = self.decode(1)
-        last = self._context - 1
+        short, last = self.decode(1), self._context - 1
         long = self._time([Row(slot=0, start=last, ids=(1,), outputs=1)])
-        return short | {"attend": max(0.0, long["layer"] - short["layer"]) / last}
+        both = {key: short[key] + long[key] for key in ("wall", "cpu")}
+        return short | both | {"attend": max(0.0, long["layer"] - short["layer"]) / last}
 
     def prompt(self) -> dict[str, float]:
         """A chunk of a prompt."""
         return self._time([Row(slot=0, start=0, ids=(1,) * CHUNK)])
 
     def _time(self, rows: Sequence[Row]) -> dict[str, float]:
-        """``layer``, ``head`` and ``rest`` of as many steps as the window allows, seconds: of each the lower quartile,
-        because what is not this program's doing only ever adds to it."""
+        """Of as many steps as the window allows the medians of ``layer``, ``head`` and ``rest``, and the sums of
+        ``wall`` and ``cpu``; seconds, all but ``wall`` of processor time."""
         tokens = sum(len(row.ids) for row in rows)
         step = Step(epoch=0, number=0, rows=tuple(rows), hidden=self._hidden[:tokens].reshape(-1).data)
         self._step(step)  # libraries choose their code, and come into memory
-        samples, begun = list[Sample](), time.perf_counter()
+        samples, begun, cpu = list[Sample](), time.perf_counter(), time.thread_time()
         while len(samples) < 3 or time.perf_counter() - begun < WINDOW_S:
             samples.append(self._step(step))
         return {
-            "layer": self._layer_scale * _low([s for sample in samples for s in sample.layers]),
-            "head": self._head_scale * _low([sample.head for sample in samples]),
-            "rest": _low([sample.rest for sample in samples]),
+            "layer": self._layer_scale * statistics.median(s for sample in samples for s in sample.layers),
+            "head": self._head_scale * statistics.median(sample.head for sample in samples),
+            "rest": statistics.median(sample.rest for sample in samples),
+            "wall": time.perf_counter() - begun,
+            "cpu": time.thread_time() - cpu,
         }
 
     def _step(self, step: Step) -> Sample:
         marks = self._marks
         marks.clear()
-        begun = time.perf_counter()
+        begun = time.thread_time()
         self._stage.forward(self._codec.decode(self._codec.encode(step)))  # type: ignore[arg-type]
-        done = time.perf_counter()
+        done = time.thread_time()
         layers = [b - a for a, b in pairwise(marks if step.outputs else marks[:-1])]
         rest = marks[0] - begun - statistics.median(layers)
         return Sample(layers=tuple(layers), head=done - marks[-1], rest=max(0.0, rest))
-
-
-def _low(seconds: list[float]) -> float:
-    return statistics.quantiles(seconds, n=4, method="inclusive")[0]
 
 
 def _thinned(config: ModelConfig, weights: int) -> ModelConfig:
@@ -231,14 +233,22 @@ def measure_speed(
     def ask(work: Callable[[], Any]) -> Any:
         return together(work)[world.rank]
 
-    alone = [ask(lambda: probe.alone() if turn == now else None) for now in range(turns)]  # noqa: B023
-    steps = {1: alone[turn]} | {rows: ask(partial(probe.decode, rows)) for rows in ROWS}
+    alone = [ask(lambda: probe.alone() if turn == now else None) for now in range(turns)][turn]  # noqa: B023
+    full = {rows: ask(partial(probe.decode, rows)) for rows in ROWS}
     chunk = ask(probe.prompt)
+    first, rest = _stretch([alone]), _stretch([*full.values(), chunk])
+    steps = {rows: {key: rest * seconds for key, seconds in step.items()} for rows, step in full.items()}
+    steps = {1: {key: first * seconds for key, seconds in alone.items()}} | steps
     return Speed(
-        layer_s=(*((rows, step["layer"]) for rows, step in steps.items()), (CHUNK, chunk["layer"])),
+        layer_s=(*((rows, step["layer"]) for rows, step in steps.items()), (CHUNK, rest * chunk["layer"])),
         head_s=tuple((rows, step["head"]) for rows, step in steps.items()),
         attend_s=steps[1]["attend"], step_s=statistics.median(step["rest"] for step in steps.values()),
     )  # fmt: skip
+
+
+def _stretch(steps: Sequence[Mapping[str, float]]) -> float:
+    """How much longer these steps took by the clock than they had the processor."""
+    return max(1.0, sum(step["wall"] for step in steps) / max(1e-9, sum(step["cpu"] for step in steps)))
 
 
 def node_from(raw: dict[str, Any]) -> Node:
