@@ -150,14 +150,21 @@ class Probe:
 
     def alone(self) -> dict[str, float]:
         """One row, and what the cache adds to a layer for each position in it."""
-        short, last = self.decode(1), self._context - 1
-        long = self._time([Row(slot=0, start=last, ids=(1,), outputs=1)])
-        both = {key: short[key] + long[key] for key in ("wall", "cpu")}
-        return short | both | {"attend": max(0.0, long["layer"] - short["layer"]) / last}
+        return self._attended(1, outputs=1)
 
     def prompt(self) -> dict[str, float]:
-        """A chunk of a prompt."""
-        return self._time([Row(slot=0, start=0, ids=(1,) * CHUNK)])
+        """A prompt's chunk, and what the cache adds to a layer for each of its tokens and each position."""
+        return self._attended(CHUNK, outputs=0)
+
+    def _attended(self, tokens: int, outputs: int) -> dict[str, float]:
+        """One row, with nothing in the cache before it and with all that there is room for."""
+        before = self._context - tokens
+        short, long = (
+            self._time([Row(slot=0, start=start, ids=(1,) * tokens, outputs=outputs)]) for start in (0, before)
+        )
+        both = {key: short[key] + long[key] for key in ("wall", "cpu")}
+        attend = max(0.0, long["layer"] - short["layer"]) / (tokens * max(1, before))
+        return short | both | {"attend": attend}
 
     def _time(self, rows: Sequence[Row]) -> dict[str, float]:
         """Of as many steps as the window allows the medians of ``layer``, ``head`` and ``rest``, and the sums of
@@ -208,23 +215,36 @@ def survey(
 
     Raises on every rank what fails on any.
     """
-    available = together(lambda: psutil.virtual_memory().available)
-    local = world.hosts[: world.rank].count(world.hosts[world.rank])
-    here = [spare for spare, host in zip(available, world.hosts, strict=True) if host == world.hosts[world.rank]]
-    free = min(here) // len(here)
-    speed = measure_speed(world, together, config, dtype=dtype, context=context, free=free, turn=local)
+    mine, cores = world.hosts[world.rank], os.cpu_count() or 1
+    reports = together(lambda: (psutil.virtual_memory().available, min(threads, cores)))
+    spare, wanted = zip(
+        *(report for report, host in zip(reports, world.hosts, strict=True) if host == mine), strict=True
+    )
+    free, local = min(spare) // len(spare), world.hosts[: world.rank].count(mine)
+    speed = measure_speed(
+        world,
+        together,
+        config,
+        dtype=dtype,
+        context=context,
+        free=free,
+        turn=local,
+        crowd=max(1.0, sum(wanted) / cores),
+    )
     node = Node(
-        rank=world.rank, host=world.hosts[world.rank], kind="cpu", memory=psutil.virtual_memory().total,
-        local_rank=local, threads=threads, cores=os.cpu_count() or 1, free=free, speed=speed,
+        rank=world.rank, host=mine, kind="cpu", memory=psutil.virtual_memory().total,
+        local_rank=local, threads=threads, cores=cores, free=free, speed=speed,
     )  # fmt: skip
     nodes = [node_from(raw) for raw in together(lambda: asdict(node))]
     return nodes, measure_links(world, together, CHUNK * config.embed * dtype.itemsize)
 
 
 def measure_speed(
-    world: World, together: Together, config: ModelConfig, *, dtype: torch.dtype, context: int, free: int, turn: int
-) -> Speed:
-    """What this rank can do; ``turn`` is its place among the ranks of its host, ``free`` bytes are its to use."""
+    world: World, together: Together, config: ModelConfig, *, dtype: torch.dtype, context: int, free: int, turn: int,
+    crowd: float,
+) -> Speed:  # fmt: skip
+    """What this rank can do. ``turn`` is its place among the ranks of its host, ``free`` bytes are its to use, and
+    ``crowd`` threads want each of the host's cores."""
     probes: list[Probe] = []
     together(lambda: probes.append(Probe(config, dtype, context, free)))
     probe = probes[0]
@@ -236,13 +256,15 @@ def measure_speed(
     alone = [ask(lambda: probe.alone() if turn == now else None) for now in range(turns)][turn]  # noqa: B023
     full = {rows: ask(partial(probe.decode, rows)) for rows in ROWS}
     chunk = ask(probe.prompt)
-    first, rest = _stretch([alone]), _stretch([*full.values(), chunk])
+    # What the ranks of one host take from each other is left out: a plan knows their cores, and how many take part.
+    first, rest = _stretch([alone]), max(1.0, _stretch([*full.values(), chunk]) / crowd)
     steps = {rows: {key: rest * seconds for key, seconds in step.items()} for rows, step in full.items()}
     steps = {1: {key: first * seconds for key, seconds in alone.items()}} | steps
     return Speed(
         layer_s=(*((rows, step["layer"]) for rows, step in steps.items()), (CHUNK, rest * chunk["layer"])),
         head_s=tuple((rows, step["head"]) for rows, step in steps.items()),
-        attend_s=steps[1]["attend"], step_s=statistics.median(step["rest"] for step in steps.values()),
+        attend_s=steps[1]["attend"], attend_chunk_s=rest * chunk["attend"],
+        step_s=statistics.median(step["rest"] for step in steps.values()),
     )  # fmt: skip
 
 

@@ -156,12 +156,11 @@ def settle(
     def decide() -> dict[str, Any]:
         raw = read_json(folder / "config.json")
         config = read_config(raw)
-        if context is not None and context > config.positions:
-            raise UsageError(f"--context {context} is more than the model's {config.positions} positions")
+        positions = context_of(config, context)
         spans = plan(config) or (None if world.size > 1 else (Span(start=0, stop=config.layers),))
         return {
             "config": raw,
-            "context": context or min(config.positions, MAX_CONTEXT),
+            "context": positions,
             "spans": spans and _plain(spans),
         }
 
@@ -177,6 +176,13 @@ def settle(
         ground = measure(world, chosen["config"], dtype=dtype, slots=slots, context=chosen["context"], threads=threads)
         chosen["spans"] = together(world, lambda: None if world.rank else placed())[0]
     return Settings(**chosen, dtype=dtype, slots=slots, threads=threads)
+
+
+def context_of(config: ModelConfig, asked: int | None) -> int:
+    """The positions of a slot; ``UsageError`` when the model has fewer than were asked for."""
+    if asked is not None and asked > config.positions:
+        raise UsageError(f"--context {asked} is more than the model's {config.positions} positions")
+    return asked or min(config.positions, MAX_CONTEXT)
 
 
 def _plain(spans: Sequence[Span | None]) -> Spans:
