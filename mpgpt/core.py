@@ -46,7 +46,8 @@ class Node:
     cores: int = 1
     """Of the host, for all its ranks together."""
     free: int = 0
-    """Bytes that this rank may fill with its slice and cache: its share of what its host has to spare."""
+    """Bytes that this rank may fill with its slice and cache: its share of what its host has to spare. 0 where no limit
+    is known."""
     speed: Speed | None = None
     """What it does in a second; None where nobody measured."""
     within: Span | None = None
