@@ -28,12 +28,14 @@ from typing import Any
 from ring import FOLDER, make_model, prompt
 
 from mpgpt.core import Request, Span, Workload
-from mpgpt.engine import Engine, IdsOnly
+from mpgpt.engine import Engine, IdsOnly, Stream
 from mpgpt.link import MPIWorld
-from mpgpt.plan import divide, place, predict
+from mpgpt.plan import Objective, divide, place, predict
 from mpgpt.ring import Ring, Settings, measure, settle
 
 WORK = Workload(sequences=8, prompt_tokens=128, new_tokens=64)
+REQUESTS = 4
+"""Requests for each of the workload's sequences."""
 
 
 @contextmanager
@@ -49,14 +51,31 @@ def spinning(processes: int, core: int) -> Iterator[None]:
             process.wait()
 
 
-def timed(engine: Engine, sequences: int) -> float:
-    """New tokens a second of so many requests, from the first one's start to the last one's end."""
-    requests = [Request(ids=prompt(WORK.prompt_tokens, i), max_new_tokens=WORK.new_tokens) for i in range(sequences)]
-    begun = time.perf_counter()
-    for request in requests:
-        engine.submit(request, IdsOnly(), lambda stream, piece: None)
+def request(n: int) -> Request:
+    return Request(ids=prompt(WORK.prompt_tokens, n), max_new_tokens=WORK.new_tokens)
+
+
+def alone(engine: Engine) -> float:
+    """Tokens a second of one sequence once its prompt is through."""
+    stream = engine.submit(request(0), IdsOnly(), lambda stream, piece: None)
     engine.drain()
-    return sequences * WORK.new_tokens / (time.perf_counter() - begun)
+    return (len(stream.ids) - 1) / (stream.seconds - (stream.ttft_s or 0.0))
+
+
+def whole(engine: Engine) -> float:
+    """New tokens a second, prompts included, where a request that is done is followed by the next at once: from the
+    end of the first ``sequences`` of them to that of the last that has as many beside it."""
+    ends: list[float] = []
+
+    def hear(stream: Stream, piece: str) -> None:
+        if stream.finish_reason:
+            ends.append(time.perf_counter())
+
+    for n in range(REQUESTS * WORK.sequences):
+        engine.submit(request(n), IdsOnly(), hear)
+    engine.drain()
+    first, last = WORK.sequences - 1, (REQUESTS - 1) * WORK.sequences - 1
+    return (last - first) * WORK.new_tokens / (ends[last] - ends[first])
 
 
 def run_spans(world: MPIWorld, settings: Settings, spans: Sequence[Span | None]) -> dict[str, float] | None:
@@ -67,13 +86,13 @@ def run_spans(world: MPIWorld, settings: Settings, spans: Sequence[Span | None])
         ring.serve()
         return None
     engine = ring.engine()
-    timed(engine, 2)
-    result = {"one": timed(engine, 1), "many": timed(engine, WORK.sequences)}
+    alone(engine)
+    result = {"one": alone(engine), "whole": whole(engine)}
     engine.stop()
     return result
 
 
-def measure_rank(rounds: int, objective: str) -> None:
+def measure_rank(rounds: int, objective: Objective) -> None:
     """What every rank does: be measured, then run both splits in turn; rank 0 prints a line of JSON."""
     world = MPIWorld()
     os.sched_setaffinity(0, {world.rank})
@@ -96,7 +115,7 @@ def measure_rank(rounds: int, objective: str) -> None:
     if world.rank == 0:
         result = {
             "spans": {name: [str(span or "-") for span in spans] for name, spans in splits.items()},
-            "predicted": {name: {"one": p.one, "many": p.many} for name, p in predicted.items()},
+            "predicted": {name: {"one": p.one, "whole": p.whole} for name, p in predicted.items()},
             "measured": measured,
         }
         print(json.dumps(result))
@@ -123,7 +142,7 @@ def start(options: Any) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> None:
     for name, spans in result["spans"].items():
         print(f"{name:7} layers {' | '.join(spans)}")
-    for key in ("one", "many"):
+    for key in ("one", "whole"):
         for name in result["spans"]:
             values = [round_[name][key] for round_ in result["measured"]]
             print(

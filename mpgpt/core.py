@@ -68,8 +68,8 @@ class Speed:
     """The last norm, the head and sampling, by the rows of which a token is wanted."""
     attend_s: float = 0.0
     """More for each layer, row, and position in the cache."""
-    attend_chunk_s: float = 0.0
-    """The same for the tokens of a prompt's chunk, which read the cache together."""
+    attend_chunk_s: float | None = None
+    """The same for the tokens of a prompt's chunk, which read the cache together; None if it is not known apart."""
     step_s: float = 0.0
     """What every step costs a stage besides: taking the frame apart, making the next, and Python."""
 

@@ -41,15 +41,19 @@ def interpolate(points: Points, rows: int) -> float:
     return left + (right - left) * (rows - below) / (above - below)
 
 
-def stage_seconds(node: Node, layers: int, *, rows: int, outputs: int, context: float) -> float:
+def stage_seconds(
+    node: Node, layers: int, *, rows: int, outputs: int, context: float, chunk: bool = False
+) -> float:  # fmt: skip
     """What one step costs a stage of so many layers.
 
     ``rows`` are tokens, each with ``context`` positions before it on average; ``outputs`` is for how many of them a
-    token is wanted of this stage: 0 unless it has the head. No layers is what handing a step on costs.
+    token is wanted of this stage: 0 unless it has the head. ``chunk`` says that they are one prompt's. No
+    layers is what handing a step on costs.
     """
     speed = node.speed
     assert speed is not None, "nobody measured this rank"
-    layer = interpolate(speed.layer_s, rows) + speed.attend_s * rows * context
+    attend = speed.attend_s if speed.attend_chunk_s is None or not chunk else speed.attend_chunk_s
+    layer = interpolate(speed.layer_s, rows) + attend * rows * context
     return speed.step_s + layers * layer + interpolate(speed.head_s, outputs)
 
 
@@ -65,7 +69,9 @@ class Work:
 
     def seconds(self, node: Node, layers: int, *, head: bool) -> float:
         outputs = self.outputs if head else 0
-        once = stage_seconds(node, layers, rows=self.tokens, outputs=outputs, context=self.context)
+        once = stage_seconds(
+            node, layers, rows=self.tokens, outputs=outputs, context=self.context, chunk=self.tokens > self.rows
+        )
         return self.count * once
 
     def bytes(self, token_bytes: int) -> float:

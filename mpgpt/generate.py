@@ -25,6 +25,7 @@ from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError, UsageError
 from mpgpt.link import World
+from mpgpt.plan import Objective
 from mpgpt.ring import Ring, locate, settle, together
 from mpgpt.sampler import check
 from mpgpt.tokenizer import Tokenizer
@@ -80,8 +81,9 @@ class Generate:
         }
 
     @property
-    def _objective(self) -> str:
-        return self._options["objective"] or self._config.plan.objective
+    def _objective(self) -> Objective:
+        chosen: Objective = self._options["objective"] or self._config.plan.objective
+        return chosen
 
     def _spans(self, world: World, config: ModelConfig) -> tuple[Span | None, ...] | None:
         if self._options["layers"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, permutations
 from typing import Any
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from mpgpt.core import Edge
+from mpgpt.costs import Links
 from mpgpt.errors import LinkError
 from mpgpt.link import Link, World
 
-Links = Mapping[tuple[int, int], Edge]
 Pair = tuple[int, int]
 
 HEADER = struct.Struct("<?d")

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from mpgpt.architecture import ModelConfig
 from mpgpt.core import Node, Row, Shape, Span, Speed, Step
-from mpgpt.hops import Links, measure_links
+from mpgpt.costs import Links
+from mpgpt.hops import measure_links
 from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.sampler import Sampler

@@ -20,15 +20,15 @@ import torch
 
 from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.core import Node, Shape, Span, Workload
+from mpgpt.costs import Links
 from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
 from mpgpt.folder import read_json
-from mpgpt.hops import Links
 from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.pipeline import Pipeline, relay, stand_by
-from mpgpt.plan import place
-from mpgpt.profile import node_from, shape_of, survey
+from mpgpt.plan import Objective, place
+from mpgpt.profile import WEIGHT_BYTES, node_from, shape_of, survey
 from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK, Scheduler
@@ -85,6 +85,8 @@ class Ground:
     shape: Shape
     nodes: list[Node]
     links: Links = field(repr=False)
+    others: dict[str, Shape]
+    """The same model held in fewer bytes, by dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +145,7 @@ def _present(folder: Path | None, name: str) -> None:
 
 def settle(
     world: World, folder: Path, *, dtype: str, slots: int, context: int | None, threads: int | None,
-    plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: str = "throughput",
+    plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: Objective = "throughput",
     workload: Workload = Workload(), report: Callable[[str], None] = lambda line: None,  # noqa: B008
 ) -> Settings:  # fmt: skip
     """Rank 0 decides the plan and the sizes; every rank gets them. ``plan`` gives the spans, or None for auto: then
@@ -165,7 +167,7 @@ def settle(
         }
 
     def placed() -> Spans:
-        spans = place(ground.shape, ground.nodes, ground.links, workload, objective).spans
+        spans = place(ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others).spans
         for node, span in zip(ground.nodes, spans, strict=True):
             if span is None:
                 report(f"rank {node.rank} on {node.host} has no layers: the ring is faster without it")
@@ -197,8 +199,12 @@ def measure(
     nodes, links = survey(
         world, partial(together, world), config, dtype=used, threads=share_cores(world, threads), context=context
     )
-    shape = shape_of(config, dtype, itemsize=used.itemsize, slots=slots, context=context)
-    return Ground(shape=shape, nodes=nodes, links=links)
+    shapes = {
+        name: shape_of(config, name, itemsize=activations(name).itemsize, slots=slots, context=context)
+        for name in WEIGHT_BYTES
+    }
+    others = {name: shape for name, shape in shapes.items() if WEIGHT_BYTES[name] < WEIGHT_BYTES[dtype]}
+    return Ground(shape=shapes[dtype], nodes=nodes, links=links, others=others)
 
 
 def local_rank(world: World) -> int:
