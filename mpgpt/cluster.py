@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from mpgpt.architecture import ModelConfig
 from mpgpt.config import LAYER_RANGE, Blank, Count, DtypeName, Settings, Text
@@ -39,6 +39,14 @@ BITS: Mapping[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8":
 DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "int8", "int4")
 """From the largest to the smallest, as they are suggested to whom memory is short."""
 
+
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError(f"is {shown(name)}; a name has printable characters only")
+    return name
+
+
+Name = Annotated[Text, Field(max_length=60), AfterValidator(_printable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
@@ -111,7 +119,7 @@ class Numbers(Settings):
 class Machine(Settings):
     """One machine, or ``count`` like it; a rank on each."""
 
-    name: Text
+    name: Name
     kind: Literal["cpu", "ipad"] = "cpu"
     """An ``ipad`` can have neither the first layer nor the last."""
     count: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1
