@@ -128,6 +128,76 @@ def generate_command(**options: Any) -> int:
     return _run(Generate(options, home=_model_home(), config=config, terminal=terminal))
 
 
+def _asked(command: Any) -> Any:
+    """The options that say what a plan or a simulation is for."""
+    for option in (
+        click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, too."),
+        click.option("--new-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
+        click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
+        click.option("--sequences", type=click.IntRange(1, 1_000_000), help="How many.  [default: the file's]"),
+        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "int8", "int4"])),
+        click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What to be best at."),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command("plan")
+@click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; no machine is asked.")
+@click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
+@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
+@click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
+@click.option("--context", type=click.IntRange(2), help="Tokens of a sequence at most.")
+@_asked
+def plan_command(**options: Any) -> int:
+    """Say which rank should run which layers, and what that will give.
+
+    Under mpirun (or alone) the ranks and the links between them are measured, which takes a second or two; nothing is
+    loaded. With --what-if nothing is measured: FILE describes machines and links (hostfiles/what-if has two such
+    files), so that you can ask before you buy.
+    """
+    from rich.console import Console
+
+    if options["what_if"] is None:
+        from mpgpt.planning import Planning
+
+        os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
+        launcher = _launcher()
+        config = options["config"] or (launcher.config if launcher else None)
+        return _run(Planning(options, home=_model_home(), config=config, console=Console()))
+    from mpgpt.placement import what_if
+
+    for name in ("model", "config", "threads", "max_sequences", "context"):
+        if options[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"
+            )
+    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
+        what_if(options["what_if"], options, Console())
+    return 0
+
+
+@cli.command("simulate")
+@click.argument("file", type=click.Path(path_type=Path))
+@_asked
+@click.option("--spans", help='Every machine\'s layers, such as "0-3,-,4-11"; - for none.  [default: the best plan]')
+@click.option("--arrival", type=click.FloatRange(0, min_open=True), help="Requests a second.  [default: all at once]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of when requests come.")
+def simulate_command(file: Path, **options: Any) -> None:
+    """Simulate the ring of the machines that FILE describes, step by step.
+
+    FILE is what `mpgpt plan --what-if` takes. --sequences is how many requests there are; as many run at once as FILE
+    has slots.
+    """
+    from rich.console import Console
+
+    from mpgpt.placement import simulation
+
+    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
+        simulation(file, options, Console(), Console(stderr=True))
+
+
 def _run(job: Any) -> int:
     """Form a ring of whatever ranks there are and do ``job`` in it. Every rank comes through here."""
     from mpgpt.link import MPIWorld, SoloWorld, World

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from mpgpt.architecture import ModelConfig
-from mpgpt.core import Node, Row, Shape, Span, Speed, Step
+from mpgpt.core import Node, Row, Span, Speed, Step
 from mpgpt.costs import Links
 from mpgpt.hops import measure_links
 from mpgpt.link import World
@@ -281,17 +281,3 @@ def node_from(raw: dict[str, Any]) -> Node:
         points = {key: tuple((rows, seconds) for rows, seconds in speed[key]) for key in ("layer_s", "head_s")}
         speed = Speed(**{**speed, **points})
     return Node(**{**raw, **spans, "speed": speed})
-
-
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-
-
-def shape_of(config: ModelConfig, dtype: str, *, itemsize: int, slots: int, context: int) -> Shape:
-    """What a plan has to know of a model whose weights are held as ``dtype`` and whose activations and cache have
-    ``itemsize`` bytes a number."""
-    each = WEIGHT_BYTES[dtype]
-    return Shape(
-        layers=config.layers, layer_bytes=round(config.layer_weights * each),
-        head_bytes=round(config.head_weights * each), embedding_bytes=config.head_weights * itemsize,
-        kv_bytes=config.kv_bytes(1, slots, context, itemsize), token_bytes=config.embed * itemsize,
-    )  # fmt: skip

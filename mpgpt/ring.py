@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import psutil
 import torch
 
 from mpgpt.architecture import ModelConfig, read_config
+from mpgpt.cluster import DTYPES, shape_of
+from mpgpt.config import DtypeName
 from mpgpt.core import Node, Shape, Span, Workload
 from mpgpt.costs import Links
 from mpgpt.engine import Engine
@@ -28,7 +30,7 @@ from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.pipeline import Pipeline, relay, stand_by
 from mpgpt.plan import Objective, place
-from mpgpt.profile import WEIGHT_BYTES, node_from, shape_of, survey
+from mpgpt.profile import node_from, survey
 from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK, Scheduler
@@ -85,7 +87,7 @@ class Ground:
     shape: Shape
     nodes: list[Node]
     links: Links = field(repr=False)
-    others: dict[str, Shape]
+    others: Mapping[str, Shape]
     """The same model held in fewer bytes, by dtype."""
 
 
@@ -144,7 +146,7 @@ def _present(folder: Path | None, name: str) -> None:
 
 
 def settle(
-    world: World, folder: Path, *, dtype: str, slots: int, context: int | None, threads: int | None,
+    world: World, folder: Path, *, dtype: DtypeName, slots: int, context: int | None, threads: int | None,
     plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: Objective = "throughput",
     workload: Workload = Workload(), report: Callable[[str], None] = lambda line: None,  # noqa: B008
 ) -> Settings:  # fmt: skip
@@ -160,14 +162,11 @@ def settle(
         config = read_config(raw)
         positions = context_of(config, context)
         spans = plan(config) or (None if world.size > 1 else (Span(start=0, stop=config.layers),))
-        return {
-            "config": raw,
-            "context": positions,
-            "spans": spans and _plain(spans),
-        }
+        return {"config": raw, "context": positions, "spans": spans and _plain(spans)}
 
     def placed() -> Spans:
-        spans = place(ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others).spans
+        work = replace(workload, sequences=min(workload.sequences, slots))
+        spans = place(ground.shape, ground.nodes, ground.links, work, objective, others=ground.others).spans
         for node, span in zip(ground.nodes, spans, strict=True):
             if span is None:
                 report(f"rank {node.rank} on {node.host} has no layers: the ring is faster without it")
@@ -192,19 +191,17 @@ def _plain(spans: Sequence[Span | None]) -> Spans:
 
 
 def measure(
-    world: World, raw: dict[str, Any], *, dtype: str, slots: int, context: int, threads: int | None
+    world: World, raw: dict[str, Any], *, dtype: DtypeName, slots: int, context: int, threads: int | None
 ) -> Ground:  # fmt: skip
     """Measure every rank and the links for the model of this ``config.json``. All ranks must call it."""
     config, used = read_config(raw), activations(dtype)
     nodes, links = survey(
         world, partial(together, world), config, dtype=used, threads=share_cores(world, threads), context=context
     )
-    shapes = {
-        name: shape_of(config, name, itemsize=activations(name).itemsize, slots=slots, context=context)
-        for name in WEIGHT_BYTES
-    }
-    others = {name: shape for name, shape in shapes.items() if WEIGHT_BYTES[name] < WEIGHT_BYTES[dtype]}
-    return Ground(shape=shapes[dtype], nodes=nodes, links=links, others=others)
+    shape = shape_of(config, dtype, slots, context)
+    others: dict[str, Shape] = {name: shape_of(config, name, slots, context) for name in DTYPES}
+    smaller = {name: other for name, other in others.items() if other.layer_bytes < shape.layer_bytes}
+    return Ground(shape=shape, nodes=nodes, links=links, others=smaller)
 
 
 def local_rank(world: World) -> int:

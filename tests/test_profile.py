@@ -14,10 +14,12 @@ import torch
 
 from mpgpt import profile
 from mpgpt.architecture import ModelConfig
+from mpgpt.cluster import shape_of
+from mpgpt.config import DtypeName
 from mpgpt.core import Node, Row, Span, Speed
 from mpgpt.link import SoloWorld
 from mpgpt.model import Slice
-from mpgpt.profile import ROWS, Probe, Weights, node_from, shape_of, survey
+from mpgpt.profile import ROWS, Probe, Weights, node_from, survey
 from mpgpt.ring import together
 from mpgpt.scheduler import CHUNK
 from mpgpt.weights import Checkpoint, model_config
@@ -154,11 +156,15 @@ def test_a_node_survives_json(fixed: Span | None, speed: Speed | None) -> None:
     assert node_from(json.loads(json.dumps(asdict(node)))) == node
 
 
+DTYPES: list[tuple[DtypeName, torch.dtype]] = [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+
+
 @pytest.mark.parametrize("name", sorted(RANDOM))
 def test_a_shape_is_what_a_slice_holds(models: dict[str, Path], name: str) -> None:
+    """A plan counts the bytes that will be there."""
     config = model_config(models[name])
-    for dtype, used in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        shape = shape_of(config, dtype, itemsize=used.itemsize, slots=3, context=48)
+    for dtype, used in DTYPES:
+        shape = shape_of(config, dtype, 3, 48)
         whole, middle = (
             Slice(config, span, Weights(config), slots=3, context=48, dtype=used)
             for span in (Span(start=0, stop=config.layers), Span(start=1, stop=2))
