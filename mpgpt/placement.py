@@ -227,8 +227,8 @@ def show_report(report: Report, plan: Plan, nodes: Sequence[Node], console: Cons
             continue
         stage = report.stages[at]
         table.add_row(
-            str(stage.rank), escape(nodes[stage.rank].host), str(plan.spans[stage.rank] or "none"), f"{stage.utilisation:.0%}",
-            f"{stage.queue:.2f}" if at else "",
+            str(stage.rank), escape(nodes[stage.rank].host), str(plan.spans[stage.rank] or "none"),
+            f"{stage.utilisation:.0%}", f"{stage.queue:.2f}" if at else "",
         )  # fmt: skip
     decoding = f"{report.decode_tokens_per_s:8.1f} tokens/s" if report.decode_tokens_per_s else "   never"
     done = f"{report.requests} requests, {report.new_tokens} new tokens in {report.steps} steps"
