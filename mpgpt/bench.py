@@ -48,7 +48,8 @@ class InRing:
         together(world, lambda: fit(wanted, model_config(folder)) if world.rank == 0 else None)
         settings = settle(
             world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
-            threads=wanted.threads, plan=lambda config: wanted.spans,
+            threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
+            memory=self._home.parent / "kernels.json",
         )  # fmt: skip
         return Ring(world, settings, folder)
 
@@ -70,7 +71,7 @@ class InRing:
     def lead(self, ring: Ring) -> int:
         """Rank 0's part: measure, and print the table; or, for the ``Bench`` that started us, the bare figures."""
         wanted, child = self._wanted, self._options["child"]
-        engine, results = ring.engine(), Results(wanted.header(ring.config), wanted.json)
+        engine, results = ring.engine(drafts=wanted.drafts), Results(wanted.header(ring.config), wanted.json)
         for n in range(wanted.rounds):
             for concurrency in wanted.concurrency:
                 work = Workload(sequences=concurrency, prompt_tokens=wanted.prompt_tokens, new_tokens=wanted.new_tokens)
@@ -142,11 +143,11 @@ class Bench:
             "random" if wanted.random else "model": wanted.model, "dtype": dtype, "rounds": 1,
             "concurrency": ",".join(map(str, wanted.concurrency)), "prompt-tokens": wanted.prompt_tokens,
             "new-tokens": wanted.new_tokens, "max-sequences": wanted.slots, "context": wanted.context,
-            "threads": wanted.threads, "layers": options["layers"],
+            "threads": wanted.threads, "layers": options["layers"], "kernel": wanted.kernel,
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-        pin = ["--pin"] if alone and wanted.pin else []
-        return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *pin]
+        flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
+        return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
 
     def _start(self, command: list[str], dtype: str, ranks: int, results: Results, bar: Bar) -> None:
         def hear(said: dict[str, Any]) -> None:

@@ -14,11 +14,12 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
 from mpgpt import __version__
+from mpgpt.config import DtypeName
 from mpgpt.errors import MpgptError, RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -106,8 +107,11 @@ def pull_command(name: str, folder: Path | None) -> None:
     "--drafts/--no-drafts", "drafts", default=None,
     help="Foretell tokens from what was said before; faster or not, the same text.  [default: drafts]",
 )  # fmt: skip
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "int8", "int4"]))
-@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
+@click.option("--dtype", type=click.Choice(get_args(DtypeName)))
+@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]')
+@click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What measured layers are to serve.")
+@click.option("--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]")
+@click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
 @click.option(
@@ -141,6 +145,7 @@ def generate_command(**options: Any) -> int:
 @click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), default=64, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(2, 1_000_000), default=64, show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="One or several, such as float32,bfloat16.")
+@click.option("--kernel", default="auto", show_default=True, help="How weights are held and multiplied.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--pin", is_flag=True, help="Bind each rank to cores of its own, one for each thread (1, if not said).")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Do everything so often, in turn.")
@@ -165,6 +170,78 @@ def bench_command(**options: Any) -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
         signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
     return Bench(options, home=_model_home(), env=os.environ).run()
+
+
+def _asked(command: Any) -> Any:
+    """The options that say what a plan or a simulation is for."""
+    for option in (
+        click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, too."),
+        click.option("--new-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
+        click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
+        click.option("--sequences", type=click.IntRange(1, 1_000_000), help="How many.  [default: the file's]"),
+        click.option("--dtype", type=click.Choice(get_args(DtypeName))),
+        click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What to be best at."),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command("plan")
+@click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; no machine is asked.")
+@click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
+@click.option("--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]")
+@click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were.")
+@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
+@click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
+@click.option("--context", type=click.IntRange(2), help="Tokens of a sequence at most.")
+@_asked
+def plan_command(**options: Any) -> int:
+    """Say which rank should run which layers, and what that will give.
+
+    Under mpirun (or alone) the ranks and the links between them are measured, which takes a second or two; nothing is
+    loaded. With --what-if nothing is measured: FILE describes machines and links (hostfiles/what-if has two such
+    files), so that you can ask before you buy.
+    """
+    from rich.console import Console
+
+    if options["what_if"] is None:
+        from mpgpt.planning import Planning
+
+        os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
+        launcher = _launcher()
+        config = options["config"] or (launcher.config if launcher else None)
+        return _run(Planning(options, home=_model_home(), config=config, console=Console()))
+    from mpgpt.placement import what_if
+
+    for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
+        if options[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"
+            )
+    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
+        what_if(options["what_if"], options, Console())
+    return 0
+
+
+@cli.command("simulate")
+@click.argument("file", type=click.Path(path_type=Path))
+@_asked
+@click.option("--spans", help='Every machine\'s layers, such as "0-3,-,4-11"; - for none.  [default: the best plan]')
+@click.option("--arrival", type=click.FloatRange(0, min_open=True), help="Requests a second.  [default: all at once]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of when requests come.")
+def simulate_command(file: Path, **options: Any) -> None:
+    """Simulate the ring of the machines that FILE describes, step by step.
+
+    FILE is what `mpgpt plan --what-if` takes. --sequences is how many requests there are; as many run at once as FILE
+    has slots.
+    """
+    from rich.console import Console
+
+    from mpgpt.placement import simulation
+
+    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
+        simulation(file, options, Console(), Console(stderr=True))
 
 
 def _run(job: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
-from mpgpt.core import Sampling, Span
+from mpgpt.core import Sampling, Span, Workload
 from mpgpt.errors import UsageError, WireError
 from mpgpt.yamlfile import printable, problems, read_yaml, shown
 
@@ -142,7 +142,7 @@ class RunConfig(Settings):
                 raise ValueError(f"gives {printable(key)} {shown(layers)}; it should be {DISTRIBUTION_FORM}")
         return {str(key): tuple(layers) for key, layers in value.items()}
 
-    def spans(self, ranks: int, layers: int) -> tuple[Span, ...] | None:
+    def spans(self, ranks: int, layers: int) -> tuple[Span | None, ...] | None:
         """The file's span for each rank, or None where it leaves that to the planner.
 
         ``ranks`` is what mpirun started, ``layers`` what the model has. Raises UsageError if they contradict
@@ -160,6 +160,11 @@ class RunConfig(Settings):
         if self.layer_distribution == "auto":
             return None
         return check_spans(_named_spans(self.layer_distribution), ranks, layers, "layer_distribution")
+
+    @property
+    def workload(self) -> Workload:
+        """What ``auto`` places layers for."""
+        return Workload(**self.plan.model_dump(exclude={"objective"}))
 
     def strategy(self, name: str | None = None) -> Strategy:
         """A strategy's parameters, the active one's unless named. UsageError if there is no such strategy."""
@@ -220,8 +225,9 @@ def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
     return [Span(start=named[key][0], stop=named[key][-1] + 1) for key in keys]
 
 
-def check_spans(spans: Iterable[Span], ranks: int, layers: int, source: str) -> tuple[Span, ...]:
-    """Prove that ``spans`` are one per rank, contiguous from layer 0, disjoint, and complete.
+def check_spans(spans: Iterable[Span | None], ranks: int, layers: int, source: str) -> tuple[Span | None, ...]:
+    """Prove that ``spans`` are one per rank (None for a rank without layers), contiguous from layer 0, disjoint,
+    and complete.
 
     ``source`` is where the user wrote them. Raises UsageError that names it, the rank and the layers.
     """
@@ -231,33 +237,37 @@ def check_spans(spans: Iterable[Span], ranks: int, layers: int, source: str) -> 
             f"{source} names {len(spans)} rank{'s' * (len(spans) != 1)} but mpirun started {ranks} "
             f"(-n {ranks}); give each rank its layers, or start with -n {len(spans)}"
         )
-    stop = 0
+    stop = last = 0
     for rank, span in enumerate(spans):
+        if span is None:
+            continue
         if span.start != stop:
             raise UsageError(
                 f"{source} gives rank {rank} layers {span}, but it must begin at layer {stop}: "
                 "each layer runs once, and in order"
             )
-        stop = span.stop
+        stop, last = span.stop, rank
+    if not stop:
+        raise UsageError(f"{source} gives no rank any layers; the model has {layers}")
     if stop != layers:
-        raise UsageError(
-            f"{source} ends with layer {stop - 1}, on rank {ranks - 1}, but the model's last is {layers - 1}"
-        )
+        raise UsageError(f"{source} ends with layer {stop - 1}, on rank {last}, but the model's last is {layers - 1}")
     return spans
 
 
-def parse_layers(text: str) -> tuple[Span, ...]:
-    """The command line's ``--layers 0-3,4-7,8``, one span a rank. UsageError says where it is wrong."""
-    spans, column = [], 1
+def parse_layers(text: str) -> tuple[Span | None, ...]:
+    """The command line's ``--layers 0-3,4-7,-,8``, for each rank a span, or ``-`` for none. UsageError says where it
+    is wrong."""
+    spans: list[Span | None] = []
+    column = 1
     for rank, piece in enumerate(text.split(",")):
         match = LAYER_RANGE.fullmatch(piece.strip())
         start, stop = (int(match[1]), int(match[2] or match[1]) + 1) if match else (0, 0)
-        if start >= stop:
+        if start >= stop and piece.strip() != "-":
             raise UsageError(
                 f"--layers: {shown(piece)} at character {column}, for rank {rank}, "
                 f"{'runs backwards' if match else 'is no range of layers'}; write for example 0-3,4-7,8-11"
             )
-        spans.append(Span(start=start, stop=stop))
+        spans.append(Span(start=start, stop=stop) if match else None)
         column += len(piece) + 1
     return tuple(spans)
 

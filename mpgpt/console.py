@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from mpgpt.core import Node, Span
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import UsageError
+from mpgpt.trials import ROWS, Trial
 
 
 def echo(stream: Stream, piece: str) -> None:
@@ -37,12 +39,12 @@ def read_all() -> str:
         raise UsageError(f"standard input is not UTF-8: byte {error.start + 1}") from None
 
 
-def figures(stream: Stream, places: Sequence[tuple[Node, Span]]) -> str:
+def figures(stream: Stream, places: Sequence[tuple[Node, Span | None]]) -> str:
     """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
     new = len(stream.ids)
     first = stream.ttft_s or 0.0
     speed = (new - 1) / (stream.seconds - first) if new > 1 else new / max(stream.seconds, 1e-9)
-    layers = " | ".join(f"{node.host} {span}" if _several(places) else str(span) for node, span in places)
+    layers = " | ".join(f"{node.host} {span or '-'}" if _several(places) else str(span or "-") for node, span in places)
     return (
         f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
         f"{drafts(stream) + ', ' if stream.drafted else ''}layers {layers}]"
@@ -55,8 +57,28 @@ def drafts(told: Stream | Engine) -> str:
     return f"drafts {told.accepted} of {told.drafted} accepted, {tokens:.1f} tokens a step"
 
 
-def _several(places: Sequence[tuple[Node, Span]]) -> bool:
+def _several(places: Sequence[tuple[Node, Span | None]]) -> bool:
     return len({node.host for node, _ in places}) > 1
+
+
+def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
+    """The kernels that each host tried, and which one it takes, as a table on standard error."""
+    console = Console(stderr=True)
+    for host, tried in trials.items():
+        table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
+        for heading in ("weight, inputs x outputs", "kernel"):
+            table.add_column(heading)
+        for rows in ROWS:
+            table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
+        table.add_column("a row's bits")
+        for trial in tried:
+            times = [f"{time:.0f}" for time in trial.microseconds]
+            bits = "the same in any company" if trial.steady else "differ by company"
+            table.add_row(
+                trial.shape, trial.kernel, *times, bits, style="bold" if trial.chosen else "dim",
+                end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,
+            )  # fmt: skip
+        console.print(table if tried else f"Kernels on {host}: pinned, so none were tried")
 
 
 class BatchProgress:

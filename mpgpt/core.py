@@ -46,7 +46,8 @@ class Node:
     cores: int = 1
     """Of the host, for all its ranks together."""
     free: int = 0
-    """Bytes that this rank may fill with its slice and cache: its share of what its host has to spare."""
+    """Bytes that this rank may fill with its slice and cache: its share of what its host has to spare. 0 where no limit
+    is known."""
     speed: Speed | None = None
     """What it does in a second; None where nobody measured."""
     within: Span | None = None
@@ -67,6 +68,8 @@ class Speed:
     """The last norm, the head and sampling, by the rows of which a token is wanted."""
     attend_s: float = 0.0
     """More for each layer, row, and position in the cache."""
+    attend_chunk_s: float | None = None
+    """The same for the tokens of a prompt's chunk, which read the cache together; None if it is not known apart."""
     step_s: float = 0.0
     """What every step costs a stage besides: taking the frame apart, making the next, and Python."""
 

@@ -25,7 +25,8 @@ from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError, UsageError
 from mpgpt.link import World
-from mpgpt.ring import Ring, locate, settle, together
+from mpgpt.plan import Objective
+from mpgpt.ring import Ring, Tried, locate, settle, together
 from mpgpt.sampler import check
 from mpgpt.tokenizer import Tokenizer
 
@@ -52,9 +53,15 @@ class Generate:
         settings = settle(
             world, folder, dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"],
             threads=chosen["threads"], plan=lambda config: self._spans(world, config),
+            objective=self._objective, workload=self._config.workload, report=report, kernel=chosen["kernel"],
+            memory=self._home.parent / "kernels.json", explain=self._explain,
         )  # fmt: skip
         together(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
         return Ring(world, settings, folder)
+
+    def _explain(self, tried: Tried) -> None:
+        if self._options["explain"]:
+            console.explain(tried.trials)
 
     def _prepare(self) -> dict[str, Any]:
         """Everything that can be found wrong without a model; what every rank must know before it has one."""
@@ -73,12 +80,18 @@ class Generate:
         return {
             "model": model,
             "dtype": options["dtype"] or config.dtype,
+            "kernel": options["kernel"] or config.kernel,
             "slots": options["max_sequences"] or config.max_sequences,
             "context": options["context"] or config.ctx_length,
             "threads": options["threads"] or config.threads,
         }
 
-    def _spans(self, world: World, config: ModelConfig) -> tuple[Span, ...] | None:
+    @property
+    def _objective(self) -> Objective:
+        chosen: Objective = self._options["objective"] or self._config.plan.objective
+        return chosen
+
+    def _spans(self, world: World, config: ModelConfig) -> tuple[Span | None, ...] | None:
         if self._options["layers"]:
             spans = configs.parse_layers(self._options["layers"])
             return configs.check_spans(spans, world.size, config.layers, "--layers")

@@ -339,6 +339,11 @@ class Kernels:
         """Of hidden states and the cache. Beside integers float32, which every processor computes fast in."""
         return FLOATS.get(self.dtype, torch.float32)
 
+    @property
+    def weight_bytes(self) -> float:
+        """What a weight of a layer takes, its share of scales included, about."""
+        return {"int8": 1.01, "int4": 0.5 + 4 / GROUP}.get(self.dtype, self.activations.itemsize)
+
     def dtype_of(self, inputs: int, *, head: bool = False) -> str:
         """What a weight is held in. Where all is int4 the head is int8: it decides, and a token reads it once."""
         return "int8" if self.dtype == "int4" and (head or inputs % GROUP) else self.dtype
@@ -353,6 +358,15 @@ class Kernels:
         self, blocks: Iterable[Tensor], bias_O: Tensor | None, inputs: int, outputs: int, *, head: bool = False
     ) -> Linear:
         return Linear(blocks, bias_O, self.pick(inputs, outputs, head=head), self.activations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A weight of a model that is to be held: its shape, and whether it is the head."""
+
+    inputs: int
+    outputs: int
+    head: bool = False
 
 
 def key(dtype: str, inputs: int, outputs: int) -> str:

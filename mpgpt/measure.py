@@ -124,7 +124,7 @@ def _stage(account: Account, place: Place) -> dict[str, Any]:
     return {
         "rank": account.rank,
         "host": place.node.host,
-        "layers": [place.span.start, place.span.stop],
+        "layers": [place.span.start, place.span.stop] if place.span else None,
         "steps": account.steps,
         "tokens": account.tokens,
         "compute_s": account.compute_s,

@@ -26,7 +26,7 @@ from torch import Tensor
 from mpgpt.architecture import ModelConfig
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
-from mpgpt.kernels import Kernels, Linear
+from mpgpt.kernels import Kernels, Linear, Weight
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -330,6 +330,15 @@ def _misfit(name: str, *sizes: int) -> str:
     return f"{name} has {found} features in and out where config.json asks for {wanted}: they are of two models"
 
 
+def weights_of(config: ModelConfig) -> list[Weight]:
+    """The shapes of all weights that a model multiplies with, each once."""
+    c, queries, keys = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    up = c.inner if c.family == "gpt2" else 2 * c.inner
+    shapes = [(c.embed, queries + 2 * keys), (queries, c.embed), (c.embed, up), (c.inner, c.embed)]
+    layers = [Weight(inputs=inputs, outputs=outputs) for inputs, outputs in shapes]
+    return [*layers, Weight(inputs=c.embed, outputs=c.vocab, head=True)]
+
+
 class Slice:
     """The layers of ``span``, with the embedding if they are the first and the head if they are the last.
 
@@ -347,10 +356,10 @@ class Slice:
         self._rotary = None if gpt2 else Rotary(config, context, dtype)
         kind = GPT2Block if gpt2 else LlamaBlock
         self.blocks: list[Block] = []
-        self._attentions = []
+        self.attentions = []
         for layer in range(span.start, span.stop):
             attention = Attention(config, layer, slots, context, dtype)
-            self._attentions.append(attention)
+            self.attentions.append(attention)
             self.blocks.append(kind(config, layer, source, attention, kernels))
         embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
         if self.first:
@@ -371,7 +380,7 @@ class Slice:
 
     @property
     def kv_nbytes(self) -> int:
-        return sum(attention.kv.nbytes for attention in self._attentions)
+        return sum(attention.kv.nbytes for attention in self.attentions)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """What the layers need to know of a step's rows."""

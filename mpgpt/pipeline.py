@@ -1,4 +1,5 @@
-"""Steps into the ring and results out of it: ``Pipeline`` on rank 0, ``relay`` on every other rank.
+"""Steps into the ring and results out of it: ``Pipeline`` on rank 0, ``relay`` on every other rank in the ring, and
+``stand_by`` on those that have no layers.
 
 Knows: one stage, the link to the next rank, the link from the one before, and what of its time is what.
 Must not know: which rows are in a step or why, or anything of requests.
@@ -6,6 +7,7 @@ Must not know: which rows are in a step or why, or anything of requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mpgpt.core import Account, Result, Step, Stop, Tally
@@ -19,9 +21,12 @@ from mpgpt.wire import Codec, Message
 class Pipeline:
     """Rank 0's end of the ring. Several steps may be in it at once; their results come back in order."""
 
-    def __init__(self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, ledger: Ledger) -> None:
+    def __init__(
+        self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, ledger: Ledger, idle: Sequence[Link] = ()
+    ) -> None:
+        """``idle`` lead to the ranks outside the ring, which wait for its end."""
         self._stage, self._codec, self._ledger = stage, codec, ledger
-        self._outbound, self._inbound = outbound, inbound
+        self._outbound, self._inbound, self._idle = outbound, inbound, idle
 
     def push(self, step: Step) -> None:
         """Run the first stage on ``step`` and send it on; returns while the send goes on."""
@@ -53,6 +58,8 @@ class Pipeline:
     def stop(self, epoch: int) -> None:
         """Send the stop around the ring and wait for it to come back: nothing is in flight after it."""
         self._send(Stop(epoch=epoch))
+        for link in self._idle:
+            link.send(self._codec.encode(Stop(epoch=epoch)))
         while True:
             frame = self._inbound.recv()
             if frame is not None and isinstance(self._codec.decode(frame), Stop):
@@ -66,8 +73,8 @@ class Pipeline:
 
     def close(self) -> None:
         self._stage.close()
-        self._outbound.close()
-        self._inbound.close()
+        for link in (self._outbound, self._inbound, *self._idle):
+            link.close()
 
 
 def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Ledger) -> None:
@@ -98,3 +105,12 @@ def _compute(stage: Stage, step: Step, ledger: Ledger) -> Step | Result:
     answer = stage.forward(step)
     ledger.count(step.tokens)
     return answer
+
+
+def stand_by(codec: Codec, inbound: Link) -> None:
+    """A rank without layers: asleep until the stop comes from rank 0."""
+    frame = inbound.recv()
+    assert frame is not None, "a receive without a time-out came back empty"
+    if not isinstance(codec.decode(frame), Stop):
+        raise WireError("something else than the stop came to a rank without layers")
+    inbound.close()

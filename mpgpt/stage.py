@@ -20,7 +20,8 @@ from mpgpt.sampler import Sampler
 class Stage(Protocol):
     """What runs a span: here in torch, elsewhere on a machine behind the rank."""
 
-    span: Span
+    span: Span | None
+    """None where steps only pass."""
 
     def forward(self, step: Step) -> Step | Result:
         """Ids in, hidden states out (first); hidden states in, a result out (last)."""
@@ -33,7 +34,7 @@ class TorchStage:
 
     def __init__(self, model: Slice, sampler: Sampler, between: Callable[[], None]) -> None:
         """``sampler`` is used by the last stage only."""
-        self.span = model.span
+        self.span: Span | None = model.span
         self._model, self._sampler, self._between = model, sampler, between
 
     @torch.inference_mode()
@@ -51,6 +52,18 @@ class TorchStage:
 
     def close(self) -> None:
         """Nothing to let go: the tensors go with the process."""
+
+
+class PassStage:
+    """Rank 0's where it has no layers: the next rank is the first that has, and embeds the ids itself."""
+
+    span: Span | None = None
+
+    def forward(self, step: Step) -> Step | Result:
+        return step
+
+    def close(self) -> None:
+        """There is nothing to let go."""
 
 
 def _from_bytes(hidden: Buffer, dtype: torch.dtype, embed: int) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mpgpt.errors import UsageError
-from mpgpt.kernels import DTYPES, Kernel, Kernels, Linear, candidates, key
+from mpgpt.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, key
 
 ROWS = (1, 8, 96)
 """What decoding, decoding together, and a prompt's chunk bring."""
@@ -35,16 +35,9 @@ COLD_BYTES = 48 << 20
 """Weights in turn at least: more than caches keep, so that each product reads its weight from memory."""
 LARGEST_BYTES = 8 << 20
 """A larger weight is tried by a part of its outputs."""
-BUDGET_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """A weight of the model that is to be held: its shape, and whether it is the head."""
-
-    inputs: int
-    outputs: int
-    head: bool = False
+BUDGET_S = 1.5
+"""For all shapes of a model; making the weights takes some of it, too."""
+PASSES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +80,12 @@ def choose(
     return Kernels(dtype=dtype, chosen=chosen), trials
 
 
+def row_cost(trials: Sequence[Trial]) -> float | None:
+    """What one more row costs, as a share of a step of one row; None where nothing was tried."""
+    one, many = (sum(t.microseconds[i] for t in trials if t.chosen) for i in (0, 1))
+    return max(0.0, (many - one) / ((ROWS[1] - ROWS[0]) * one)) if one else None
+
+
 def _names(dtype: str) -> list[str]:
     return [kernel.name for kernel in candidates(dtype)]
 
@@ -102,8 +101,6 @@ def _check(pinned: str, dtypes: set[str]) -> None:
 def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[Trial]:
     """Every candidate for one shape; the best by the product of its times, so that each row count weighs alike."""
     kernels, until = candidates(dtype), time.perf_counter() + seconds
-    if len(kernels) == 1:
-        return []
     activations = Kernels(dtype=dtype).activations
     outputs = max(64, min(weight.outputs, LARGEST_BYTES // (4 * weight.inputs) // 64 * 64))
     with torch.inference_mode():
@@ -131,21 +128,22 @@ def _steady(linear: Linear) -> bool:
 
 
 def _times(held: Sequence[Sequence[Linear]], until: float) -> list[list[float]]:
-    """The least microseconds of each kernel for each of ``ROWS``, in turn until the time is over; once at least."""
+    """The least microseconds of each kernel for each of ``ROWS``, in ``PASSES`` turns or until the time is over."""
     inputs, dtype = held[0][0].in_features, held[0][0].dtype
     steps = [torch.randn(rows, inputs).to(dtype) for rows in ROWS]
     for linears in held:
         for x_TI in steps:
             linears[-1](x_TI)  # the first call with a new number of rows may compile something
     best = [[float("inf")] * len(ROWS) for _ in held]
-    while True:
+    for _ in range(PASSES):
         for linears, least in zip(held, best, strict=True):
             for i, x_TI in enumerate(steps):
                 # Many rows are bound by arithmetic, where the cache matters little.
                 some = linears if len(x_TI) < 32 else linears[:4]
                 least[i] = min(least[i], microseconds(some, x_TI, passes=1))
         if time.perf_counter() > until:
-            return best
+            break
+    return best
 
 
 def products(kernel: Kernel, inputs: int, outputs: int, activations: torch.dtype, total_bytes: int) -> list[Linear]:
@@ -194,11 +192,16 @@ def _read(memory: Path | None) -> dict[str, Any]:
 def _known(entry: Any, dtype: str) -> list[Trial]:
     """The trials of a shape as they were remembered; none when they are not of the kernels that there are now."""
     try:
-        trials = [Trial(**{**one, "microseconds": tuple(one["microseconds"])}) for one in entry]
+        trials = [trial_from(one) for one in entry]
     except (TypeError, KeyError):
         return []
     whole = sorted(trial.kernel for trial in trials) == sorted(_names(dtype))
     return trials if whole and sum(trial.chosen for trial in trials) == 1 else []
+
+
+def trial_from(raw: dict[str, Any]) -> Trial:
+    """A trial out of its JSON."""
+    return Trial(**{**raw, "microseconds": tuple(raw["microseconds"])})
 
 
 def _as_json(trials: Sequence[Trial]) -> dict[str, Any]:

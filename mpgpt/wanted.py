@@ -29,16 +29,18 @@ class Wanted:
     random: bool
     ranks: tuple[int, ...]
     concurrency: tuple[int, ...]
-    dtypes: tuple[str, ...]
+    dtypes: tuple[DtypeName, ...]
     prompt_tokens: int
     new_tokens: int
     threads: int | None
     pin: bool
     rounds: int
-    spans: tuple[Span, ...] | None
+    spans: tuple[Span | None, ...] | None
     slots: int
     context: int
     hostfile: Path | None
+    drafts: bool
+    kernel: str
     json: Path | None
     plot: Path | None
 
@@ -47,8 +49,9 @@ class Wanted:
         settings = {
             "prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens, "threads": self.threads,
             "pin": self.pin, "rounds": self.rounds, "repeats": REPEATS, "max_sequences": self.slots,
-            "context": self.context, "hostfile": str(self.hostfile) if self.hostfile else None, "drafts": False,
-            "layers": ",".join(map(str, self.spans)) if self.spans else "auto",
+            "context": self.context, "hostfile": str(self.hostfile) if self.hostfile else None, "drafts": self.drafts,
+            "layers": ",".join(str(span or "-") for span in self.spans) if self.spans else "auto",
+            "kernel": self.kernel,
         }  # fmt: skip
         return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
 
@@ -67,8 +70,6 @@ def read(options: Mapping[str, Any], size: int | None) -> Wanted:
         raise UsageError(f"--concurrency {max(concurrency)} needs --max-sequences of at least that, not {slots}")
     if context < prompt + new:
         raise UsageError(f"--context {context} is too small for {prompt} prompt and {new} new tokens")
-    if options["drafts"]:
-        raise UsageError("--drafts: this version drafts nothing yet")
     ranks = _ranks(options, size)
     _check_pin(options, ranks)
     return Wanted(
@@ -77,7 +78,8 @@ def read(options: Mapping[str, Any], size: int | None) -> Wanted:
         # Bound to a core, more threads than one would only take turns on it.
         threads=options["threads"] or (1 if options["pin"] else None), pin=options["pin"], rounds=options["rounds"],
         spans=parse_layers(options["layers"]) if options["layers"] else None, slots=slots, context=context,
-        hostfile=options["hostfile"], json=options["json"], plot=options["plot"],
+        hostfile=options["hostfile"], drafts=options["drafts"], kernel=options["kernel"], json=options["json"],
+        plot=options["plot"],
     )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def _check_pin(options: Mapping[str, Any], ranks: tuple[int, ...]) -> None:
         )
 
 
-def _dtypes(options: Mapping[str, Any], size: int | None) -> tuple[str, ...]:
+def _dtypes(options: Mapping[str, Any], size: int | None) -> tuple[DtypeName, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in options["dtype"].split(",")))
     for name in names:
         if name not in get_args(DtypeName):
@@ -115,7 +117,7 @@ def _dtypes(options: Mapping[str, Any], size: int | None) -> tuple[str, ...]:
             )
     if size is not None and len(names) > 1:
         raise UsageError("--dtype: a ring that is there has one dtype; without mpirun several are measured in turn")
-    return names
+    return tuple(name for name in get_args(DtypeName) if name in names)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -59,8 +59,8 @@ def shown(value: object) -> str:
 
 
 def _keys(model: Any, path: Iterable[int | str]) -> list[str]:
-    for part in path:
-        model = model.model_fields[part].annotation
+    for part in path:  # an int is a place in a list
+        model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
     return list(model.model_fields)
 
 

@@ -256,6 +256,9 @@ def test_any_partition_passes_both_ways(partition: tuple[tuple[Span, ...], int])
     spans, layers = partition
     assert check_spans(spans, len(spans), layers, "x") == spans
     assert parse_layers(",".join(map(str, spans))) == spans
+    gaps = tuple(span for one in spans for span in (None, one, None))
+    assert check_spans(gaps, len(gaps), layers, "x") == gaps
+    assert parse_layers(",".join(str(span or "-") for span in gaps)) == gaps
     named = {f"rank_{rank}": list(range(span.start, span.stop)) for rank, span in enumerate(spans)}
     assert RunConfig.model_validate({"layer_distribution": named}).spans(len(spans), layers) == spans
 
@@ -269,12 +272,14 @@ def test_any_perturbed_partition_is_refused(partition: tuple[tuple[Span, ...], i
     def changed(start: int, stop: int) -> list[Span]:
         return [*spans[:at], Span(start=start, stop=stop), *spans[at + 1 :]]
 
-    wrong: list[tuple[Sequence[Span], int, int]] = [
+    wrong: list[tuple[Sequence[Span | None], int, int]] = [
         (spans, ranks + 1, layers),
         (spans, ranks - 1, layers),
         (spans[:-1], ranks - 1, layers),
         (spans[1:], ranks - 1, layers),
         ((), ranks, layers),
+        ((None,) * ranks, ranks, layers),
+        ([None, *spans], ranks, layers),
         (spans, ranks, layers + 1),
         (spans, ranks, layers - 1),
         ([*spans[:at], span, *spans[at:]], ranks + 1, layers),
@@ -336,10 +341,11 @@ def test_num_nodes_and_num_layers_must_fit_even_with_auto() -> None:
         ("0-3,4-7,8-11", [(0, 4), (4, 8), (8, 12)]),
         ("5", [(5, 6)]),
         ("0, 1 - 2 ,3", [(0, 1), (1, 3), (3, 4)]),
+        ("-,0-4, - ,5", [None, (0, 5), None, (5, 6)]),
     ],
 )
-def test_layers_are_parsed(text: str, bounds: list[tuple[int, int]]) -> None:
-    assert parse_layers(text) == spans_of(*bounds)
+def test_layers_are_parsed(text: str, bounds: list[tuple[int, int] | None]) -> None:
+    assert parse_layers(text) == tuple(pair and Span(start=pair[0], stop=pair[1]) for pair in bounds)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from mpgpt import trials
 from mpgpt.errors import UsageError
-from mpgpt.kernels import candidates
-from mpgpt.trials import ROWS, Weight, choose, machine
+from mpgpt.kernels import Weight, candidates
+from mpgpt.trials import ROWS, choose, machine
 
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
 

@@ -22,6 +22,7 @@ from tests.launch import ENV, ROOT, mpgpt, mpirun, records
 from tests.models import save_random
 
 LONG = ("--raw", "--ignore-eos", "--max-new-tokens", "400", "--threads", "1")
+TWO, THREE = ("--layers", "0-2,3-4"), ("--layers", "0-1,2-3,4")
 
 
 def assert_one_message(run: subprocess.CompletedProcess[str], *said: str) -> None:
@@ -97,7 +98,7 @@ def long_batch(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_rank_killed_while_decoding(models: dict[str, Path], long_batch: tuple[Path, Path], victim: int) -> None:
     """Until there is recovery: a clean end, and the finished records are kept and not done again."""
     source, out = long_batch
-    arguments = ("generate", "--model", models["gpt2"], "--prompts", source, "--out", out, *LONG)
+    arguments = ("generate", "--model", models["gpt2"], "--prompts", source, "--out", out, *THREE, *LONG)
     with started(3, *arguments) as process:
         ranks = ranks_of(process, 3)
         wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3)
@@ -123,7 +124,7 @@ def test_interrupted_and_taken_up_again(
 ) -> None:
     """Ctrl-C or SIGTERM to mpirun: finished records are kept; the same command then does only the rest."""
     source, out = long_batch
-    arguments = ("generate", "--model", models["gpt2"], "--prompts", source, "--out", out, *LONG)
+    arguments = ("generate", "--model", models["gpt2"], "--prompts", source, "--out", out, *TWO, *LONG)
     with started(2, *arguments) as process:
         ranks_of(process, 2)
         wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3)
@@ -145,7 +146,7 @@ def test_an_error_on_a_far_rank_names_it(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["transformer.h.4.mlp.c_proj.bias"] = torch.full((64,), float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    run = mpgpt(3, "generate", "--model", folder, "--prompt", "hello", *LONG, timeout=60)
+    run = mpgpt(3, "generate", "--model", folder, "--prompt", "hello", *THREE, *LONG, timeout=60)
     assert_one_message(run, "rank 2", socket.gethostname(), "logits")
 
 
@@ -181,7 +182,21 @@ def test_what_cannot_be_is_said_once(
     assert run.returncode == status
 
 
-def test_more_ranks_than_layers(models: dict[str, Path]) -> None:
-    run = mpgpt(6, "generate", "--model", models["gpt2"], "--prompt", "x")
-    assert_one_message(run, "6 ranks", "5 layers")
-    assert run.returncode == 2
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_the_end_of_a_ring_with_a_rank_outside_it(
+    models: dict[str, Path], long_batch: tuple[Path, Path], how: str
+) -> None:
+    """A rank without layers ends with the others, and they with it."""
+    source, out = long_batch
+    arguments = ("--prompts", source, "--out", out, "--layers", "0-1,-,2-4", *LONG)
+    with started(3, "generate", "--model", models["gpt2"], *arguments) as process:
+        ranks = ranks_of(process, 3)
+        wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 3)
+        if how == "killed":
+            ranks[1].kill()
+        else:
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode != 0
+        assert "Traceback" not in errors
+    assert {0, 1, 2} <= set(records(out))

@@ -22,6 +22,9 @@ PROMPTS = [
 ]
 GREEDY = ("--raw", "--ignore-eos", "--max-new-tokens", str(NEW), "--threads", "1")
 
+LAYERS = {0: "0-4", 1: "0-4", 2: "0-2,3-4", 3: "0-1,2-3,4", 4: "0,1-2,3,4"}
+"""For so many ranks; left to itself, so small a model often has a ring of one."""
+
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,7 +62,10 @@ def test_greedy_is_transformers_on_any_number_of_ranks(
     assert len({tuple(ids) for ids in theirs.values()}) > 12, "texts that are all alike would prove little"
     for ranks in (0, 1, 2, 3, 4):
         out = tmp_path / f"{ranks}.jsonl"
-        run = mpgpt(ranks, "generate", "--model", models[name], "--prompts", prompts, "--out", out, *GREEDY)
+        run = mpgpt(
+            ranks, "generate", "--model", models[name], "--prompts", prompts, "--out", out, "--layers", LAYERS[ranks],
+            *GREEDY,
+        )  # fmt: skip
         assert run.returncode == 0, run.stderr
         got = {n: record["token_ids"] for n, record in records(out).items()}
         assert got == theirs, f"{ranks} ranks"
@@ -89,7 +95,7 @@ def test_sampled_tokens_do_not_depend_on_ranks_or_company(
         out = tmp_path / f"{ranks}.jsonl"
         run = mpgpt(
             ranks, "generate", "--model", models["llama"], "--prompts", prompts, "--out", out, *GREEDY, *sampled,
-            "--max-sequences", slots,
+            "--max-sequences", slots, "--layers", LAYERS[ranks],
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         seen.append({n: record["token_ids"] for n, record in records(out).items()})
@@ -144,6 +150,28 @@ def test_layers_may_be_given(models: dict[str, Path], tmp_path: Path) -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.parametrize("layers", ["-,0-4", "0-4,-", "0-1,-,2-4", "-,0-1,2-4,-", "-,-,0-4"])
+def test_ranks_without_layers(models: dict[str, Path], prompts: Path, tmp_path: Path, layers: str) -> None:
+    """The ring leaves them out, rank 0 passes on what it has nothing to do with; the tokens are the same."""
+    out, ranks = tmp_path / "out.jsonl", layers.count(",") + 1
+    run = mpgpt(
+        ranks, "generate", "--model", models["gpt2"], "--prompts", prompts, "--out", out, "--layers", layers, *GREEDY
+    )
+    assert run.returncode == 0, run.stderr
+    assert {n: record["token_ids"] for n, record in records(out).items()} == transformers_tokens("gpt2")
+    run = mpgpt(ranks, "generate", "--model", models["llama"], "--prompt", "Once", "--layers", layers, *GREEDY)
+    assert run.returncode == 0, run.stderr
+    assert f"layers {layers.replace(',', ' | ')}]" in run.stderr
+
+
+def test_more_ranks_than_layers_leave_some_without(models: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run = mpgpt(6, "generate", "--model", models["gpt2"], "--prompts", prompts, "--out", out, *GREEDY)
+    assert run.returncode == 0, run.stderr
+    assert {n: record["token_ids"] for n, record in records(out).items()} == transformers_tokens("gpt2")
+    assert "has no layers: the ring is faster without it" in run.stderr
+
+
 def test_a_hostfile_brings_its_settings(models: dict[str, Path], tmp_path: Path) -> None:
     """mpirun -hostfile NAME finds NAME.yaml by itself, wherever it is; --config overrides it."""
     hostfile = tmp_path / "mine"
@@ -183,7 +211,8 @@ def test_smollm2_token_ids_are_transformers(smollm2: Path, tmp_path: Path) -> No
         theirs = model.generate(**ids, do_sample=False, max_new_tokens=60)[0, ids["input_ids"].shape[1] :].tolist()
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
-    run = mpgpt(2, "generate", "--model", smollm2, "--prompts", source, "--out", out, "--max-new-tokens", "60")
+    split = ("--layers", "0-14,15-29")
+    run = mpgpt(2, "generate", "--model", smollm2, "--prompts", source, "--out", out, "--max-new-tokens", "60", *split)
     assert run.returncode == 0, run.stderr
     record = records(out)["a"]
     assert record["token_ids"] == theirs
