@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from mpgpt.config import DtypeName
 from mpgpt.core import GREEDY, Request, Sampling
 from mpgpt.engine import Engine, IdsOnly, Stream
 from mpgpt.link import SoloWorld
@@ -50,7 +51,7 @@ TEXTS: dict[str, tuple[str, Sampling]] = {
 NEW = 160
 
 
-def form(folder: Path, dtype: str) -> Ring:
+def form(folder: Path, dtype: DtypeName) -> Ring:
     world = SoloWorld()
     settings = settle(world, folder, dtype=dtype, slots=1, context=1024, threads=1, plan=lambda config: None)
     return Ring(world, settings, folder)

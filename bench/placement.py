@@ -29,9 +29,11 @@ from ring import FOLDER, make_model, prompt
 
 from mpgpt.core import Request, Span, Workload
 from mpgpt.engine import Engine, IdsOnly, Stream
+from mpgpt.kernels import Kernels
 from mpgpt.link import MPIWorld
 from mpgpt.plan import Objective, divide, place, predict
 from mpgpt.ring import Ring, Settings, measure, settle
+from mpgpt.weights import model_config
 
 WORK = Workload(sequences=8, prompt_tokens=128, new_tokens=64)
 REQUESTS = 4
@@ -96,8 +98,8 @@ def measure_rank(rounds: int, objective: Objective) -> None:
     """What every rank does: be measured, then run both splits in turn; rank 0 prints a line of JSON."""
     world = MPIWorld()
     os.sched_setaffinity(0, {world.rank})
-    raw = json.loads((FOLDER / "config.json").read_text())
-    ground = measure(world, raw, dtype="float32", slots=WORK.sequences, context=256, threads=1)
+    kernels = Kernels(dtype="float32")
+    ground = measure(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
     settings = settle(
         world, FOLDER, dtype="float32", slots=WORK.sequences, context=256, threads=1,
         plan=lambda config: divide(config.layers, world.size),

@@ -144,7 +144,9 @@ class Probe:
         self._hidden = (
             torch.ones(CHUNK, shape.embed, dtype=kernels.activations).view(torch.uint8).numpy().reshape(CHUNK, -1)
         )
-        self._codec = Codec(rows=CHUNK, tokens=CHUNK, token_bytes=self._hidden.shape[1], slots=1, context=self._context)
+        self._codec = Codec(
+            rows=CHUNK, tokens=CHUNK, token_bytes=self._hidden.shape[1], slots=1, context=self._context, ranks=1
+        )
         sampler = Sampler(slots=1, context=self._context, vocab=vocab)
         self._stage = TorchStage(model, sampler, lambda: self._marks.append(time.thread_time()))
 

@@ -245,10 +245,10 @@ def measure(
     nodes, links = survey(
         world, partial(together, world), config, kernels=kernels, threads=share_cores(world, threads), context=context
     )
-    others: dict[str, Shape] = {name: shape_of(config, name, slots, context) for name in get_args(DtypeName)}
-    shape = others[kernels.dtype]
-    smaller = {name: others[name] for name in DTYPES if others[name].layer_bytes < shape.layer_bytes}
-    return Ground(shape=shape, nodes=nodes, links=links, others=smaller)
+    shapes = {name: shape_of(config, name, slots, context) for name in get_args(DtypeName)}
+    shape = shapes[kernels.dtype]
+    others = {str(name): shapes[name] for name in DTYPES if shapes[name].layer_bytes < shape.layer_bytes}
+    return Ground(shape=shape, nodes=nodes, links=links, others=others)
 
 
 def local_rank(world: World) -> int:

@@ -20,8 +20,9 @@ from mpgpt.sampler import Sampler
 class Stage(Protocol):
     """What runs a span: here in torch, elsewhere on a machine behind the rank."""
 
-    span: Span | None
-    """None where steps only pass."""
+    @property
+    def span(self) -> Span | None:
+        """None where steps only pass."""
 
     def forward(self, step: Step) -> Step | Result:
         """Ids in, hidden states out (first); hidden states in, a result out (last)."""

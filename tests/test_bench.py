@@ -171,7 +171,6 @@ def test_a_second_ring_that_fails_leaves_the_first(
         (("--random", "gpt2", "--concurrency", "8", "--max-sequences", "4"), "--max-sequences"),
         (("--random", "gpt2", "--context", "100"), "--context 100"),
         (("--random", "gpt2", "--dtype", "float32,float8"), "'float8'"),
-        (("--random", "gpt2", "--drafts"), "--drafts"),
         (("--random", "gpt2", "--pin", "--threads", "4000"), "4000 cores"),
         (("--random", "gpt2", "--layers", "5-2"), "--layers"),
     ],

@@ -20,7 +20,7 @@ from tests.launch import mpgpt
 
 NAMES = (
     "model", "dtype", "objective", "sequences", "prompt_tokens", "new_tokens", "context", "max_sequences", "threads",
-    "json",
+    "json", "kernel", "explain",
 )  # fmt: skip
 
 

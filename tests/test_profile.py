@@ -17,8 +17,9 @@ from mpgpt.architecture import ModelConfig
 from mpgpt.cluster import shape_of
 from mpgpt.config import DtypeName
 from mpgpt.core import Node, Row, Span, Speed
+from mpgpt.kernels import GROUP, Kernels
 from mpgpt.link import SoloWorld
-from mpgpt.model import Slice
+from mpgpt.model import Slice, weights_of
 from mpgpt.profile import ROWS, Probe, Weights, node_from, survey
 from mpgpt.ring import together
 from mpgpt.scheduler import CHUNK
@@ -29,13 +30,13 @@ FREE = 8 << 30
 
 
 @pytest.mark.parametrize("name", sorted(RANDOM))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_fit_every_architecture(models: dict[str, Path], name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_weights_fit_every_architecture(models: dict[str, Path], name: str, dtype: str) -> None:
     """A whole model of them has the real one's bytes, and its logits are numbers."""
     config = model_config(models[name])
     span = Span(start=0, stop=config.layers)
-    made = Slice(config, span, Weights(config), slots=1, context=64, dtype=dtype)
-    real = Slice(config, span, Checkpoint(models[name]), slots=1, context=64, dtype=dtype)
+    made = Slice(config, span, Weights(config), slots=1, context=64, kernels=Kernels(dtype=dtype))
+    real = Slice(config, span, Checkpoint(models[name]), slots=1, context=64, kernels=Kernels(dtype=dtype))
     assert (made.nbytes, made.kv_nbytes) == (real.nbytes, real.kv_nbytes)
     with torch.inference_mode():
         batch = made.batch([Row(slot=0, start=0, ids=(1, 2, 3), outputs=3)])
@@ -67,7 +68,7 @@ def test_a_large_model_is_measured_within_a_quarter_of_the_free_memory(monkeypat
 
     monkeypatch.setattr(profile, "Slice", build)
     config, free = model_config_of_8b(), 1400 << 20
-    probe = Probe(config, torch.bfloat16, 128, free)
+    probe = Probe(config, Kernels(dtype="bfloat16"), 128, free)
     assert built[0].nbytes + built[0].kv_nbytes < free / 4
     monkeypatch.setattr(profile, "time", ticking())
     step = probe.decode(1)
@@ -88,7 +89,7 @@ def ticking() -> SimpleNamespace:
 def test_a_step_is_taken_apart(models: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock on which every layer takes a second: so do the head and what comes before the first layer's end,
     of which nothing is left for the rest. A model that is small is measured whole, so nothing is scaled."""
-    probe = Probe(model_config(models[name]), torch.float32, 512, FREE)
+    probe = Probe(model_config(models[name]), Kernels(dtype="float32"), 512, FREE)
     monkeypatch.setattr(profile, "time", ticking())
     expected = {"layer": 1.0, "head": 1.0, "rest": 0.0}
     assert probe.decode(4).items() >= expected.items()
@@ -118,7 +119,7 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
         world,
         partial(together, world),
         model_config(models["gpt2"]),
-        dtype=torch.float32,
+        kernels=Kernels(dtype="float32"),
         context=64,
         free=1,
         turn=0,
@@ -134,7 +135,12 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
 def test_a_survey_of_one(models: dict[str, Path]) -> None:
     world = SoloWorld()
     nodes, links = survey(
-        world, partial(together, world), model_config(models["llama"]), dtype=torch.float32, threads=1, context=256
+        world,
+        partial(together, world),
+        model_config(models["llama"]),
+        kernels=Kernels(dtype="float32"),
+        threads=1,
+        context=256,
     )
     world.close()
     assert not links and len(nodes) == 1
@@ -156,20 +162,21 @@ def test_a_node_survives_json(fixed: Span | None, speed: Speed | None) -> None:
     assert node_from(json.loads(json.dumps(asdict(node)))) == node
 
 
-DTYPES: list[tuple[DtypeName, torch.dtype]] = [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+DTYPES: list[DtypeName] = ["float32", "bfloat16", "int8", "int4"]
 
 
 @pytest.mark.parametrize("name", sorted(RANDOM))
 def test_a_shape_is_what_a_slice_holds(models: dict[str, Path], name: str) -> None:
     """A plan counts the bytes that will be there."""
     config = model_config(models[name])
-    for dtype, used in DTYPES:
+    whole_groups = all(weight.inputs % GROUP == 0 for weight in weights_of(config))
+    for dtype in DTYPES if whole_groups else DTYPES[:-1]:
         shape = shape_of(config, dtype, 3, 48)
         whole, middle = (
-            Slice(config, span, Weights(config), slots=3, context=48, dtype=used)
+            Slice(config, span, Weights(config), slots=3, context=48, kernels=Kernels(dtype=dtype))
             for span in (Span(start=0, stop=config.layers), Span(start=1, stop=2))
         )
         assert shape.layers == config.layers
         assert (shape.layer_bytes, shape.kv_bytes) == (middle.nbytes, middle.kv_nbytes)
         assert shape.layers * shape.layer_bytes + shape.head_bytes == whole.nbytes
-        assert shape.token_bytes == config.embed * used.itemsize
+        assert shape.token_bytes == config.embed * Kernels(dtype=dtype).activations.itemsize
