@@ -19,7 +19,7 @@ export PATH := $(BIN):$(PATH)
 
 demo: $(VENV)/installed
 	@mpgpt pull smollm2-135m
-	mpirun -hostfile hostfiles/local -n 3 mpgpt generate --prompt "$(QUESTION)"
+	mpirun -hostfile hostfiles/local -n 3 mpgpt generate --layers 0-9,10-19,20-29 --prompt "$(QUESTION)"
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

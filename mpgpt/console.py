@@ -66,14 +66,14 @@ def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
     console = Console(stderr=True)
     for host, tried in trials.items():
         table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
-        for heading in ("weight, inputs x outputs", "kernel"):
+        for heading in ("weight", "kernel"):
             table.add_column(heading)
         for rows in ROWS:
             table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
-        table.add_column("a row's bits")
+        table.add_column("steady bits")
         for trial in tried:
             times = [f"{time:.0f}" for time in trial.microseconds]
-            bits = "the same in any company" if trial.steady else "differ by company"
+            bits = "yes" if trial.steady else "no"
             table.add_row(
                 trial.shape, trial.kernel, *times, bits, style="bold" if trial.chosen else "dim",
                 end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,7 +22,7 @@ import torch
 from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.cluster import DTYPES, shape_of
 from mpgpt.config import DtypeName
-from mpgpt.core import Node, Shape, Span, Workload
+from mpgpt.core import Node, Row, Shape, Span, Step, Workload
 from mpgpt.costs import Links
 from mpgpt.drafts import ROW_COST
 from mpgpt.engine import Engine
@@ -38,12 +39,15 @@ from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK, Scheduler
 from mpgpt.stage import PassStage, Stage, TorchStage
-from mpgpt.trials import Trial, choose, row_cost, trial_from
+from mpgpt.trials import Trial, choose, trial_from
 from mpgpt.weights import Checkpoint, lean_heap
 from mpgpt.wire import Codec
 
 MAX_CONTEXT = 4096
 """The context that is taken when none is asked for and the model would allow more."""
+
+TRIED_ROWS, TRIES = 8, 3
+"""How many rows, how often, a rank computes to see what another row costs."""
 
 Spans = list[tuple[int, int] | None]
 """Every rank's layers, for JSON; None for a rank without layers."""
@@ -62,8 +66,6 @@ class Settings:
 
     chosen: list[dict[str, str]]
     """For each rank the kernels that its host chose (``Kernels.chosen``)."""
-    row_cost: float
-    """What one more row costs, as a share of a step of one."""
 
     def kernels(self, rank: int) -> Kernels:
         return Kernels(dtype=self.dtype, chosen=self.chosen[rank])
@@ -90,11 +92,6 @@ class Tried:
     """By rank."""
     trials: dict[str, list[Trial]]
     """By host."""
-
-    @property
-    def row_cost(self) -> float:
-        costs = [cost for trials in self.trials.values() if (cost := row_cost(trials)) is not None]
-        return max(costs, default=ROW_COST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +219,7 @@ def settle(
         kernels = Kernels(dtype=dtype, chosen=tried.chosen[world.rank])
         ground = measure(world, config, kernels, slots=slots, context=chosen["context"], threads=threads)
         chosen["spans"] = together(world, lambda: None if world.rank else placed())[0]
-    return Settings(
-        **chosen, dtype=dtype, slots=slots, threads=threads, chosen=tried.chosen, row_cost=tried.row_cost
-    )  # fmt: skip
+    return Settings(**chosen, dtype=dtype, slots=slots, threads=threads, chosen=tried.chosen)
 
 
 def context_of(config: ModelConfig, asked: int | None) -> int:
@@ -289,7 +284,29 @@ class Ring:
         self._stage: Stage = PassStage()
         if self._slice:
             self._stage = TorchStage(self._slice, self._sampler, self._outbound.progress)
+        self._row_cost = self._try_rows() if settings.context >= TRIED_ROWS else ROW_COST
         gc.freeze()  # libraries and weights are here to stay: no collection in the middle of a step need look at them
+
+    def _try_rows(self) -> float:
+        """What one more row costs, of a step of one: every rank tries with its slice, as a draft would be computed."""
+
+        def seconds() -> list[float]:
+            return [self._seconds(rows) if self._slice else 0.0 for rows in (1, TRIED_ROWS)]
+
+        one, many = (float(sum(times)) for times in zip(*together(self.world, seconds), strict=True))
+        return max(0.0, (many - one) / ((TRIED_ROWS - 1) * one))
+
+    def _seconds(self, rows: int) -> float:
+        """The least of a few steps of so many positions. They are the first of a slot, which forgets them."""
+        assert self._slice
+        hidden = bytearray(0 if self._slice.first else rows * self._codec.token_bytes)
+        row = Row(slot=0, start=0, ids=(0,) * rows, outputs=rows)
+        times = []
+        for _ in range(TRIES):
+            begun = time.perf_counter()
+            self._stage.forward(Step(epoch=0, number=0, rows=(row,), hidden=hidden))
+            times.append(time.perf_counter() - begun)
+        return min(times)
 
     def _load(self, folder: Path) -> None:
         s, span = self._settings, self._settings.span(self.world.rank)
@@ -344,7 +361,7 @@ class Ring:
         assert self.world.rank == 0
         s, bell = self._settings, self.world.bell
         scheduler = Scheduler(
-            slots=s.slots, context=s.context, stages=s.stages, drafts=drafts, row_cost=s.row_cost
+            slots=s.slots, context=s.context, stages=s.stages, drafts=drafts, row_cost=self._row_cost
         )  # fmt: skip
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.

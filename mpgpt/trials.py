@@ -80,12 +80,6 @@ def choose(
     return Kernels(dtype=dtype, chosen=chosen), trials
 
 
-def row_cost(trials: Sequence[Trial]) -> float | None:
-    """What one more row costs, as a share of a step of one row; None where nothing was tried."""
-    one, many = (sum(t.microseconds[i] for t in trials if t.chosen) for i in (0, 1))
-    return max(0.0, (many - one) / ((ROWS[1] - ROWS[0]) * one)) if one else None
-
-
 def _names(dtype: str) -> list[str]:
     return [kernel.name for kernel in candidates(dtype)]
 
