@@ -119,9 +119,10 @@ def alternatives(
 
     For ``latency`` the least sum of what stages and hops cost one token. For ``throughput`` the least busy time of the
     busiest stage or link for one of the workload's requests; among the ways to that, the least sum; among those, the
-    most even. Both are exact, by dynamic programming, if every rank has cores of its own: on a host that has fewer
-    cores than threads, its ranks are taken to be slower by that factor. With more than ``ALL_COUNTS`` possible numbers
-    of ranks only some are tried, the fewest and the most among them.
+    most even. Both are exact, by dynamic programming, if every rank has cores of its own. Where a host has fewer cores
+    than its ranks have threads, they are taken to be slower by that factor, and the plan is made again for those that
+    have layers in it, as long as that makes it better. With more than ``ALL_COUNTS`` possible numbers of ranks only
+    some are tried, the fewest and the most among them.
     Raises ``UsageError`` when there is none.
     """
     counts = _possible(shape, nodes, ranks, headroom, others)
@@ -132,7 +133,15 @@ def alternatives(
     plans = [predict(spans, shape, nodes, links, workload, objective, headroom=headroom) for spans in found]
     if not plans:
         raise refuse(shape, nodes, counts, ranks=ranks, headroom=headroom, others=others)
-    return plans
+    if alone or not field.crowded:
+        return plans
+
+    def again(plan: Plan) -> Plan:
+        found = field.evenest(workload, [plan.ranks], plan.spans)
+        next_ = predict(found[0], shape, nodes, links, workload, objective, headroom=headroom)
+        return again(next_) if next_.whole > plan.whole * (1 + 1e-6) else plan
+
+    return [again(plan) for plan in plans]
 
 
 def _possible(
