@@ -74,7 +74,7 @@ class Plan:
     many: float
     """Tokens a second of the workload's sequences together while all of them decode."""
     whole: float
-    """The same with their prompts counted in, when a finished request is followed by the next."""
+    """The same with their prompts counted in: all come at once, from the first prompt to the last token."""
     first_token_s: float
     """Seconds to the first token of the workload's prompt, alone."""
 
@@ -203,6 +203,8 @@ def predict(
     steps, or as one step's way, whichever is longer. A host whose ranks have more threads together than it has cores
     does not finish sooner than threads x seconds / cores; its ranks' busy times are stretched by one factor, so that
     the busiest of them is as busy as that.
+
+    With prompts: the first one's way, the others behind it as fast as the busiest lets them, and then all decode.
     """
     _prove(spans, shape.layers)
     way = Way(spans, shape, nodes, links)
@@ -211,7 +213,8 @@ def predict(
     cycle, life = decode_work(workload, k), life_work(workload, k, chunk_of(nodes))
     one_s, around_s = way.seconds(alone), way.seconds([replace(cycle[0], count=1)])
     first_token_s = way.first_token(prompt, depth=1 if k == 1 else k + 1)
-    life_s = first_token_s + max(workload.new_tokens - 1, 0) * around_s
+    cycle_s = max(way.busiest(cycle), around_s)
+    prompts_s = first_token_s + (workload.sequences - 1) * way.busiest(prompt)
     busy = way.stretched(life)
     memory, single = _memory(spans, shape, headroom), way.busy(alone)
     shares = [
@@ -223,8 +226,8 @@ def predict(
     ]  # fmt: skip
     return Plan(
         spans=tuple(spans), objective=objective, shares=tuple(shares), one=1 / one_s,
-        many=workload.sequences / max(way.busiest(cycle), around_s),
-        whole=workload.new_tokens * min(1 / way.busiest(life), workload.sequences / life_s),
+        many=workload.sequences / cycle_s,
+        whole=workload.sequences * workload.new_tokens / (prompts_s + (workload.new_tokens - 1) * cycle_s),
         first_token_s=first_token_s,
     )  # fmt: skip
 
