@@ -62,18 +62,24 @@ class Field:
         search = self._search(start, piece, hop, back, "sum", max(tried))
         return [self._spans(search, k) for k in tried if search.value(k) < np.inf]
 
-    def evenest(self, workload: Workload, tried: Sequence[int]) -> list[tuple[Span | None, ...]]:
-        """The least greatest for each number of ranks, and of those ways the one with the least sum."""
+    def evenest(
+        self, workload: Workload, tried: Sequence[int], near: Sequence[Span | None] = ()
+    ) -> list[tuple[Span | None, ...]]:
+        """The least greatest for each number of ranks, and of those ways the one with the least sum.
+
+        On hosts with too few cores ranks are slower by what those of ``near`` that have layers want there, or, without
+        it, by what as many as can be among that number want.
+        """
         found, chunk = [], chunk_of(self._nodes)
         searched: dict[tuple[object, ...], Search] = {}
         for k in tried:
-            works, stretch = life_work(workload, k, chunk), self._stretch(k)
+            works, stretch = life_work(workload, k, chunk), self._stretch(k, near)
             piece = self._pieces(works, stretch)
             hops = self._hops(works, latency=False)
             # Numbers of ranks that share the sequences out alike have the same costs, and one search serves them all.
             key = (decode_work(workload, k)[0].rows, tuple(stretch))
             if key not in searched:
-                alike = [n for n in tried if (decode_work(workload, n)[0].rows, tuple(self._stretch(n))) == key]
+                alike = [n for n in tried if (decode_work(workload, n)[0].rows, tuple(self._stretch(n, near))) == key]
                 searched[key] = self._search(*hops[:1], piece, *hops[1:], "greatest", max(alike))
             if (bound := searched[key].value(k)) < np.inf:
                 found.append(self._spans(self._within(bound, works, piece, hops, k), k))
@@ -101,13 +107,19 @@ class Field:
         piece[:, :, -1] = np.maximum(piece[:, :, -1], back[:, None])
         return Search(start, piece, hop, np.maximum, most)
 
-    def _stretch(self, k: int) -> Costs:
-        """By how much each rank is slower when as many of its host's ranks as can be are among k."""
+    @property
+    def crowded(self) -> bool:
+        """Whether some host has fewer cores than its ranks have threads together."""
+        return bool(self._stretch(len(self._nodes), ()).max() > 1)
+
+    def _stretch(self, k: int, near: Sequence[Span | None]) -> Costs:
+        """[R]: by how much each rank is slower because of the others on its host."""
         stretch = np.ones(len(self._nodes))
         for at, node in enumerate(self._nodes):
-            threads = sorted((n.threads for n in self._nodes if n.host == node.host), reverse=True)[:k]
-            if len(threads) > 1:
-                stretch[at] = max(1.0, sum(min(t, node.cores) for t in threads) / node.cores)
+            others = [r for r, n in enumerate(self._nodes) if n.host == node.host and r != at and (not near or near[r])]
+            threads = sorted((min(self._nodes[r].threads, node.cores) for r in others), reverse=True)[: k - 1]
+            if threads:
+                stretch[at] = max(1.0, (min(node.threads, node.cores) + sum(threads)) / node.cores)
         return stretch
 
     def _pieces(self, works: Sequence[Work], stretch: Costs) -> Costs:

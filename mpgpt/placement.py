@@ -29,6 +29,8 @@ from mpgpt.refusal import gigabytes
 from mpgpt.simulate import Report, run
 from mpgpt.yamlfile import shown
 
+OTHER_COLUMNS = 66
+"""The width of all columns but that of the layers, where plans are compared."""
 LISTED = 40
 """Of more ranks than this the tables leave out the middle."""
 
@@ -138,9 +140,14 @@ def show(
     )
     _say(console, f"  first token      {plan.first_token_s:8.3f} s after a prompt of {workload.prompt_tokens} tokens\n")
     if len(plans) > 1:
-        console.print(_plans_table(plan, plans, workload))
+        console.print(_plans_table(plan, plans, workload, console.width))
     for sentence in sentences(plan, plans, workload):
         _say(console, sentence)
+
+
+def _rate(value: float) -> str:
+    """Three digits that count, or all before the point."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _say(console: Console, line: str) -> None:
@@ -181,7 +188,8 @@ def _listed(count: int) -> list[int | None]:
     return [*range(half), None, *range(count - half, count)]
 
 
-def _plans_table(plan: Plan, plans: Sequence[Plan], workload: Workload) -> Table:
+def _plans_table(plan: Plan, plans: Sequence[Plan], workload: Workload, width: int) -> Table:
+    room = max(12, width - OTHER_COLUMNS)
     table = _table(
         "By the number of ranks that have layers, tokens/s", "ranks", "layers", "one", str(workload.sequences),
         "with prompts", "first token, s", "",
@@ -189,8 +197,9 @@ def _plans_table(plan: Plan, plans: Sequence[Plan], workload: Workload) -> Table
     for other in plans:
         layers = ",".join(str(span) if span else "-" for span in other.spans)
         table.add_row(
-            str(other.ranks), layers if len(layers) <= 40 else f"{layers[:37]}...", f"{other.one:.1f}",
-            f"{other.many:.1f}", f"{other.whole:.1f}", f"{other.first_token_s:.3f}", "taken" if other == plan else "",
+            str(other.ranks), layers if len(layers) <= room else f"{layers[: room - 3]}...",
+            _rate(other.one), _rate(other.many), _rate(other.whole), f"{other.first_token_s:.3f}",
+            "taken" if other == plan else "",
         )  # fmt: skip
     return table
 
@@ -206,13 +215,15 @@ def sentences(plan: Plan, plans: Sequence[Plan], workload: Workload) -> list[str
         (best, ranks), (last, all_ranks) = max(values), values[-1]
         if best > 1.01 * last:
             verb = "rank is" if ranks == 1 else "ranks are"
-            said.append(f"{ranks} {verb} faster than {all_ranks} for {what}: {best:.0f} against {last:.0f} tokens/s.")
+            said.append(
+                f"{ranks} {verb} faster than {all_ranks} for {what}: {_rate(best)} against {_rate(last)} tokens/s."
+            )
     first = plans[0]
     if plan.ranks > first.ranks:
         word = "gains" if plan.one > first.one else "loses"
         said.append(
             f"With {plan.ranks} ranks one sequence {word} {abs(plan.one / first.one - 1):.0%} against {first.ranks} "
-            f"({plan.one:.0f} and {first.one:.0f} tokens/s); {workload.sequences} make {plan.whole / first.whole:.2f} "
+            f"({_rate(plan.one)} and {_rate(first.one)} tokens/s); {workload.sequences} make {plan.whole / first.whole:.2f} "
             "times as many, prompts counted in."
         )
     return said

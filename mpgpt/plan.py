@@ -74,7 +74,7 @@ class Plan:
     many: float
     """Tokens a second of the workload's sequences together while all of them decode."""
     whole: float
-    """The same with their prompts counted in, when a finished request is followed by the next."""
+    """The same with their prompts counted in: all come at once, from the first prompt to the last token."""
     first_token_s: float
     """Seconds to the first token of the workload's prompt, alone."""
 
@@ -119,9 +119,10 @@ def alternatives(
 
     For ``latency`` the least sum of what stages and hops cost one token. For ``throughput`` the least busy time of the
     busiest stage or link for one of the workload's requests; among the ways to that, the least sum; among those, the
-    most even. Both are exact, by dynamic programming, if every rank has cores of its own: on a host that has fewer
-    cores than threads, its ranks are taken to be slower by that factor. With more than ``ALL_COUNTS`` possible numbers
-    of ranks only some are tried, the fewest and the most among them.
+    most even. Both are exact, by dynamic programming, if every rank has cores of its own. Where a host has fewer cores
+    than its ranks have threads, they are taken to be slower by that factor, and the plan is made again for those that
+    have layers in it, as long as that makes it better. With more than ``ALL_COUNTS`` possible numbers of ranks only
+    some are tried, the fewest and the most among them.
     Raises ``UsageError`` when there is none.
     """
     counts = _possible(shape, nodes, ranks, headroom, others)
@@ -132,7 +133,15 @@ def alternatives(
     plans = [predict(spans, shape, nodes, links, workload, objective, headroom=headroom) for spans in found]
     if not plans:
         raise refuse(shape, nodes, counts, ranks=ranks, headroom=headroom, others=others)
-    return plans
+    if alone or not field.crowded:
+        return plans
+
+    def again(plan: Plan) -> Plan:
+        found = field.evenest(workload, [plan.ranks], plan.spans)
+        next_ = predict(found[0], shape, nodes, links, workload, objective, headroom=headroom)
+        return again(next_) if next_.whole > plan.whole * (1 + 1e-6) else plan
+
+    return [again(plan) for plan in plans]
 
 
 def _possible(
@@ -194,6 +203,8 @@ def predict(
     steps, or as one step's way, whichever is longer. A host whose ranks have more threads together than it has cores
     does not finish sooner than threads x seconds / cores; its ranks' busy times are stretched by one factor, so that
     the busiest of them is as busy as that.
+
+    With prompts: the first one's way, the others behind it as fast as the busiest lets them, and then all decode.
     """
     _prove(spans, shape.layers)
     way = Way(spans, shape, nodes, links)
@@ -202,7 +213,8 @@ def predict(
     cycle, life = decode_work(workload, k), life_work(workload, k, chunk_of(nodes))
     one_s, around_s = way.seconds(alone), way.seconds([replace(cycle[0], count=1)])
     first_token_s = way.first_token(prompt, depth=1 if k == 1 else k + 1)
-    life_s = first_token_s + max(workload.new_tokens - 1, 0) * around_s
+    cycle_s = max(way.busiest(cycle), around_s)
+    prompts_s = first_token_s + (workload.sequences - 1) * way.busiest(prompt)
     busy = way.stretched(life)
     memory, single = _memory(spans, shape, headroom), way.busy(alone)
     shares = [
@@ -214,8 +226,8 @@ def predict(
     ]  # fmt: skip
     return Plan(
         spans=tuple(spans), objective=objective, shares=tuple(shares), one=1 / one_s,
-        many=workload.sequences / max(way.busiest(cycle), around_s),
-        whole=workload.new_tokens * min(1 / way.busiest(life), workload.sequences / life_s),
+        many=workload.sequences / cycle_s,
+        whole=workload.sequences * workload.new_tokens / (prompts_s + (workload.new_tokens - 1) * cycle_s),
         first_token_s=first_token_s,
     )  # fmt: skip
 

@@ -58,24 +58,29 @@ class Way:
 
     def seconds(self, works: Sequence[Work]) -> float:
         """All stages and hops, one after the other."""
-        return sum(self.busy(works).values()) + sum(sum(self._hops(work)) * work.count for work in works)
+        return sum(self.busy(works).values()) + sum(
+            (send + latency) * work.count for work in works for send, latency in self._hops(work)
+        )
 
-    def _hops(self, work: Work) -> list[float]:
+    def _hops(self, work: Work) -> list[tuple[float, float]]:
+        """(seconds of sending, latency) of one step on each hop of its way, the result's last."""
         hops = [
-            edge.seconds(step_bytes(work.tokens, work.rows, width))
+            (step_bytes(work.tokens, work.rows, width) / edge.bytes_per_s, edge.latency_s)
             for edge, width in zip(self._edges, self._width, strict=True)
         ]
-        return [*hops, self._back.seconds(result_bytes(work.outputs)) if self._back else 0.0]
+        back = self._back
+        return [*hops, (result_bytes(work.outputs) / back.bytes_per_s, back.latency_s) if back else (0.0, 0.0)]
 
     def first_token(self, works: Sequence[Work], depth: int) -> float:
         """Seconds from a prompt's first chunk going in to the last one's result, ``depth`` of them at once at most;
         but not less than its host's cores need."""
-        free, results = [0.0] * len(self.stages), list[float]()
+        free, sent, results = [0.0] * len(self.stages), [0.0] * len(self.stages), list[float]()
         for at, work in enumerate(works):
             now = results[at - depth] if at >= depth else 0.0
-            for place, ((rank, layers), hop) in enumerate(zip(self.stages, self._hops(work), strict=True)):
+            for place, ((rank, layers), (send, latency)) in enumerate(zip(self.stages, self._hops(work), strict=True)):
                 head = rank == self._last and layers > 0
                 free[place] = max(now, free[place]) + work.seconds(self._nodes[rank], layers, head=head)
-                now = free[place] + hop
+                sent[place] = max(free[place], sent[place]) + send
+                now = sent[place] + latency
             results.append(now)
         return max(results[-1], max(self.stretched(works).values()))

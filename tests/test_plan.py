@@ -222,7 +222,7 @@ def cases(draw: st.DrawFn) -> Case:
         h = draw(unit)
         return Speed(
             layer_s=((1, a * 1e-3), (4, b * 1e-3), (8, c * 1.5e-3)), head_s=((1, h * 1e-3), (4, h * 1.5e-3)),
-            attend_s=draw(st.sampled_from([0.0, 1e-6])), step_s=draw(st.sampled_from([0.0, 5e-4])),
+            attend_s=draw(st.sampled_from([0.0, 1e-6])), step_s=draw(st.sampled_from([0.0, 5e-4, 1e-2])),
         )  # fmt: skip
 
     def some() -> Span:
@@ -238,14 +238,16 @@ def cases(draw: st.DrawFn) -> Case:
         )  # fmt: skip
 
     links = {
-        (a, b): Edge(latency_s=draw(unit) * 1e-4, bytes_per_s=draw(st.sampled_from([1e4, 1e6, 1e7])))
+        (a, b): Edge(latency_s=draw(unit) * 1e-4, bytes_per_s=draw(st.sampled_from([1e3, 1e4, 1e6, 1e7])))
         for a in range(ranks)
         for b in range(ranks)
         if a != b
     }
     workload = Workload(sequences=draw(st.integers(1, 9)), prompt_tokens=draw(st.integers(1, 20)),
                         new_tokens=draw(st.integers(1, 12)))  # fmt: skip
-    shape = tiny(layers, embedding_bytes=draw(st.sampled_from([0, 20])) * MB)
+    shape = tiny(
+        layers, embedding_bytes=draw(st.sampled_from([0, 20])) * MB, token_bytes=draw(st.sampled_from([2, 1000]))
+    )
     return Case(shape=shape, nodes=tuple(node(r) for r in range(ranks)), links=links, workload=workload)
 
 
@@ -388,7 +390,8 @@ def test_two_equal_ranks_by_hand() -> None:
     # A prompt of 96 is two chunks of 48, one behind the other: 4 + 4 + 1 + 4 + 1.
     assert plan.first_token_s == pytest.approx(14e-3, rel=1e-3)
     assert [share.busy_s for share in plan.shares] == pytest.approx([(2 + 10 * 2 / 8) * 4e-3 / 11] * 2)
-    assert plan.whole == pytest.approx(min(11 / ((2 + 10 * 2 / 8) * 4e-3), 8 * 11 / (14e-3 + 10 * 10e-3)), rel=1e-3)
+    # Seven more prompts of 8 ms behind it, then ten ways around.
+    assert plan.whole == pytest.approx(8 * 11 / (14e-3 + 7 * 8e-3 + 10 * 10e-3), rel=1e-3)
 
 
 def test_ranks_that_share_too_few_cores_are_stretched() -> None:
@@ -412,11 +415,30 @@ def test_two_ranks_on_one_core_are_no_better_than_one() -> None:
     assert plan.spans == (span(0, 8), None)
 
 
+def test_ranks_that_share_a_core_get_half_as_much() -> None:
+    nodes = [flat(1e-3, rank=0, host="one"), flat(1e-3, rank=1, host="one"), flat(1e-3, rank=2)]
+    plan = place(tiny(12), nodes, wires(3), Workload(sequences=24), "throughput", ranks=3)
+    assert [len(s) for s in plan.spans if s] == [3, 3, 6]
+    plan = place(tiny(12), nodes, wires(3), Workload(sequences=24), "throughput", ranks=2)
+    assert plan.spans == (span(0, 6), None, span(6, 12)), (
+        "they are as slow as each other, but not if only one takes part"
+    )
+
+
 def test_a_slow_rank_is_left_out_when_that_is_faster() -> None:
     nodes = [flat(1e-3, rank=0), flat(50e-3, rank=1), flat(1e-3, rank=2)]
     assert place(tiny(8), nodes, wires(3, 1e-4), Workload(sequences=32), "throughput").spans[1] is None
     assert place(tiny(8), nodes, wires(3, 1e-4), Workload(sequences=32), "latency").spans[1] is None
     assert place(tiny(8), nodes, wires(3), Workload(sequences=32), "throughput").spans == (span(0, 4), None, span(4, 8))
+
+
+def test_a_link_is_never_busier_than_the_busiest_must_be() -> None:
+    """Rank 1 would do all in no time, but a frame to it takes longer than a third of the layers elsewhere."""
+    nodes = [flat(1e-3, rank=0), flat(1e-4, rank=1, ends=False), flat(1e-3, rank=2), flat(1e-3, rank=3)]
+    links = wires(4) | {(0, 1): Edge(latency_s=0, bytes_per_s=1100 / 5e-3)}
+    once = Workload(sequences=1, prompt_tokens=1, new_tokens=1)
+    plan = place(tiny(12), nodes, links, once, "throughput", ranks=3)
+    assert plan.spans == (span(0, 4), None, span(4, 8), span(8, 12))
 
 
 def test_rank_0_without_layers_costs_a_hop_more() -> None:
