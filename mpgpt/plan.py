@@ -31,7 +31,7 @@ from mpgpt.costs import (
 )
 from mpgpt.costs import needs as needs
 from mpgpt.costs import stage_seconds as stage_seconds
-from mpgpt.cuts import piece_counts
+from mpgpt.cuts import Mask, piece_counts
 from mpgpt.errors import UsageError
 from mpgpt.field import Field, allowed_pieces
 from mpgpt.refusal import refuse
@@ -42,6 +42,8 @@ Objective = Literal["throughput", "latency"]
 HEAD_SHARE = 0.15
 AS_GOOD = 0.99
 """Plans whose figure is within one part in a hundred are taken for equal: measuring is not that exact."""
+AT_HOME = 0.97
+"""Rank 0 has layers where that costs no more than this, if measured ranks are placed: it takes part anyway."""
 ALL_COUNTS = 32
 """Up to so many possible numbers of ranks all are tried; of more, steps of two fifths."""
 OTHERS: Mapping[str, Shape] = MappingProxyType({})
@@ -91,7 +93,7 @@ class Plan:
 
 def place(
     shape: Shape, nodes: Sequence[Node], links: Links, workload: Workload, objective: Objective, *,
-    ranks: int | None = None, headroom: float = HEADROOM, others: Mapping[str, Shape] = OTHERS,
+    ranks: int | None = None, headroom: float = HEADROOM, others: Mapping[str, Shape] = OTHERS, home: float = 1.0,
 ) -> Plan:  # fmt: skip
     """The best plan, with exactly ``ranks`` ranks that have layers if that is given.
 
@@ -101,7 +103,10 @@ def place(
     """
     if any(node.speed is None for node in nodes):
         return _unmeasured(shape, nodes, ranks, headroom, others)
-    return choose(alternatives(shape, nodes, links, workload, objective, ranks=ranks, headroom=headroom, others=others))
+    plans = alternatives(
+        shape, nodes, links, workload, objective, ranks=ranks, headroom=headroom, others=others, home=home
+    )
+    return choose(plans)
 
 
 def choose(plans: Sequence[Plan]) -> Plan:
@@ -113,7 +118,7 @@ def choose(plans: Sequence[Plan]) -> Plan:
 
 def alternatives(
     shape: Shape, nodes: Sequence[Node], links: Links, workload: Workload, objective: Objective, *,
-    ranks: int | None = None, headroom: float = HEADROOM, others: Mapping[str, Shape] = OTHERS,
+    ranks: int | None = None, headroom: float = HEADROOM, others: Mapping[str, Shape] = OTHERS, home: float = 1.0,
 ) -> list[Plan]:  # fmt: skip
     """The best plan with exactly 1, 2, ... ranks that have layers, fewest first, as far as they are possible.
 
@@ -122,26 +127,37 @@ def alternatives(
     most even. Both are exact, by dynamic programming, if every rank has cores of its own. Where a host has fewer cores
     than its ranks have threads, they are taken to be slower by that factor, and the plan is made again for those that
     have layers in it, as long as that makes it better. With more than ``ALL_COUNTS`` possible numbers of ranks only
-    some are tried, the fewest and the most among them.
+    some are tried, the fewest and the most among them. Below 1, ``home`` is the share of a plan's value for which one
+    that gives rank 0 layers is taken in its stead: what was measured is not exact, and rank 0 is there anyway.
     Raises ``UsageError`` when there is none.
     """
     counts = _possible(shape, nodes, ranks, headroom, others)
     tried = _some(*counts) if ranks is None else [ranks]
-    field = Field(nodes, links, shape, allowed_pieces(shape, nodes, headroom))
-    alone = objective == "latency"
-    found = field.shortest(alone_work(workload), tried) if alone else field.evenest(workload, tried)
-    plans = [predict(spans, shape, nodes, links, workload, objective, headroom=headroom) for spans in found]
+    allowed = allowed_pieces(shape, nodes, headroom)
+
+    def found(allowed: Mask) -> list[Plan]:
+        field = Field(nodes, links, shape, allowed)
+        if objective == "latency":
+            return [expect(spans) for spans in field.shortest(alone_work(workload), tried)]
+        plans = [expect(spans) for spans in field.evenest(workload, tried)]
+        return [again(field, plan) for plan in plans] if field.crowded else plans
+
+    def expect(spans: Sequence[Span | None]) -> Plan:
+        return predict(spans, shape, nodes, links, workload, objective, headroom=headroom)
+
+    def again(field: Field, plan: Plan) -> Plan:
+        next_ = expect(field.evenest(workload, [plan.ranks], plan.spans)[0])
+        return again(field, next_) if next_.whole > plan.whole * (1 + 1e-6) else plan
+
+    plans = found(allowed)
     if not plans:
         raise refuse(shape, nodes, counts, ranks=ranks, headroom=headroom, others=others)
-    if alone or not field.crowded:
-        return plans
-
-    def again(plan: Plan) -> Plan:
-        found = field.evenest(workload, [plan.ranks], plan.spans)
-        next_ = predict(found[0], shape, nodes, links, workload, objective, headroom=headroom)
-        return again(next_) if next_.whole > plan.whole * (1 + 1e-6) else plan
-
-    return [again(plan) for plan in plans]
+    if home < 1 and any(plan.spans[0] is None for plan in plans):
+        allowed[1:, 0] = False
+        at_home = {plan.ranks: plan for plan in found(allowed)}
+        pairs = [(plan, at_home.get(plan.ranks, plan)) for plan in plans]
+        plans = [near if near.value >= home * plan.value else plan for plan, near in pairs]
+    return plans
 
 
 def _possible(

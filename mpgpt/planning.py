@@ -21,7 +21,7 @@ from mpgpt.folder import read_json
 from mpgpt.kernels import Kernels
 from mpgpt.link import World
 from mpgpt.placement import check_target, plan_tree, save, show
-from mpgpt.plan import alternatives, choose
+from mpgpt.plan import AT_HOME, alternatives, choose
 from mpgpt.pull import find
 from mpgpt.ring import Ground, agree, context_of, measure, together
 
@@ -89,7 +89,9 @@ class Planning:
         workload = replace(config.workload, **given)
         workload = replace(workload, sequences=min(workload.sequences, self._slots))
         objective = options["objective"] or config.plan.objective
-        plans = alternatives(ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others)
+        plans = alternatives(
+            ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others, home=AT_HOME
+        )
         plan = choose(plans)
         show(plan, plans, ground.nodes, ground.shape, self._console, workload=workload)
         if options["json"]:

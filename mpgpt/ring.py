@@ -33,7 +33,7 @@ from mpgpt.ledger import Ledger
 from mpgpt.link import World
 from mpgpt.model import Slice, weights_of
 from mpgpt.pipeline import Pipeline, relay, stand_by
-from mpgpt.plan import Objective, place
+from mpgpt.plan import AT_HOME, Objective, place
 from mpgpt.profile import node_from, survey
 from mpgpt.pull import find, pull
 from mpgpt.sampler import Sampler
@@ -204,7 +204,9 @@ def settle(
 
     def placed() -> Spans:
         work = replace(workload, sequences=min(workload.sequences, slots))
-        spans = place(ground.shape, ground.nodes, ground.links, work, objective, others=ground.others).spans
+        spans = place(
+            ground.shape, ground.nodes, ground.links, work, objective, others=ground.others, home=AT_HOME
+        ).spans
         for node, span in zip(ground.nodes, spans, strict=True):
             if span is None:
                 report(f"rank {node.rank} on {node.host} has no layers: the ring is faster without it")

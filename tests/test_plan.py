@@ -540,3 +540,22 @@ def test_exactly_so_many_ranks() -> None:
     nodes = [flat(1e-3, rank=r) for r in range(3)]
     assert refused(tiny(8), nodes, ranks=4).endswith("exactly 4 ranks have layers; there may be from 1 to 3")
     assert refused(tiny(1), nodes, ranks=2).endswith("there may be 1")
+
+
+def test_rank_0_keeps_layers_where_measuring_is_no_more_exact() -> None:
+    """Of two ranks that are as good but for noise, rank 0 has the layers; one that is far better takes them."""
+
+    def spans(speed: float, home: float) -> tuple[Span | None, ...]:
+        nodes = [
+            Node(rank=r, host=str(r), kind="cpu", memory=0, local_rank=0, threads=1, speed=Speed(
+                layer_s=((1, 1.0 if r == 0 else speed), (96, 9.0)), head_s=((1, 0.0),),
+            ))
+            for r in range(2)
+        ]  # fmt: skip
+        links = {pair: Edge(latency_s=0.001, bytes_per_s=1e9) for pair in ((0, 1), (1, 0))}
+        shape = Shape(layers=4, layer_bytes=8, head_bytes=8, embedding_bytes=0, kv_bytes=8, token_bytes=8)
+        return place(shape, nodes, links, Workload(), "latency", ranks=1, home=home).spans
+
+    everything = Span(start=0, stop=4)
+    assert spans(0.99, 1.0) == (None, everything) == spans(0.5, 0.97)
+    assert spans(0.99, 0.97) == (everything, None)
