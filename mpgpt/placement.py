@@ -223,8 +223,8 @@ def sentences(plan: Plan, plans: Sequence[Plan], workload: Workload) -> list[str
         word = "gains" if plan.one > first.one else "loses"
         said.append(
             f"With {plan.ranks} ranks one sequence {word} {abs(plan.one / first.one - 1):.0%} against {first.ranks} "
-            f"({_rate(plan.one)} and {_rate(first.one)} tokens/s); {workload.sequences} make {plan.whole / first.whole:.2f} "
-            "times as many, prompts counted in."
+            f"({_rate(plan.one)} and {_rate(first.one)} tokens/s); {workload.sequences} make "
+            f"{plan.whole / first.whole:.2f} times as many, prompts counted in."
         )
     return said
 
