@@ -1,9 +1,9 @@
 """Whether measured placement keeps its promise: two ranks, one of which has a third of its core.
 
-    python bench/placement.py [--rounds 5] [--objective throughput] [--spin 2]
+    python bench/placement.py [--rounds 5] [--objective throughput]
 
-Each rank is pinned to a core of its own; ``--spin`` processes that compute without end are pinned to the second rank's
-core, so that it has 1 / (1 + spin) of it. In one run of mpirun the ranks are measured and the layers placed; then the
+Each rank is pinned to a core of its own, and the second rank has a quota of a third of its core, dealt out every 3 ms
+(Linux control groups, version 1, as root). In one run of mpirun the ranks are measured and the layers placed; then the
 even split and the chosen spans run in turn. Printed are the factors by which the chosen spans beat the even split,
 each taken within a round, beside what the plan predicts for them (aim: within 15%).
 
@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ring import FOLDER, make_model, prompt
@@ -36,21 +37,21 @@ from mpgpt.ring import Ring, Settings, measure, settle
 from mpgpt.weights import model_config
 
 WORK = Workload(sequences=8, prompt_tokens=128, new_tokens=64)
+GROUP = Path("/sys/fs/cgroup/cpu/mpgpt-bench")
 REQUESTS = 4
 """Requests for each of the workload's sequences."""
 
 
 @contextmanager
-def spinning(processes: int, core: int) -> Iterator[None]:
-    """So many processes that do nothing but compute on ``core``."""
-    code = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
-    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(processes)]
+def quota() -> Iterator[None]:
+    """A control group whose processes together have a third of a core."""
+    GROUP.mkdir(exist_ok=True)
+    (GROUP / "cpu.cfs_period_us").write_text("3000")
+    (GROUP / "cpu.cfs_quota_us").write_text("1000")
     try:
         yield
     finally:
-        for process in busy:
-            process.kill()
-            process.wait()
+        GROUP.rmdir()
 
 
 def request(n: int) -> Request:
@@ -98,6 +99,8 @@ def measure_rank(rounds: int, objective: Objective) -> None:
     """What every rank does: be measured, then run both splits in turn; rank 0 prints a line of JSON."""
     world = MPIWorld()
     os.sched_setaffinity(0, {world.rank})
+    if world.rank == 1:
+        (GROUP / "cgroup.procs").write_text(str(os.getpid()))
     kernels = Kernels(dtype="float32")
     ground = measure(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
     settings = settle(
@@ -133,7 +136,7 @@ def start(options: Any) -> dict[str, Any]:
     ]  # fmt: skip
     env = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     env |= {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
-    with spinning(options.spin, core=1):
+    with quota():
         done = subprocess.run(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True, timeout=900
         )
@@ -164,7 +167,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--objective", default="throughput", choices=["throughput", "latency"])
-    parser.add_argument("--spin", type=int, default=2)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
     if options.rank:

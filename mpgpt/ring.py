@@ -170,7 +170,8 @@ def agree(
     def mine() -> dict[str, Any] | None:
         if local_rank(world):
             return None
-        kernels, trials = choose(dtype, weights_of(config), pinned=kernel, memory=memory)
+        with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
+            kernels, trials = choose(dtype, weights_of(config), pinned=kernel, memory=memory)
         return {"chosen": dict(kernels.chosen), "trials": [asdict(trial) for trial in trials]}
 
     answers = together(world, mine)

@@ -31,7 +31,7 @@ ROWS = (1, 8, 96)
 """What decoding, decoding together, and a prompt's chunk bring."""
 MARGIN = 1.1
 """How many times as fast another kernel must be than the first candidate."""
-COLD_BYTES = 48 << 20
+COLD_BYTES = 40 << 20
 """Weights in turn at least: more than caches keep, so that each product reads its weight from memory."""
 LARGEST_BYTES = 8 << 20
 """A larger weight is tried by a part of its outputs."""
