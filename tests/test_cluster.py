@@ -89,7 +89,7 @@ def test_the_models_are_as_large_as_their_makers_say(name: str, millions: int) -
 
 
 def test_bytes_by_dtype() -> None:
-    given: dict[DtypeName, int] = {"float32": 4096, "bfloat16": 2048, "float16": 2048, "int8": 1024 + 128, "int4": 576}
+    given: dict[DtypeName, int] = {"float32": 4096, "bfloat16": 2048, "float16": 2048, "int8": 1024 + 128, "int4": 640}
     assert {dtype: weight_bytes(1024, 32, dtype) for dtype in given} == given
     shape = shape_of(config("gpt2"), "float32", slots=2, context=100)
     assert shape.layer_bytes == 4 * 12 * 768 * 768
@@ -98,7 +98,11 @@ def test_bytes_by_dtype() -> None:
     assert shape.token_bytes == 4 * 768
     int8 = shape_of(config("gpt2"), "int8", slots=2, context=100)
     assert int8.layer_bytes == 12 * 768 * 768 + 4 * 9 * 768
-    assert (int8.kv_bytes, int8.token_bytes) == (shape.kv_bytes // 2, shape.token_bytes // 2)
+    assert (int8.kv_bytes, int8.token_bytes) == (shape.kv_bytes, shape.token_bytes), "activations are float32"
+    half = shape_of(config("gpt2"), "bfloat16", slots=2, context=100)
+    assert (half.kv_bytes, half.token_bytes) == (shape.kv_bytes // 2, shape.token_bytes // 2)
+    int4 = shape_of(config("gpt2"), "int4", slots=2, context=100)
+    assert int4.head_bytes == int8.head_bytes > 50257 * 768, "the head of int4 is int8"
 
 
 def test_speed_is_bandwidth_or_arithmetic_whichever_is_slower() -> None:
@@ -111,7 +115,7 @@ def test_speed_is_bandwidth_or_arithmetic_whichever_is_slower() -> None:
     assert dict(speed.head_s)[1] == pytest.approx(4 * 768 * 50257 / 25e9)
     assert speed.attend_s == pytest.approx(2 * 768 * 4 / 25e9)
     assert dict(speed_of(machine(gflops=1000), config("gpt2"), "int4").layer_s)[1] == pytest.approx(
-        weights * 9 / 16 / 50e9
+        weights * 5 / 8 / 50e9
     )
 
 

@@ -70,7 +70,7 @@ def test_options_over_the_file(tmp_path: Path) -> None:
     tree = json.loads(out.read_text())
     assert (tree["objective"], tree["ranks_with_layers"]) == ("latency", 1)
     assert tree["workload"] == {"sequences": 3, "prompt_tokens": 64, "new_tokens": 9}
-    assert tree["needs_bytes"] < 1e9
+    assert tree["needs_bytes"] < 1.6e9, "float32 needs 1.9"
 
 
 def test_a_simulation_is_shown_and_written(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_dtype_that_would_fit_is_named(tmp_path: Path) -> None:
     llama = GOOD | {"model": "llama-3.1-8b", "context": 1024, "slots": 4, "machines": [machine]}
     path.write_text(yaml.safe_dump(llama))
     # 4 x (32 x 218103808 + 525336576) of weights, 2 x 4 x 1024 x 1024 x 32 x 4 of cache, a tenth and 64 MB more.
-    expected = "the model needs 34.3 GB, the only rank has 13.0 GB; int8 would need 8.9 GB"
+    expected = "the model needs 34.3 GB, the only rank has 13.0 GB; int8 would need 9.5 GB"
     assert refused(what_if, path) == refused(simulation, path) == expected
     path.write_text(yaml.safe_dump(llama | {"machines": [machine | {"free_gb": 1}]}))
     assert refused(what_if, path).endswith("no other dtype would fit either")
