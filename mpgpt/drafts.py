@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 
 LONGEST = 16
 """Longer matches are not told apart."""
+DOUBT = 6
+"""Before anything is known of a text, a match of so many tokens is as likely right as wrong."""
 MEMORY = 8
 """The odds are those of about so many tokens."""
 ROW_COST = 0.1
@@ -38,7 +40,7 @@ class Lookup:
         self._tokens: list[int] = []
         self._pairs: dict[tuple[int, int], int] = {}  # the position after the last place of each pair
         self._at, self._matched = 0, 0  # what is foretold, and of how many tokens before it the same is true; 0: none
-        self._odds = [n / (n + 2) for n in range(LONGEST + 1)]
+        self._odds = [n / (n + DOUBT) for n in range(LONGEST + 1)]
         for token in tokens:
             self.push(token)
 
