@@ -27,6 +27,7 @@ from mpgpt.core import Workload
 from mpgpt.errors import MpgptError
 from mpgpt.launch import environment, listen, mpirun
 from mpgpt.link import SoloWorld, World
+from mpgpt.llama_rpc import LlamaRpc, programs
 from mpgpt.measure import REPEATS, measure, read_bandwidth
 from mpgpt.peers import Peer, Task, Transformers
 from mpgpt.random_model import random_model
@@ -123,6 +124,7 @@ class Bench:
         """The exit status. Raises ``MpgptError`` for the first ring that fails, after showing what others did."""
         wanted = self._wanted = read(self._options, None)
         writing(self._options)
+        self._llama = programs(wanted.llama_bin) if wanted.llama_bin else None
         folder = self._locate()
         config = model_config(folder)
         fit(wanted, config)
@@ -167,7 +169,12 @@ class Bench:
             folder=folder, layers=config.layers, concurrency=wanted.concurrency, prompt_tokens=wanted.prompt_tokens,
             new_tokens=wanted.new_tokens, repeats=REPEATS, threads=wanted.threads, pin=wanted.pin, env=self._env,
         )  # fmt: skip
-        return [Transformers(task) for name in wanted.against if name == Transformers.name]
+        peers: list[Peer] = []
+        if Transformers.name in wanted.against:
+            peers.append(Transformers(task))
+        if self._llama:
+            peers.append(LlamaRpc(task, self._llama, wanted.dtypes, self._home, _say))
+        return peers
 
     def _command(self, dtype: str, ranks: int) -> list[str]:
         """One rank on this host needs no mpirun; it is bound as mpirun would bind it."""

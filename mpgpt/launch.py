@@ -74,7 +74,7 @@ def listen(
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith("{"):
-                    hear(json.loads(line))
+                    hear(_read(line))
             status = process.wait()
         finally:
             clock.cancel()
@@ -83,6 +83,14 @@ def listen(
             raise MpgptError(f"it took longer than {limit_s:.0f} s and was ended")
         if status:
             raise MpgptError(cause(errors) or f"it ended with status {status} and without a word")
+
+
+def _read(line: str) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise MpgptError(f"it printed what is no JSON: {line.strip()[:200]}") from error
+    return said
 
 
 def start(

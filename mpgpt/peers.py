@@ -26,7 +26,6 @@ from typing import Any, Protocol
 
 from mpgpt.launch import environment, listen
 
-NAMES = ("transformers", "llama-rpc")
 LIMIT_S = 3600.0
 """After so long a peer is taken to hang."""
 WARM_UP_TOKENS = 8
