@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from mpgpt import plot
+from mpgpt.architecture import ModelConfig
 from mpgpt.core import Workload
 from mpgpt.errors import MpgptError
 from mpgpt.launch import environment, listen, mpirun
 from mpgpt.link import SoloWorld, World
-from mpgpt.measure import measure, read_bandwidth
+from mpgpt.llama_rpc import LlamaRpc, programs
+from mpgpt.measure import REPEATS, measure, read_bandwidth
+from mpgpt.peers import Peer, Task, Transformers
 from mpgpt.random_model import random_model
 from mpgpt.results import Results, show, write_whole
 from mpgpt.ring import Ring, local_rank, locate, settle, together
@@ -96,6 +100,20 @@ class InRing:
         return 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What is started once in each round: a ring of ours, or a peer."""
+
+    dtype: str
+    ranks: int
+    peer: Peer | None = None
+    compared: tuple[tuple[str, int], ...] = ()
+    """Dtype and ranks of our rings that the peer's figures are for."""
+
+    def __str__(self) -> str:
+        return f"{_whose(self.peer.name if self.peer else '')}{_count(self.ranks, 'rank')}, {self.dtype}"
+
+
 class Bench:
     """The command outside any ring: start each in turn, several rounds, and put together what they say."""
 
@@ -107,16 +125,17 @@ class Bench:
         """The exit status. Raises ``MpgptError`` for the first ring that fails, after showing what others did."""
         wanted = self._wanted = read(self._options, None)
         writing(self._options)
-        config = model_config(self._locate())
+        self._llama = programs(wanted.llama_bin) if wanted.llama_bin else None
+        folder = self._locate()
+        config = model_config(folder)
         fit(wanted, config)
         results = Results(wanted.header(config), wanted.json)
-        turns = [(dtype, ranks) for dtype in wanted.dtypes for ranks in wanted.ranks]
-        commands = [self._command(dtype, ranks) for dtype, ranks in turns]
+        turns = self._turns(folder, config)
         try:
             with Bar(wanted.rounds * len(turns) * len(wanted.concurrency)) as bar:
                 for _ in range(wanted.rounds):
-                    for (dtype, ranks), command in zip(turns, commands, strict=True):
-                        self._start(command, dtype, ranks, results, bar)
+                    for turn in turns:
+                        self._start(turn, results, bar)
             results.finish()
         finally:
             publish(results, wanted.plot)
@@ -131,6 +150,32 @@ class Bench:
             return locate(alone, wanted.model, self._home, _say)
         finally:
             alone.close()
+
+    def _turns(self, folder: Path, config: ModelConfig) -> list[Turn]:
+        """A round's. A peer runs once for all that it is compared with, right after the first of it."""
+        wanted, peers = self._wanted, self._peers(folder, config)
+        rings = [(dtype, ranks) for dtype in wanted.dtypes for ranks in wanted.ranks]
+        turns: dict[tuple[str, int, Peer | None], Turn] = {}
+        for dtype, ranks in rings:
+            turns[dtype, ranks, None] = Turn(dtype=dtype, ranks=ranks)
+            for peer in peers:
+                theirs = peer.compared(dtype, ranks)
+                same = tuple(ring for ring in rings if peer.compared(*ring) == theirs)
+                turns.setdefault((*theirs, peer), Turn(dtype=theirs[0], ranks=theirs[1], peer=peer, compared=same))
+        return list(turns.values())
+
+    def _peers(self, folder: Path, config: ModelConfig) -> list[Peer]:
+        wanted = self._wanted
+        task = Task(
+            folder=folder, layers=config.layers, concurrency=wanted.concurrency, prompt_tokens=wanted.prompt_tokens,
+            new_tokens=wanted.new_tokens, repeats=REPEATS, threads=wanted.threads, pin=wanted.pin, env=self._env,
+        )  # fmt: skip
+        peers: list[Peer] = []
+        if Transformers.name in wanted.against:
+            peers.append(Transformers(task))
+        if self._llama:
+            peers.append(LlamaRpc(task, self._llama, wanted.dtypes, self._home, _say))
+        return peers
 
     def _command(self, dtype: str, ranks: int) -> list[str]:
         """One rank on this host needs no mpirun; it is bound as mpirun would bind it."""
@@ -149,19 +194,25 @@ class Bench:
         flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
         return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
 
-    def _start(self, command: list[str], dtype: str, ranks: int, results: Results, bar: Bar) -> None:
+    def _start(self, turn: Turn, results: Results, bar: Bar) -> None:
         def hear(said: dict[str, Any]) -> None:
-            if "run" in said:
+            if "peer" in said:
+                results.add_peer(said, turn.compared)
+                bar.done(_line(said))
+            elif "run" in said:
                 results.add(said["run"])
                 bar.done(_line(said["run"]))
             else:
-                results.add_bandwidth(dtype, ranks, said["read_bandwidth_gb_s"], said["read_by"])
+                results.add_bandwidth(turn.dtype, turn.ranks, said["read_bandwidth_gb_s"], said["read_by"])
 
-        bar.begin(f"{_count(ranks, 'rank')}, {dtype}")
+        bar.begin(str(turn))
         try:
-            listen(command, environment(self._env), hear)
+            if turn.peer:
+                turn.peer.run(turn.dtype, turn.ranks, hear)
+            else:
+                listen(self._command(turn.dtype, turn.ranks), environment(self._env), hear)
         except MpgptError as error:
-            raise MpgptError(f"{_count(ranks, 'rank')}, {dtype}: {error}") from None
+            raise MpgptError(f"{turn}: {error}") from None
 
 
 class Bar:
@@ -211,10 +262,14 @@ def _crowded(ring: Ring) -> bool:
 
 def _line(run: Mapping[str, Any]) -> str:
     speed = run["decode_tokens_per_s"]
-    shared = ", sharing cores" if run["oversubscribed"] else ""
-    return f"{_count(run['ranks'], 'rank')}{shared}, {run['dtype']}, {_count(run['concurrency'], 'sequence')}: " + (
-        f"{speed:.1f} tokens/s" if speed else "no time at which all of them decode; more --new-tokens would help"
-    )
+    shared = ", sharing cores" if run.get("oversubscribed") else ""
+    who = f"{_whose(run.get('peer', ''))}{_count(run['ranks'], 'rank')}{shared}, {run['dtype']}"
+    said = f"{speed:.1f} tokens/s" if speed else "no time at which all of them decode; more --new-tokens would help"
+    return f"{who}, {_count(run['concurrency'], 'sequence')}: {said}"
+
+
+def _whose(peer: str) -> str:
+    return f"{peer}, " if peer else ""
 
 
 def _count(number: int, what: str) -> str:

@@ -154,6 +154,11 @@ def generate_command(**options: Any) -> int:
 @click.option("--context", type=click.IntRange(2), help="Tokens of a slot.  [default: prompt and new tokens]")
 @click.option("--drafts/--no-drafts", default=False, help="Guess tokens from the text.  [default: no]")
 @click.option("--hostfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="For mpirun.")
+@click.option(
+    "--against", multiple=True, type=click.Choice(["transformers", "llama-rpc"]),
+    help="Run it too, on the same weights and cores, in turn with ours, and print the ratio; may be repeated.",
+)  # fmt: skip
+@click.option("--llama-bin", type=click.Path(path_type=Path), help="The folder of llama.cpp's programs, for llama-rpc.")
 @click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, anew after every run.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw them here: .png, .svg or .pdf.")
 @click.option("--child", is_flag=True, hidden=True)

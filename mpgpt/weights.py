@@ -55,6 +55,14 @@ class Checkpoint:
         for sums in (read_marker(folder) or {}).get("tensors", {}).values():
             self._sums |= sums
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors, by their full names. Nothing but headers is read."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in dict.fromkeys(self._files.values()):
+            with _open(path) as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return shapes
+
     def _find(self, name: str) -> str:
         for prefix in PREFIXES:
             if prefix + name in self._files:
