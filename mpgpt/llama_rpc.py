@@ -136,7 +136,7 @@ class LlamaRpc:
 def _median(program: Path, speeds: list[Any]) -> float:
     if not speeds or not all(isinstance(speed, int | float) and speed > 0 for speed in speeds):
         raise MpgptError(f"{program.name} printed no speeds that can be read: is it of another version of llama.cpp?")
-    return statistics.median(speeds)
+    return float(statistics.median(speeds))
 
 
 @contextlib.contextmanager
@@ -161,10 +161,10 @@ def servers(program: Path, ranks: int, task: Task) -> Iterator[list[str]]:
         try:
             yield ends
         except MpgptError as error:
-            for process, log in running:
-                if process.poll() is not None:
-                    status, said = process.returncode, cause(log)
-                    raise MpgptError(f"{error}\n{program.name} ended with status {status}: {said}") from None
+            for server, its_log in running:
+                if server.poll() is not None:
+                    said = f"{program.name} ended with status {server.returncode}: {cause(its_log)}"
+                    raise MpgptError(f"{error}\n{said}") from None
             raise
 
 

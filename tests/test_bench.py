@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -31,6 +32,7 @@ RUN: dict[str, Any] = {
     "ranks": int, "concurrency": int, "dtype": str, "decode_tokens_per_s": NUMBER, "prompt_tokens_per_s": NUMBER,
     "ttft_ms": dict, "tpot_ms": dict, "stages": list, "read_bandwidth_gb_s": NUMBER, "floor_tokens_per_s": NUMBER,
     "read_by": str, "oversubscribed": bool, "rounds": int, "spread": dict,
+    "each_round": dict,
 }  # fmt: skip
 STAGE: dict[str, Any] = {
     "rank": int, "host": str, "layers": list, "steps": int, "tokens": int, "compute_s": float, "wait_s": float,
@@ -58,6 +60,8 @@ def check_document(document: dict[str, Any], work: int) -> None:
         assert stop == document["model"]["layers"]
         least, greatest = run["spread"]["decode_tokens_per_s"]
         assert 0 < least <= run["decode_tokens_per_s"] <= greatest
+        each = run["each_round"]["decode_tokens_per_s"]
+        assert len(each) == run["rounds"] and statistics.median(each) == run["decode_tokens_per_s"]
         assert 0 < run["tpot_ms"]["p50"] <= run["tpot_ms"]["p95"]
         weights = sum(stage["slice_mb"] for stage in run["stages"])
         assert run["floor_tokens_per_s"] == pytest.approx(1000 * run["read_bandwidth_gb_s"] / weights)
@@ -173,6 +177,10 @@ def test_a_second_ring_that_fails_leaves_the_first(
         (("--random", "gpt2", "--dtype", "float32,float8"), "'float8'"),
         (("--random", "gpt2", "--pin", "--threads", "4000"), "4000 cores"),
         (("--random", "gpt2", "--layers", "5-2"), "--layers"),
+        (("--random", "gpt2", "--against", "llama-rpc"), "--llama-bin"),
+        (("--random", "gpt2", "--llama-bin", "/"), "--against llama-rpc, which is not asked for"),
+        (("--random", "gpt2", "--against", "transformers", "--llama-bin", "/"), "--against llama-rpc, which"),
+        (("--random", "gpt2", "--against", "transformers", "--hostfile", __file__), "--hostfile"),
     ],
 )
 def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> None:
@@ -188,6 +196,7 @@ def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> No
         (("--ranks", "1,3"), "mpirun started 3"),
         (("--pin",), "--bind-to core"),
         (("--dtype", "float32,bfloat16"), "one dtype"),
+        (("--against", "transformers"), "leave mpirun out"),
     ],
 )
 def test_options_that_a_ring_contradicts(arguments: tuple[str, ...], said: str) -> None:
@@ -226,6 +235,17 @@ def test_bad_input_ends_the_command_with_a_sentence(models: dict[str, Path], tmp
         (2, "--ranks 40: the model has 5 layers", "--model", models["gpt2"], "--ranks", "40"),
         (1, "config.json", "--model", tmp_path),
         (2, "no such file", "--random", "no-such-shape"),
+        (2, "'vllm' is not one of", "--model", models["gpt2"], "--against", "vllm"),
+        (
+            2,
+            f"llama-rpc: {tmp_path} has no llama-bench; build llama.cpp with GGML_RPC=ON",
+            "--model",
+            models["gpt2"],
+            "--against",
+            "llama-rpc",
+            "--llama-bin",
+            tmp_path,
+        ),
     ):
         run = mpgpt(0, "bench", *map(str, arguments))
         assert run.returncode == status and str(said) in run.stderr, run.stderr

@@ -58,6 +58,30 @@ def test_an_interrupt_ends_the_process_too() -> None:
     assert not psutil.pid_exists(pids[0])
 
 
+def test_a_process_is_bound_and_we_are_not() -> None:
+    heard: list[dict[str, Any]] = []
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    code = "import json, os; print(json.dumps({'cores': list(os.sched_getaffinity(0))}))"
+    listen(python(code), os.environ, heard.append, cores=[core])
+    assert heard == [{"cores": [core]}] and os.sched_getaffinity(0) == before
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    heard: list[dict[str, Any]] = []
+    code = "import os, time; print('{\"pid\": %d}' % os.getpid(), flush=True); time.sleep(600)"
+    with pytest.raises(MpgptError, match="longer than 2 s"):
+        listen(python(code), os.environ, heard.append, limit_s=2.0)
+    assert not psutil.pid_exists(heard[0]["pid"])
+
+
+def test_what_cannot_be_started_or_understood() -> None:
+    with pytest.raises(MpgptError, match="/nowhere/program cannot be started: No such file"):
+        listen(["/nowhere/program"], os.environ, lambda said: None)
+    with pytest.raises(MpgptError, match=r"no JSON: \{oh"):
+        listen(python("print('{oh')"), os.environ, lambda said: None)
+
+
 def test_ranks_are_bound_as_asked() -> None:
     path = os.environ["PATH"]
     free = mpirun(3, threads=1, pin=False, hostfile=None, path=path)

@@ -112,6 +112,64 @@ def test_machine_and_versions_are_said() -> None:
     assert document["versions"]["torch"].startswith("2.") and document["versions"]["mpi4py"]
 
 
+# -- peers
+
+
+def a_peer(speed: float | None, concurrency: int = 1, peer: str = "transformers", ranks: int = 1) -> dict[str, Any]:
+    return {
+        "peer": peer, "version": "5.0", "dtype": "float32", "ranks": ranks, "concurrency": concurrency,
+        "decode_tokens_per_s": speed, "prompt_tokens_per_s": 100.0,
+    }  # fmt: skip
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    """The median of the ratios, 2, is not the ratio of the medians, 40 / 10."""
+    found = Results(HEADER, None)
+    assert found.document()["peers"] == []
+    compared = [("float32", 1), ("int8", 2), ("int8", 3)]
+    for ours, theirs in ((40.0, 20.0), (20.0, 10.0), (60.0, 10.0)):
+        found.add(a_run(ours, ranks=1))
+        found.add(a_run(99.0, ranks=1, concurrency=8))
+        found.add_peer(a_peer(theirs), compared)
+        found.add(a_run(2 * ours, ranks=2, dtype="int8"))
+    (peer,) = found.document()["peers"]
+    assert peer["decode_tokens_per_s"] == 10.0 and peer["spread"]["decode_tokens_per_s"] == [10.0, 20.0]
+    assert peer["each_round"] == {"decode_tokens_per_s": [20.0, 10.0, 10.0], "prompt_tokens_per_s": [100.0] * 3}
+    assert (peer["peer"], peer["version"], peer["dtype"], peer["ranks"]) == ("transformers", "5.0", "float32", 1)
+    assert peer["ratios"] == [
+        {"dtype": "float32", "ranks": 1, "ratio": 2.0, "spread": [2.0, 6.0]},
+        {"dtype": "int8", "ranks": 2, "ratio": 4.0, "spread": [4.0, 12.0]},
+    ]
+    assert found.document()["runs"][0]["each_round"]["decode_tokens_per_s"] == [40.0, 20.0, 60.0]
+
+
+def test_a_round_that_is_not_over_and_a_speed_that_is_not_there() -> None:
+    found = Results(HEADER, None)
+    found.add(a_run(40.0))
+    found.add_peer(a_peer(20.0), [("float32", 2)])
+    found.add(a_run(90.0))
+    (peer,) = found.document()["peers"]
+    assert peer["ratios"] == [{"dtype": "float32", "ranks": 2, "ratio": 2.0, "spread": [2.0, 2.0]}]
+    found = Results(HEADER, None)
+    found.add(a_run(None))
+    found.add_peer(a_peer(20.0), [("float32", 2)])
+    (peer,) = found.document()["peers"]
+    assert peer["ratios"] == [{"dtype": "float32", "ranks": 2, "ratio": None, "spread": None}]
+
+
+def test_the_table_says_how_many_times_as_fast(capsys: pytest.CaptureFixture[str]) -> None:
+    found = Results(HEADER, None)
+    for dtype, speed in (("float32", 50.0), ("int8", 90.0)):
+        found.add(a_run(speed, ranks=2, dtype=dtype))
+    found.add_peer(a_peer(30.0), [("float32", 2), ("int8", 2)])
+    found.add_peer(a_peer(40.0, peer="llama-rpc", ranks=2), [("float32", 2)])
+    show(found.document())
+    said = capsys.readouterr().out
+    assert "1.67 x transformers" in said and "1.25 x llama-rpc" in said
+    assert "3.00 x transformers float32" in said, "not in our dtype, and says so"
+    assert "llama-rpc 5.0, float32, 2 ranks, 1 sequence: 40.0 (40.0 to 40.0) tokens/s, 100 prompt tokens/s" in said
+
+
 # -- what a person sees
 
 
