@@ -53,7 +53,7 @@ class InRing:
         settings = settle(
             world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
             threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
-            memory=self._home.parent / "kernels.json",
+            memory=self._home.parent / "kernels.json", everyone=True,
         )  # fmt: skip
         return Ring(world, settings, folder)
 

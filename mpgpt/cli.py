@@ -140,7 +140,9 @@ def generate_command(**options: Any) -> int:
 @click.option(
     "--random", help="Random weights instead: gpt2, gpt2-medium, smollm2-135m, llama-small, or a config.json."
 )
-@click.option("--ranks", help="Numbers of ranks, such as 1,2,3.  [default: 1; under mpirun what is there]")
+@click.option(
+    "--ranks", help="Numbers of ranks, such as 1,2,3; all get layers.  [default: 1; under mpirun what is there]"
+)
 @click.option("--concurrency", default="1,8", show_default=True, help="Numbers of sequences at once.")
 @click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), default=64, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(2, 1_000_000), default=64, show_default=True)

@@ -187,12 +187,13 @@ def settle(
     plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: Objective = "throughput",
     workload: Workload = Workload(), report: Callable[[str], None] = lambda line: None,  # noqa: B008
     kernel: str = "auto", memory: Path | None = None, explain: Callable[[Tried], None] = lambda tried: None,
+    everyone: bool = False,
 ) -> Settings:  # fmt: skip
     """Rank 0 decides the plan and the sizes; every rank gets them. ``plan`` gives the spans, or None for auto: then
     every rank is measured, and the layers are placed so that ``objective`` is best met for ``workload``.
 
     ``report`` hears, on rank 0, of ranks that are better left without layers, and ``explain`` of the kernels that were
-    tried (see ``agree``). Raises ``UsageError`` on every rank
+    tried (see ``agree``). With ``everyone`` no rank is left without layers. Raises ``UsageError`` on every rank
     when the spans do not fit the model or the number of ranks, or the model does not fit the ranks' memory.
     """
 
@@ -206,8 +207,9 @@ def settle(
     def placed() -> Spans:
         work = replace(workload, sequences=min(workload.sequences, slots))
         spans = place(
-            ground.shape, ground.nodes, ground.links, work, objective, others=ground.others, home=AT_HOME
-        ).spans
+            ground.shape, ground.nodes, ground.links, work, objective, others=ground.others, home=AT_HOME,
+            ranks=world.size if everyone else None,
+        ).spans  # fmt: skip
         for node, span in zip(ground.nodes, spans, strict=True):
             if span is None:
                 report(f"rank {node.rank} on {node.host} has no layers: the ring is faster without it")

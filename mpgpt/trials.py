@@ -63,6 +63,9 @@ def choose(
     for weight in weights:
         held = usual.dtype_of(weight.inputs, head=weight.head)
         kinds[key(held, weight.inputs, weight.outputs)] = (held, weight)
+    for held, _ in kinds.values():
+        if not candidates(held):
+            raise UsageError(f"this machine's torch has no product for {held}; take another --dtype")
     _check(pinned, {held for held, _ in kinds.values()})
     if pinned != "auto":
         names = {k: pinned for k, (held, _) in kinds.items() if pinned in _names(held)}

@@ -86,3 +86,9 @@ def test_pinned() -> None:
 def test_a_kernel_that_cannot_be_is_named(dtype: str, name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         choose(dtype, WEIGHTS, pinned=name)
+
+
+def test_a_build_without_any_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "candidates", lambda dtype: ())
+    with pytest.raises(UsageError, match="no product for int4"):
+        choose("int4", [Weight(inputs=64, outputs=64)])
