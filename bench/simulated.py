@@ -38,7 +38,7 @@ CONTEXT = 512
 WORKS = (
     Workload(sequences=1, prompt_tokens=64, new_tokens=64),
     Workload(sequences=8, prompt_tokens=64, new_tokens=64),
-    Workload(sequences=8, prompt_tokens=256, new_tokens=32),
+    Workload(sequences=8, prompt_tokens=256, new_tokens=64),
 )
 FIGURES = ("decode tokens/s", "tokens/s with prompts", "first token, s")
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
 
 from mpgpt.core import Sampling, Span, Workload
-from mpgpt.errors import UsageError, WireError
+from mpgpt.errors import UsageError
 from mpgpt.yamlfile import printable, problems, read_yaml, shown
 
 DtypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
@@ -194,18 +194,6 @@ class RunConfig(Settings):
             chosen["temperature"] = 0.0
         return Sampling(**chosen)
 
-    def to_json(self) -> bytes:
-        """For the broadcast from rank 0; ``from_json`` gives an equal RunConfig."""
-        return self.model_dump_json().encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> RunConfig:
-        """Raises WireError: these bytes come from another rank, not from the user."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise WireError(f"not a broadcast RunConfig: {'; '.join(problems(error, cls))}") from None
-
 
 def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
     """``rank_0``'s span first, wherever it stands in the file."""
@@ -225,17 +213,22 @@ def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
     return [Span(start=named[key][0], stop=named[key][-1] + 1) for key in keys]
 
 
-def check_spans(spans: Iterable[Span | None], ranks: int, layers: int, source: str) -> tuple[Span | None, ...]:
+def check_spans(
+    spans: Iterable[Span | None], ranks: int, layers: int, source: str, counted: str = ""
+) -> tuple[Span | None, ...]:
     """Prove that ``spans`` are one per rank (None for a rank without layers), contiguous from layer 0, disjoint,
     and complete.
 
-    ``source`` is where the user wrote them. Raises UsageError that names it, the rank and the layers.
+    ``source`` is where the user wrote them, ``counted`` says where there are so many ranks, if not under mpirun.
+    Raises UsageError that names the source, the rank and the layers.
     """
     spans = tuple(spans)
     if len(spans) != ranks:
+        names = f"{source} names {len(spans)} rank{'s' * (len(spans) != 1)} but"
+        if counted:
+            raise UsageError(f"{names} {counted}; give each rank its layers, - for none")
         raise UsageError(
-            f"{source} names {len(spans)} rank{'s' * (len(spans) != 1)} but mpirun started {ranks} "
-            f"(-n {ranks}); give each rank its layers, or start with -n {len(spans)}"
+            f"{names} mpirun started {ranks} (-n {ranks}); give each rank its layers, or start with -n {len(spans)}"
         )
     stop = last = 0
     for rank, span in enumerate(spans):
@@ -254,9 +247,9 @@ def check_spans(spans: Iterable[Span | None], ranks: int, layers: int, source: s
     return spans
 
 
-def parse_layers(text: str) -> tuple[Span | None, ...]:
-    """The command line's ``--layers 0-3,4-7,-,8``, for each rank a span, or ``-`` for none. UsageError says where it
-    is wrong."""
+def parse_layers(text: str, option: str = "--layers") -> tuple[Span | None, ...]:
+    """The command line's ``0-3,4-7,-,8``, for each rank a span, or ``-`` for none. UsageError says where it is
+    wrong."""
     spans: list[Span | None] = []
     column = 1
     for rank, piece in enumerate(text.split(",")):
@@ -264,7 +257,7 @@ def parse_layers(text: str) -> tuple[Span | None, ...]:
         start, stop = (int(match[1]), int(match[2] or match[1]) + 1) if match else (0, 0)
         if start >= stop and piece.strip() != "-":
             raise UsageError(
-                f"--layers: {shown(piece)} at character {column}, for rank {rank}, "
+                f"{option}: {shown(piece)} at character {column}, for rank {rank}, "
                 f"{'runs backwards' if match else 'is no range of layers'}; write for example 0-3,4-7,8-11"
             )
         spans.append(Span(start=start, stop=stop) if match else None)

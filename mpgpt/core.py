@@ -72,6 +72,9 @@ class Speed:
     """The same for the tokens of a prompt's chunk, which read the cache together; None if it is not known apart."""
     step_s: float = 0.0
     """What every step costs a stage besides: taking the frame apart, making the next, and Python."""
+    cold: float = 1.0
+    """How many times as long one row alone takes a rank that has slept since the last one, as all ranks of a ring do
+    while a single sequence is at another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,13 +66,16 @@ class Work:
     rows: int
     outputs: int
     context: float
+    cold: bool = False
+    """Whether every rank has slept since the step before."""
 
     def seconds(self, node: Node, layers: int, *, head: bool) -> float:
         outputs = self.outputs if head else 0
         once = stage_seconds(
             node, layers, rows=self.tokens, outputs=outputs, context=self.context, chunk=self.tokens > self.rows
         )
-        return self.count * once
+        assert node.speed
+        return self.count * once * (node.speed.cold if self.cold else 1.0)
 
     def bytes(self, token_bytes: int) -> float:
         """On a hop with hidden states; with ``token_bytes`` 0 on the way to a first stage that is not rank 0's."""
@@ -127,10 +130,10 @@ def decode_work(workload: Workload, stages: int) -> list[Work]:
     return [Work(count=count, tokens=rows, rows=rows, outputs=rows, context=context) for count, rows in sizes]
 
 
-def alone_work(workload: Workload) -> list[Work]:
+def alone_work(workload: Workload, stages: int) -> list[Work]:
     """One token of a sequence that decodes alone."""
     context = workload.prompt_tokens + workload.new_tokens / 2
-    return [Work(count=1, tokens=1, rows=1, outputs=1, context=context)]
+    return [Work(count=1, tokens=1, rows=1, outputs=1, context=context, cold=stages > 1)]
 
 
 def life_work(workload: Workload, stages: int, chunk: int) -> list[Work]:

@@ -21,13 +21,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mpgpt.cluster import SLOTS, Cluster, Scene, load_cluster
-from mpgpt.config import LAYER_RANGE
-from mpgpt.core import Node, Shape, Span, Workload
+from mpgpt.config import check_spans, parse_layers
+from mpgpt.core import Node, Shape, Workload
 from mpgpt.errors import MpgptError, UsageError
 from mpgpt.plan import Plan, alternatives, choose, needs, predict
 from mpgpt.refusal import gigabytes
 from mpgpt.simulate import Report, run
-from mpgpt.yamlfile import shown
 
 OTHER_COLUMNS = 66
 """The width of all columns but that of the layers, where plans are compared."""
@@ -56,7 +55,10 @@ def simulation(path: Path, options: Mapping[str, Any], console: Console, progres
     # The plan is made for as many as run at once; the simulation serves them all.
     scene = replace(scene, workload=replace(asked, sequences=min(asked.sequences, scene.slots)))
     if options["spans"]:
-        spans = parse_spans(options["spans"], scene.shape.layers, len(scene.nodes))
+        there = len(scene.nodes)
+        spans = check_spans(
+            parse_layers(options["spans"], "--spans"), there, scene.shape.layers, "--spans", f"{path} has {there}"
+        )
         objective = options["objective"] or cluster.objective
         plan = predict(spans, scene.shape, scene.nodes, scene.links, scene.workload, objective)
     else:
@@ -98,29 +100,6 @@ def _workload(cluster: Cluster, options: Mapping[str, Any]) -> Workload:
 def _plans(cluster: Cluster, scene: Scene, options: Mapping[str, Any]) -> list[Plan]:
     objective = options["objective"] or cluster.objective
     return alternatives(scene.shape, scene.nodes, scene.links, scene.workload, objective, others=scene.others)
-
-
-def parse_spans(text: str, layers: int, ranks: int) -> tuple[Span | None, ...]:
-    """``--spans 0-3,-,4-11``: each rank's layers, ``-`` for none. UsageError says where it is wrong."""
-    spans: list[Span | None] = []
-    stop = 0
-    for rank, piece in enumerate(part.strip() for part in text.split(",")):
-        if piece == "-":
-            spans.append(None)
-            continue
-        match = LAYER_RANGE.fullmatch(piece)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if first > last:
-            raise UsageError(f"--spans: {shown(piece)}, for rank {rank}, is no range of layers; write 0-3,-,4-11")
-        if first != stop:
-            raise UsageError(f"--spans: rank {rank} begins with layer {first}, but {stop} is the next one")
-        spans.append(Span(start=first, stop=last + 1))
-        stop = last + 1
-    if len(spans) != ranks:
-        raise UsageError(f"--spans names {len(spans)} ranks, but there are {ranks}; - stands for one without layers")
-    if stop != layers:
-        raise UsageError(f"--spans ends with layer {stop - 1}, but the model's last is {layers - 1}")
-    return tuple(spans)
 
 
 # -- showing

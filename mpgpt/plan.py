@@ -138,7 +138,7 @@ def alternatives(
     def found(allowed: Mask) -> list[Plan]:
         field = Field(nodes, links, shape, allowed)
         if objective == "latency":
-            return [expect(spans) for spans in field.shortest(alone_work(workload), tried)]
+            return [expect(spans) for spans in field.shortest(alone_work(workload, max(tried)), tried)]
         plans = [expect(spans) for spans in field.evenest(workload, tried)]
         return [again(field, plan) for plan in plans] if field.crowded else plans
 
@@ -224,7 +224,7 @@ def predict(
     """
     _prove(spans, shape.layers)
     way = Way(spans, shape, nodes, links)
-    alone, k = alone_work(workload), sum(span is not None for span in spans)
+    alone, k = alone_work(workload, len(way.stages)), sum(span is not None for span in spans)
     prompt = prompt_work(workload, chunk_of(nodes))
     cycle, life = decode_work(workload, k), life_work(workload, k, chunk_of(nodes))
     one_s, around_s = way.seconds(alone), way.seconds([replace(cycle[0], count=1)])

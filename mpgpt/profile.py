@@ -59,6 +59,8 @@ LONG = 1024
 """Positions in the cache when attention is timed."""
 WINDOW_S = 0.06
 """How long one row count is timed, if three steps do not take longer."""
+NAP_S, NAPS = 0.008, 9
+"""How long, and how often, a rank sleeps before a step to find out what sleeping costs: as long as others have work."""
 BLOCK = 1 << 21
 
 
@@ -158,9 +160,27 @@ class Probe:
         """One row, and what the cache adds to a layer for each position in it."""
         return self._attended(1, outputs=1)
 
+    def cold(self) -> float:
+        """How many times as long a step of one row takes after sleeping; by the clock, for that is what others see."""
+        step = self._step_of([Row(slot=0, start=0, ids=(1,), outputs=1)])
+
+        def seconds(nap: float) -> float:
+            time.sleep(nap)
+            begun = time.perf_counter()
+            self._step(step)
+            return time.perf_counter() - begun
+
+        # In turn, so that a moment that is slow for other reasons is slow for both.
+        pairs = [(seconds(NAP_S), seconds(0.0)) for _ in range(NAPS)]
+        return max(1.0, statistics.median(slept / awake for slept, awake in pairs))
+
     def prompt(self) -> dict[str, float]:
         """A prompt's chunk, and what the cache adds to a layer for each of its tokens and each position."""
         return self._attended(CHUNK, outputs=0)
+
+    def short_prompt(self) -> dict[str, float]:
+        """Half a chunk."""
+        return self._time([Row(slot=0, start=0, ids=(1,) * (CHUNK // 2), outputs=0)])
 
     def _attended(self, tokens: int, outputs: int) -> dict[str, float]:
         """One row, with nothing in the cache before it and with all that there is room for."""
@@ -175,8 +195,7 @@ class Probe:
     def _time(self, rows: Sequence[Row]) -> dict[str, float]:
         """Of as many steps as the window allows the medians of ``layer``, ``head`` and ``rest``, and the sums of
         ``wall`` and ``cpu``; seconds, all but ``wall`` of processor time."""
-        tokens = sum(len(row.ids) for row in rows)
-        step = Step(epoch=0, number=0, rows=tuple(rows), hidden=self._hidden[:tokens].reshape(-1).data)
+        step = self._step_of(rows)
         self._step(step)  # libraries choose their code, and come into memory
         samples, begun, cpu = list[Sample](), time.perf_counter(), time.thread_time()
         while len(samples) < 3 or time.perf_counter() - begun < WINDOW_S:
@@ -188,6 +207,10 @@ class Probe:
             "wall": time.perf_counter() - begun,
             "cpu": time.thread_time() - cpu,
         }
+
+    def _step_of(self, rows: Sequence[Row]) -> Step:
+        tokens = sum(len(row.ids) for row in rows)
+        return Step(epoch=0, number=0, rows=tuple(rows), hidden=self._hidden[:tokens].reshape(-1).data)
 
     def _step(self, step: Step) -> Sample:
         marks = self._marks
@@ -259,8 +282,11 @@ def measure_speed(
     def ask(work: Callable[[], Any]) -> Any:
         return together(work)[world.rank]
 
-    alone = [ask(lambda: probe.alone() if turn == now else None) for now in range(turns)][turn]  # noqa: B023
-    full = {rows: ask(partial(probe.decode, rows)) for rows in ROWS}
+    alone, cold = [
+        ask(lambda: (probe.alone(), probe.cold()) if turn == now else None)  # noqa: B023
+        for now in range(turns)
+    ][turn]
+    full = {rows: ask(partial(probe.decode, rows)) for rows in ROWS} | {CHUNK // 2: ask(probe.short_prompt)}
     chunk = ask(probe.prompt)
     # What the ranks of one host take from each other is left out: a plan knows their cores, and how many take part.
     # Nor is it one core's own if its processor time differs from the others' of the host: a neighbour was reading.
@@ -276,9 +302,9 @@ def measure_speed(
     steps = {1: {key: first * seconds for key, seconds in alone.items()}} | steps
     return Speed(
         layer_s=(*((rows, step["layer"]) for rows, step in steps.items()), (CHUNK, rest * chunk["layer"])),
-        head_s=tuple((rows, step["head"]) for rows, step in steps.items()),
+        head_s=tuple((rows, step["head"]) for rows, step in steps.items() if rows in (1, *ROWS)),
         attend_s=steps[1]["attend"], attend_chunk_s=rest * chunk["attend"],
-        step_s=statistics.median(step["rest"] for step in steps.values()),
+        step_s=statistics.median(step["rest"] for step in steps.values()), cold=cold,
     )  # fmt: skip
 
 

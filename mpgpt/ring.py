@@ -23,7 +23,7 @@ from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.cluster import DTYPES, shape_of
 from mpgpt.config import DtypeName
 from mpgpt.core import Node, Row, Shape, Span, Step, Workload
-from mpgpt.costs import Links
+from mpgpt.costs import Links, held_bytes
 from mpgpt.drafts import ROW_COST
 from mpgpt.engine import Engine
 from mpgpt.errors import ModelError, MpgptError, UsageError
@@ -212,7 +212,9 @@ def settle(
         ).spans  # fmt: skip
         for node, span in zip(ground.nodes, spans, strict=True):
             if span is None:
-                report(f"rank {node.rank} on {node.host} has no layers: the ring is faster without it")
+                room = not node.free or held_bytes(ground.shape, 1, first=False, last=False) <= node.free
+                why = "the ring is faster without it" if room else "its free memory does not hold one"
+                report(f"rank {node.rank} on {node.host} has no layers: {why}")
         return _plain(spans)
 
     chosen = together(world, lambda: None if world.rank else decide())[0]

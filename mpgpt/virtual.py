@@ -48,25 +48,33 @@ class Servers:
         hops = [links[a, b] for (a, _), (b, _) in pairwise(self.stages)] + ([links[last, 0]] if last else [])
         size = len(self.stages) + len(hops)
         self.delay, self._attend, self._per_byte = np.zeros(size), np.zeros(size), np.zeros(size)
+        self._attend_chunk, self._cold = np.zeros(size), np.ones(size)
         self.delay[1::2] = [hop.latency_s for hop in hops]
         self._per_byte[1::2] = [1 / hop.bytes_per_s for hop in hops]
         for at, (rank, layers) in enumerate(self.stages):
             speed = nodes[rank].speed
             assert speed is not None, "nobody measured this rank"
             self._attend[2 * at] = layers * speed.attend_s
+            chunk_s = speed.attend_s if speed.attend_chunk_s is None else speed.attend_chunk_s
+            self._attend_chunk[2 * at] = layers * chunk_s
+            self._cold[2 * at] = speed.cold if len(self.stages) > 1 else 1.0
         self._base: dict[int, Seconds] = {}
         self._hop = np.arange(size) % 2 == 1
         # The first hop carries ids alone if rank 0 has no layers; the last always.
         self._thin = bool(self.stages[0][1] == 0)
 
-    def occupied(self, step: Step) -> Seconds:
-        """Seconds for which the step keeps each of them; a hop for as long as it sends, without its latency."""
+    def occupied(self, step: Step, *, alone: bool = False) -> Seconds:
+        """Seconds for which the step keeps each of them; a hop for as long as it sends, without its latency.
+
+        ``alone`` says that nothing else is in the ring: then every stage has slept.
+        """
         tokens, outputs = step.tokens, step.outputs
         base = self._base.get(tokens)
         if base is None:
             base = self._base[tokens] = self._base_of(tokens)
-        seen = sum(len(row.ids) * row.start + len(row.ids) * (len(row.ids) - 1) // 2 for row in step.rows)
-        cost = base + self._attend * seen
+        single = sum(row.start for row in step.rows if len(row.ids) == 1)
+        chunk = sum(len(row.ids) * (2 * row.start + len(row.ids) - 1) // 2 for row in step.rows if len(row.ids) > 1)
+        cost = base + self._attend * single + self._attend_chunk * chunk
         nbytes = step_bytes(tokens, len(step.rows), self._token_bytes)
         cost += self._per_byte * nbytes
         last = 2 * len(self.stages) - 2
@@ -77,7 +85,7 @@ class Servers:
             cost[last + 1] = result_bytes(outputs) * self._per_byte[last + 1]
         if self._thin:
             cost[1] = step_bytes(tokens, len(step.rows), 0) * self._per_byte[1]
-        return cost
+        return cost * self._cold if alone and tokens == 1 else cost
 
     def _base_of(self, tokens: int) -> Seconds:
         base = np.zeros(len(self.delay))
@@ -114,7 +122,7 @@ class Tandem:
         self._results: deque[float] = deque()
 
     def push(self, step: Step) -> None:
-        cost, delay = self._servers.occupied(step), self._servers.delay
+        cost, delay = self._servers.occupied(step, alone=not self._results), self._servers.delay
         self._free[0] = max(self._free[0], self.now)
         straight = np.cumsum(cost + delay)
         before = np.concatenate(([0.0], straight[:-1]))
@@ -167,10 +175,11 @@ class Crowd:
         self._sent = [0.0] * count
         self._begun, self._worked, self._waited = [0.0] * count, [0.0] * count, [0.0] * count
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._count, self._pushed, self._done, self._popped = 0, 0, 0, 0
+        self._count, self._pushed, self._done, self._popped = 0, 0, 0, 0  # pushed: steps; count: events
 
     def push(self, step: Step) -> None:
-        self._arrive(0, self._servers.occupied(step), self.now)
+        self._arrive(0, self._servers.occupied(step, alone=self._pushed == self._popped), self.now)
+        self._pushed += 1
         while self._hand[0] is not None:
             self._next()
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from mpgpt.config import RunConfig, beside, check_spans, hostfile_of, load, parse_layers
 from mpgpt.core import Sampling, Span
-from mpgpt.errors import UsageError, WireError
+from mpgpt.errors import UsageError
 
 HOSTFILES = Path(__file__).parent.parent / "hostfiles"
 HYBRID = "{rank_0: [0, 1, 2, 3], rank_1: [4, 5, 6, 7], rank_2: [8, 9, 10, 11]}"
@@ -89,7 +89,6 @@ use_coreml_rank1: true
     assert (config.system, config.use_coreml_rank1, config.seed) == ("Sé breve.", True, 0)
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 1
-    assert RunConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize(
@@ -422,33 +421,6 @@ def test_impossible_strategy_and_seed_are_refused() -> None:
             RunConfig().sampling(name, 0)
     with pytest.raises(UsageError, match="seed is -1"):
         RunConfig().sampling(None, -1)
-
-
-# --- broadcast ---
-
-
-@given(
-    temperature=st.floats(0, allow_nan=False, allow_infinity=False),
-    system=st.none() | st.text(),
-    seed=st.none() | st.integers(0, 2**63 - 1),
-    partition=partitions(),
-)
-def test_json_round_trip(
-    temperature: float, system: str | None, seed: int | None, partition: tuple[tuple[Span, ...], int]
-) -> None:
-    named = {f"rank_{i}": list(range(span.start, span.stop)) for i, span in enumerate(partition[0])}
-    strategies = {"top_k": {"temperature": temperature, "k": 5}}
-    config = RunConfig.model_validate(
-        {"system": system, "seed": seed, "layer_distribution": named, "decoding_strategies": strategies}
-    )
-    assert RunConfig.from_json(config.to_json()) == config
-    assert isinstance(config.to_json(), bytes)
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"seed": "x"}', b'{"new_key": 1}'])
-def test_bad_broadcast_bytes_are_a_wire_error(data: bytes) -> None:
-    with pytest.raises(WireError, match="broadcast"):
-        RunConfig.from_json(data)
 
 
 # --- finding the file ---

@@ -14,9 +14,8 @@ import yaml
 from rich.console import Console
 
 from mpgpt.cluster import load_cluster
-from mpgpt.core import Span
 from mpgpt.errors import UsageError
-from mpgpt.placement import parse_spans, save, sentences, show, simulation, what_if
+from mpgpt.placement import save, sentences, show, simulation, what_if
 from mpgpt.plan import Plan, alternatives, choose
 from tests.launch import ROOT, mpgpt
 from tests.test_cluster import GOOD
@@ -105,7 +104,9 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     for command in (what_if, simulation):
         assert "is a directory" in refused(command, STANDARD, json=tmp_path)
         assert "does not exist" in refused(command, STANDARD, json=tmp_path / "no" / "o.json")
-    assert "--spans names 1" in refused(simulation, STANDARD, spans="0-11")
+    assert refused(simulation, STANDARD, spans="0-11").startswith(f"--spans names 1 rank but {STANDARD} has 3; give")
+    for spans, words in (("0-3,x,4", "--spans: 'x'"), ("0-3,5-7,8-11", "rank 1 layers 5-7"), ("-,-,-", "no rank any")):
+        assert words in refused(simulation, STANDARD, spans=spans)
 
 
 def test_the_command_line_says_it_with_the_right_status(tmp_path: Path) -> None:
@@ -127,19 +128,6 @@ def test_a_dtype_that_would_fit_is_named(tmp_path: Path) -> None:
     assert refused(what_if, path) == refused(simulation, path) == expected
     path.write_text(yaml.safe_dump(llama | {"machines": [machine | {"free_gb": 1}]}))
     assert refused(what_if, path).endswith("no other dtype would fit either")
-
-
-def test_spans_on_the_command_line() -> None:
-    assert parse_spans("0-3, - ,4-7", 8, 3) == (Span(start=0, stop=4), None, Span(start=4, stop=8))
-    assert parse_spans("-,0", 1, 2) == (None, Span(start=0, stop=1))
-    for text, words in (
-        ("0-3,5-7", "rank 1 begins with layer 5, but 4 is the next one"), ("0-3,x", "'x', for rank 1, is no range"),
-        ("3-0,4-7", "'3-0', for rank 0"), ("0-3,4-6", "ends with layer 6, but the model's last is 7"),
-        ("0-7", "names 1 ranks, but there are 2"), ("-,-", "ends with layer -1"), ("0-3,4-8", "ends with layer 8"),
-    ):  # fmt: skip
-        with pytest.raises(UsageError) as caught:
-            parse_spans(text, 8, 2)
-        assert words in str(caught.value), text
 
 
 def test_where_fewer_are_not_faster_nothing_is_said_of_it(plans: list[Plan]) -> None:

@@ -106,8 +106,14 @@ class Rehearsed:
     def alone(self) -> dict[str, float]:
         return self.decode(1) | {"attend": 0.5, "wall": 2.0, "cpu": 2.0}
 
+    def cold(self) -> float:
+        return 1.25
+
     def prompt(self) -> dict[str, float]:
         return self.decode(CHUNK) | {"attend": 0.25}
+
+    def short_prompt(self) -> dict[str, float]:
+        return self.decode(CHUNK // 2)
 
 
 def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: dict[str, Path]) -> None:
@@ -126,6 +132,7 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
         crowd=1.5,
     )
     world.close()
+    assert speed.cold == 1.25 and [rows for rows, _ in speed.layer_s[-2:]] == [CHUNK // 2, CHUNK]
     assert speed.attend_s == 0.5 and speed.step_s == pytest.approx(0.002) and speed.attend_chunk_s == pytest.approx(0.5)
     for points, one in ((speed.layer_s, 0.1), (speed.head_s, 0.01)):
         assert dict(points)[1] == pytest.approx(one)
@@ -146,7 +153,7 @@ def test_a_survey_of_one(models: dict[str, Path]) -> None:
     assert not links and len(nodes) == 1
     node = nodes[0]
     assert 0 < node.free < node.memory and node.cores >= 1 and node.host == world.hosts[0] and node.speed
-    assert [rows for rows, _ in node.speed.layer_s] == [1, *ROWS, CHUNK]
+    assert [rows for rows, _ in node.speed.layer_s] == [1, *ROWS, CHUNK // 2, CHUNK] and node.speed.cold >= 1
     assert [rows for rows, _ in node.speed.head_s] == [1, *ROWS]
     assert all(0 < seconds < 10 for _, seconds in node.speed.layer_s + node.speed.head_s)
 

@@ -23,11 +23,11 @@ def shape(layers: int, token_bytes: int = 1000) -> Shape:
     return Shape(layers=layers, layer_bytes=1, head_bytes=1, embedding_bytes=0, kv_bytes=0, token_bytes=token_bytes)
 
 
-def node(rank: int = 0, layer_s: float = 1e-3, more_s: float = 0.0, **other: Any) -> Node:
+def node(rank: int = 0, layer_s: float = 1e-3, more_s: float = 0.0, cold: float = 1.0, **other: Any) -> Node:
     """A layer takes ``layer_s``, and ``more_s`` for each row more."""
     speed = Speed(
         layer_s=((1, layer_s), (96, layer_s + 95 * more_s)), head_s=((1, layer_s), (96, layer_s + 95 * more_s / 2)),
-        attend_s=more_s / 1e4, step_s=layer_s / 10,
+        attend_s=more_s / 1e4, attend_chunk_s=more_s / 2e4, step_s=layer_s / 10, cold=cold,
     )  # fmt: skip
     one = Node(rank=rank, host=f"h{rank}", kind="cpu", memory=0, local_rank=0, threads=1, speed=speed)
     return replace(one, **other)
@@ -52,7 +52,7 @@ def test_one_stage_is_a_sum() -> None:
     first, start, cut = 0.0, 0, chunks(250, 96)
     for at, size in enumerate(cut):
         last = at == len(cut) - 1
-        first += stage_seconds(one, 4, rows=size, outputs=int(last), context=start + (size - 1) / 2)
+        first += stage_seconds(one, 4, rows=size, outputs=int(last), context=start + (size - 1) / 2, chunk=True)
         start += size
     rest = [stage_seconds(one, 4, rows=1, outputs=1, context=250 + n) for n in range(8)]
     assert report.ttft_s == pytest.approx((first, first))
@@ -95,6 +95,22 @@ def test_rank_0_without_layers_hands_ids_on() -> None:
     assert [(stage.rank, stage.layers) for stage in report.stages] == [(0, 0), (1, 2)]
 
 
+def test_ranks_that_slept_are_slower_for_one_sequence_alone() -> None:
+    nodes = [node(rank, cold=1.5) for rank in range(2)]
+    alone, many = (Workload(sequences=n, prompt_tokens=1, new_tokens=100) for n in (1, 2))
+    both, one = divide(4, 2), (Span(start=0, stop=4),)
+    hot = [stage_seconds(nodes[0], 4, rows=1, outputs=1, context=50.5)]
+    split = [stage_seconds(n, 2, rows=1, outputs=at, context=50.5) for at, n in enumerate(nodes)]
+    for spans, seconds in ((one, sum(hot)), (both, 1.5 * sum(split))):
+        ring = nodes[: len(spans)]
+        assert predict(spans, shape(4), ring, wires(2), alone, "latency").one == pytest.approx(1 / seconds, rel=0.02)
+        assert simulate(spans, ring, wires(2), alone).decode_tokens_per_s == pytest.approx(1 / seconds, rel=0.02)
+    # With two sequences both ranks have work all the time.
+    awake = [node(rank) for rank in range(2)]
+    slept, never = (simulate(both, ring, wires(2), many).decode_tokens_per_s for ring in (nodes, awake))
+    assert slept == pytest.approx(never, rel=0.03)
+
+
 def test_a_slow_rank_is_the_bottleneck() -> None:
     nodes = [node(0), node(1, 3e-3), node(2)]
     report = simulate(divide(9, 3), nodes, wires(3, 1e-4), Workload(sequences=12, prompt_tokens=8, new_tokens=64))
@@ -121,7 +137,7 @@ rings = st.tuples(
 
 def ring_of(case: tuple[Any, ...]) -> tuple[Spans, list[Node], dict[tuple[int, int], Edge], Workload]:
     ranks, sequences, prompt, new, latency_s, layers, bytes_per_s, skip = case
-    nodes = [node(rank, layers[rank], layers[rank] / 20) for rank in range(ranks)]
+    nodes = [node(rank, layers[rank], layers[rank] / 20, cold=1.2) for rank in range(ranks)]
     have = ranks - 1 if skip and ranks > 1 else ranks
     spans: Spans = (*([None] * (ranks - have)), *divide(2 * have + 1, have, 1.0))
     workload = Workload(sequences=sequences, prompt_tokens=prompt, new_tokens=new)
@@ -164,7 +180,7 @@ def test_the_plan_predicts_what_the_simulation_gives(
     ranks: int, rows: int, layer_s: float, latency_s: float, speeds: list[int]
 ) -> None:
     """As many sequences as fill all steps alike; ranks of any speed."""
-    nodes = [node(rank, layer_s * speeds[rank], layer_s / 50) for rank in range(ranks)]
+    nodes = [node(rank, layer_s * speeds[rank], layer_s / 50, cold=1.2) for rank in range(ranks)]
     spans: Spans = divide(3 * ranks, ranks)
     links, workload = wires(ranks, latency_s, 1e8), Workload(sequences=ranks * rows, prompt_tokens=32, new_tokens=300)
     plan = predict(spans, shape(3 * ranks), nodes, links, workload, "throughput")
