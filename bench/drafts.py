@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
+from mpgpt.agreement import settle
 from mpgpt.config import DtypeName
 from mpgpt.core import GREEDY, Request, Sampling
 from mpgpt.engine import Engine, IdsOnly, Stream
 from mpgpt.link import SoloWorld
 from mpgpt.pull import find, model_home
-from mpgpt.ring import Ring, settle
+from mpgpt.ring import Ring
 from mpgpt.tokenizer import Tokenizer
 
 ALICE = (

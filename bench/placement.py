@@ -28,12 +28,13 @@ from typing import Any
 
 from ring import FOLDER, make_model, prompt
 
+from mpgpt.agreement import Settings, measure, settle
 from mpgpt.core import Request, Span, Workload
 from mpgpt.engine import Engine, IdsOnly, Stream
 from mpgpt.kernels import Kernels
 from mpgpt.link import MPIWorld
 from mpgpt.plan import Objective, divide, place, predict
-from mpgpt.ring import Ring, Settings, measure, settle
+from mpgpt.ring import Ring
 from mpgpt.weights import model_config
 
 WORK = Workload(sequences=8, prompt_tokens=128, new_tokens=64)

@@ -24,13 +24,14 @@ from typing import Any
 
 from ring import FOLDER, make_model, prompt
 
+from mpgpt.agreement import measure, settle
 from mpgpt.core import Request, Workload
 from mpgpt.engine import IdsOnly
 from mpgpt.kernels import Kernels
 from mpgpt.link import MPIWorld
 from mpgpt.measure import Moments
 from mpgpt.plan import divide
-from mpgpt.ring import Ring, measure, settle
+from mpgpt.ring import Ring
 from mpgpt.simulate import run
 from mpgpt.weights import model_config
 

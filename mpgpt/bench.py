@@ -21,7 +21,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from mpgpt import config as configs
 from mpgpt import plot
+from mpgpt.agreement import Behind, local_rank, locate, reach, settle, together
 from mpgpt.architecture import ModelConfig
 from mpgpt.core import Workload
 from mpgpt.errors import MpgptError
@@ -32,7 +34,7 @@ from mpgpt.measure import REPEATS, measure, read_bandwidth
 from mpgpt.peers import Peer, Task, Transformers
 from mpgpt.random_model import random_model
 from mpgpt.results import Results, show, write_whole
-from mpgpt.ring import Ring, local_rank, locate, settle, together
+from mpgpt.ring import Ring
 from mpgpt.wanted import fit, read, writing
 from mpgpt.weights import model_config
 
@@ -40,12 +42,14 @@ from mpgpt.weights import model_config
 class InRing:
     """The command within a ring. ``form`` is called on every rank, ``lead`` on rank 0 alone."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path) -> None:
-        self._options, self._home = options, home
+    def __init__(self, options: Mapping[str, Any], *, home: Path, behind: Behind) -> None:
+        """``behind`` reaches for the iPad behind a rank."""
+        self._options, self._home, self._behind = options, home, behind
 
     def form(self, world: World) -> Ring:
         """Agree, load, connect. Whatever is wrong anywhere is raised on every rank."""
-        together(world, lambda: self._prepare(world))
+        ipad = together(world, lambda: self._prepare(world))[0]
+        device = reach(world, ipad, self._behind)
         wanted = self._wanted
         report = _say if world.rank == 0 and not self._options["child"] else _silent
         folder = self._locate(world, report)
@@ -53,17 +57,19 @@ class InRing:
         settings = settle(
             world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
             threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
-            memory=self._home.parent / "kernels.json", everyone=True,
+            memory=self._home.parent / "kernels.json", everyone=True, device=device,
         )  # fmt: skip
-        return Ring(world, settings, folder)
+        return Ring(world, settings, folder, device)
 
-    def _prepare(self, world: World) -> None:
+    def _prepare(self, world: World) -> dict[str, Any] | None:
         self._wanted = read(self._options, world.size)
         if world.rank == 0:
             writing(self._options)
         if self._wanted.pin and not world.launched:
             cores = sorted(os.sched_getaffinity(0))[: self._wanted.threads]
             os.sched_setaffinity(0, cores)  # those to which mpirun would bind its first rank
+        device = configs.load(self._options["config"]).device if world.rank == 0 and self._options["config"] else None
+        return device.model_dump() if device else None
 
     def _locate(self, world: World, report: Callable[[str], None]) -> Path:
         name = self._wanted.model

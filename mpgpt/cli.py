@@ -25,6 +25,9 @@ from mpgpt.errors import MpgptError, RequestError, UsageError
 if TYPE_CHECKING:
     import psutil
 
+    from mpgpt.link import World
+    from mpgpt.stage import Device
+
 MPI_DEFAULTS = {
     # The plain TCP and shared-memory transport: starts in a tenth of the time, and is what macOS has anyway.
     "OMPI_MCA_pml": "ob1",
@@ -132,7 +135,7 @@ def generate_command(**options: Any) -> int:
     launcher = _launcher()
     config = options["config"] or (launcher.config if launcher else None)
     terminal = launcher.terminal if launcher else sys.stdin is not None and sys.stdin.isatty()
-    return _run(Generate(options, home=_model_home(), config=config, terminal=terminal))
+    return _run(Generate(options, home=_model_home(), config=config, terminal=terminal, behind=_behind))
 
 
 @cli.command("bench")
@@ -156,6 +159,7 @@ def generate_command(**options: Any) -> int:
 @click.option("--context", type=click.IntRange(2), help="Tokens of a slot.  [default: prompt and new tokens]")
 @click.option("--drafts/--no-drafts", default=False, help="Guess tokens from the text.  [default: no]")
 @click.option("--hostfile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="For mpirun.")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings, of which the iPad's alone count.")
 @click.option(
     "--against", multiple=True, type=click.Choice(["transformers", "llama-rpc"]),
     help="Run it too, on the same weights and cores, in turn with ours, and print the ratio; may be repeated.",
@@ -173,7 +177,7 @@ def bench_command(**options: Any) -> int:
 
     os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
     if options["child"] or "OMPI_COMM_WORLD_SIZE" in os.environ:
-        return _run(InRing(options, home=_model_home()))
+        return _run(InRing(options, home=_model_home(), behind=_behind))
     for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
         signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
     return Bench(options, home=_model_home(), env=os.environ).run()
@@ -218,7 +222,7 @@ def plan_command(**options: Any) -> int:
         os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
         launcher = _launcher()
         config = options["config"] or (launcher.config if launcher else None)
-        return _run(Planning(options, home=_model_home(), config=config, console=Console()))
+        return _run(Planning(options, home=_model_home(), config=config, console=Console(), behind=_behind))
     from mpgpt.placement import what_if
 
     for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
@@ -251,9 +255,16 @@ def simulate_command(file: Path, **options: Any) -> None:
         simulation(file, options, Console(), Console(stderr=True))
 
 
+def _behind(ipad: dict[str, Any], world: World) -> Device:
+    """The iPad behind this rank."""
+    from mpgpt_ios.proxy import IPad
+
+    return IPad.reach(ipad, bell=world.bell, report=lambda line: click.echo(line, err=True))
+
+
 def _run(job: Any) -> int:
     """Form a ring of whatever ranks there are and do ``job`` in it. Every rank comes through here."""
-    from mpgpt.link import MPIWorld, SoloWorld, World
+    from mpgpt.link import MPIWorld, SoloWorld
 
     world: World = MPIWorld() if "OMPI_COMM_WORLD_SIZE" in os.environ else SoloWorld()
     signal.signal(signal.SIGTERM, _terminated if world.rank == 0 else signal.SIG_DFL)

@@ -13,9 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mpgpt.core import Sampling, Span, Workload
 from mpgpt.errors import UsageError
@@ -43,6 +51,8 @@ Blank = BeforeValidator(lambda value: {} if value is None else value)
 DISTRIBUTION_FORM = "auto, or for each rank a list of layers, such as {rank_0: [0, 1], rank_1: [2, 3]}"
 RANK_KEY = re.compile("rank_[0-9]+")
 LAYER_RANGE = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
+ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):([0-9]{1,5})")
+IPAD_FORM = "ipad: {rank: 1, address: HOST:PORT, token_file: FILE, package: NAME.mlpackage}"
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "prterun", "orterun"})
 HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(.*))?", re.DOTALL)
 
@@ -94,6 +104,30 @@ class Placing(Settings):
     new_tokens: Count = 128
 
 
+class IPad(Settings):
+    """The iPad in the ring, and the rank that stands before it. Its files are read on that rank's host."""
+
+    rank: Annotated[int, Field(strict=True, ge=1, le=65535)]
+    address: Text
+    """HOST:PORT on which it listens."""
+    token_file: Text
+    """Holds the token that both ends must have."""
+    package: Text
+    """What ``mpgpt convert coreml`` wrote; its layers are the rank's."""
+    fallback: Literal["torch", "none"] = "torch"
+    """What runs the layers while it is away: the rank itself, or nobody, and that ends the run."""
+    timeout_s: Annotated[float, Field(strict=True, ge=0.1, le=600)] = 10.0
+    """How late an answer may be before the iPad counts as gone."""
+
+    @field_validator("address")
+    @classmethod
+    def _address_form(cls, value: str) -> str:
+        match = ADDRESS.fullmatch(value)
+        if not match or not 0 < int(match[2]) < 65536:
+            raise ValueError(f"is {shown(value)}; it should be HOST:PORT, such as 10.10.0.5:8000")
+        return value
+
+
 class WebInterface(Settings):
     host: Text | None = None
     port: Port | None = None
@@ -124,8 +158,20 @@ class RunConfig(Settings):
     max_sequences: Annotated[int, Field(strict=True, ge=1, le=65535)] = 16
     seed: Seed | None = None
     system: Annotated[str, Field(strict=True), Encodable] | None = None
-    use_coreml_rank1: Annotated[bool, Field(strict=True)] = False
-    """Understood and ignored until there is an iPad stage."""
+    ipad: IPad | None = None
+    use_coreml_rank1: Annotated[bool, Field(strict=True)] | None = None
+    """The reference's word for an iPad behind rank 1: true needs ``ipad`` to say where it is, false leaves it out."""
+
+    @model_validator(mode="after")
+    def _ipad_where_it_is_said_to_be(self) -> Self:
+        if self.use_coreml_rank1 and (self.ipad is None or self.ipad.rank != 1):
+            raise ValueError(f"use_coreml_rank1 needs an iPad behind rank 1: {IPAD_FORM}")
+        return self
+
+    @property
+    def device(self) -> IPad | None:
+        """The iPad that takes part, if one does."""
+        return None if self.use_coreml_rank1 is False else self.ipad
 
     @field_validator("layer_distribution", mode="before")
     @classmethod

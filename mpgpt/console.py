@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpgpt.core import Node, Span
+from mpgpt.core import Account, Node, Span
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import UsageError
 from mpgpt.trials import ROWS, Trial
@@ -49,6 +49,21 @@ def figures(stream: Stream, places: Sequence[tuple[Node, Span | None]]) -> str:
         f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
         f"{drafts(stream) + ', ' if stream.drafted else ''}layers {layers}]"
     )
+
+
+def devices(accounts: Sequence[Account]) -> str:
+    """What the iPads did, a line each; empty without any."""
+    lines = []
+    for account in accounts:
+        if d := account.device:
+            each = 1000 / max(d.requests, 1)
+            away = f"away {d.falls} time{'s' * (d.falls != 1)}, {d.away_s:.1f} s" if d.away_s else "never away"
+            lines.append(
+                f"[iPad of rank {account.rank}: {d.requests} requests of {d.compute_s * each:.1f} ms computing and "
+                f"{d.network_s * each:.1f} ms network, {(d.sent + d.received) / 1e6:.1f} MB, "
+                f"thermal state {d.thermal}, {away}]"
+            )
+    return "\n".join(lines)
 
 
 def drafts(told: Stream | Engine) -> str:

@@ -9,6 +9,7 @@ All but ``Sequence`` are frozen: a step that is in flight cannot change under th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 Buffer = bytes | bytearray | memoryview
 
@@ -208,6 +209,31 @@ class Account:
     """Taking frames apart; on rank 0 scheduling and text too."""
     peak_rss: int
     """The most memory that the process ever had, bytes."""
+    device: DeviceAccount | None = None
+    """Of the machine behind the rank, where there is one."""
+
+
+Thermal = Literal["unknown", "nominal", "fair", "serious", "critical"]
+"""How hot a device says that it is, in the words of its system; the hotter the later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceAccount:
+    """What a machine behind a rank, an iPad, did since the tally before."""
+
+    requests: int
+    compute_s: float
+    """On the device, by its own clock."""
+    network_s: float
+    """From sending requests to having their answers, without ``compute_s`` and without waiting for those before."""
+    sent: int
+    """Bytes to the device."""
+    received: int
+    falls: int
+    """How often it went away, and the rank computed in its stead."""
+    away_s: float
+    """For how long it was away, in all."""
+    thermal: Thermal = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ import click
 
 from mpgpt import config as configs
 from mpgpt import console
+from mpgpt.agreement import Behind, Tried, locate, reach, settle, together
 from mpgpt.architecture import ModelConfig
 from mpgpt.batch import Message, Prompt, Records, read_prompts, record
 from mpgpt.core import GREEDY, Request, Sampling, Span
@@ -26,7 +27,7 @@ from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError, UsageError
 from mpgpt.link import World
 from mpgpt.plan import Objective
-from mpgpt.ring import Ring, Tried, locate, settle, together
+from mpgpt.ring import Ring
 from mpgpt.sampler import check
 from mpgpt.tokenizer import Tokenizer
 
@@ -36,9 +37,13 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 class Generate:
     """One run. ``form`` is called on every rank, ``lead`` on rank 0 alone; only rank 0 looks at prompts and files."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, config: Path | None, terminal: bool) -> None:
-        """``config`` is the settings file, if there is one; ``terminal`` says that a person sits at standard input."""
+    def __init__(
+        self, options: Mapping[str, Any], *, home: Path, config: Path | None, terminal: bool, behind: Behind
+    ) -> None:
+        """``config`` is the settings file, if there is one; ``terminal`` says that a person sits at standard input;
+        ``behind`` reaches for the iPad behind a rank."""
         self._options, self._home, self._file, self._terminal = options, home, config, terminal
+        self._behind = behind
         self._config = configs.RunConfig()
         self._prompts: list[Prompt] | None = None
         self._records: Records | None = None
@@ -50,14 +55,15 @@ class Generate:
         chosen = together(world, lambda: self._prepare() if world.rank == 0 else {})[0]
         report = self._report if world.rank == 0 else lambda line: None
         folder = locate(world, chosen["model"], self._home, report)
+        device = reach(world, chosen["ipad"], self._behind)
         settings = settle(
             world, folder, dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"],
             threads=chosen["threads"], plan=lambda config: self._spans(world, config),
             objective=self._objective, workload=self._config.workload, report=report, kernel=chosen["kernel"],
-            memory=self._home.parent / "kernels.json", explain=self._explain,
+            memory=self._home.parent / "kernels.json", explain=self._explain, device=device,
         )  # fmt: skip
         together(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
-        return Ring(world, settings, folder)
+        return Ring(world, settings, folder, device)
 
     def _explain(self, tried: Tried) -> None:
         if self._options["explain"]:
@@ -84,6 +90,7 @@ class Generate:
             "slots": options["max_sequences"] or config.max_sequences,
             "context": options["context"] or config.ctx_length,
             "threads": options["threads"] or config.threads,
+            "ipad": config.device.model_dump() if config.device else None,
         }
 
     @property
@@ -186,7 +193,12 @@ class Generate:
         if ring.world.launched:
             time.sleep(0.1)  # mpirun forwards the two outputs apart: the text goes first
         click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]), err=True)
+        self._tell_devices(engine, ring)
         return 0
+
+    def _tell_devices(self, engine: Engine, ring: Ring) -> None:
+        if any(place.node.kind == "ipad" for place in ring.places):
+            click.echo(console.devices(engine.tally()), err=True)
 
     def _converse(self, engine: Engine, ring: Ring) -> int:
         """A conversation on the terminal, or single completions where the model knows no roles."""
@@ -241,6 +253,7 @@ class Generate:
             self._records.close()
         if engine.drafted:
             click.echo(f"[{console.drafts(engine)}]", err=True)
+        self._tell_devices(engine, ring)
         if failed:
             click.echo(f"mpgpt: {failed} of {len(prompts)} prompts failed; their records say why", err=True)
         return 1 if failed else 0

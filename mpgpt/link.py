@@ -51,8 +51,9 @@ class Link(Protocol):
     def send(self, frame: bytearray) -> None:
         """Begin to send and return. The frame belongs to the link from now on."""
 
-    def recv(self, timeout: float | None = None) -> memoryview | None:
-        """The next frame, valid until the next ``recv``; None when ``timeout`` seconds have passed."""
+    def recv(self, timeout: float | None = None, until: Callable[[], bool] | None = None) -> memoryview | None:
+        """The next frame, valid until the next ``recv``; None when ``timeout`` seconds have passed, or ``until()`` is
+        true, which comes first. Whoever makes it true must ring this rank's bell."""
 
     def progress(self) -> None:
         """Let transfers that have begun go on; cheap enough to call between layers."""
@@ -165,10 +166,12 @@ class QueueLink:
         self._frames.append(frame)
         self._bell.ring()
 
-    def recv(self, timeout: float | None = None) -> memoryview | None:
-        if not self._frames and not wait(lambda: self._frames, self._bell, timeout):
+    def recv(self, timeout: float | None = None, until: Callable[[], bool] | None = None) -> memoryview | None:
+        if until and until():
             return None
-        return memoryview(self._frames.popleft())
+        if not self._frames and not wait(lambda: self._frames or (until and until()), self._bell, timeout):
+            return None
+        return memoryview(self._frames.popleft()) if self._frames else None
 
     def progress(self) -> None:
         """Nothing to do: a frame is there as soon as it is sent."""
@@ -230,10 +233,18 @@ class MPILink:
         self._sends.append((self._comm.Isend([frame, MPI.BYTE], self._target, TAG), frame))
         self._bell.ring(self._peer)
 
-    def recv(self, timeout: float | None = None) -> memoryview | None:
+    def recv(self, timeout: float | None = None, until: Callable[[], bool] | None = None) -> memoryview | None:
         assert self._posted is not None, "only the target of a link receives"
         begun = time.monotonic()
-        if not wait(self._arrived, self._bell, timeout, self._usual):
+        ready, interrupted = self._arrived, False
+        if until:
+
+            def ready() -> bool:
+                nonlocal interrupted
+                interrupted = until()
+                return interrupted or self._arrived()
+
+        if not wait(ready, self._bell, timeout, 0.0 if until else self._usual) or interrupted:
             return None
         waited = time.monotonic() - begun
         # Down at once and up slowly: to wake too early costs some spinning, too late costs everyone.

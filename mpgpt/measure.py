@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,7 @@ def _stage(account: Account, place: Place) -> dict[str, Any]:
         "peak_rss_mb": account.peak_rss / MEGA,
         "slice_mb": place.slice_bytes / MEGA,
         "kv_mb": place.kv_bytes / MEGA,
+        "device": account.device and asdict(account.device),
     }
 
 

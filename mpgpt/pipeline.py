@@ -30,7 +30,9 @@ class Pipeline:
 
     def push(self, step: Step) -> None:
         """Run the first stage on ``step`` and send it on; returns while the send goes on."""
-        self._send(_compute(self._stage, step, self._ledger))
+        answer = _compute(self._stage, step, self._ledger)
+        assert answer is not None, "rank 0 computes for itself"
+        self._send(answer)
 
     def pop(self, timeout: float | None = None) -> Result | None:
         """The next result; None when ``timeout`` seconds have passed without one."""
@@ -78,29 +80,51 @@ class Pipeline:
 
 
 def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Ledger) -> None:
-    """Receive, run the stage, send: until a stop comes by, which is passed on like a tally."""
+    """Receive, run the stage, send: until a stop comes by, which is passed on like a tally.
+
+    A stage whose answers come later gets the next steps meanwhile; its rank counts as computing as long as one is owed.
+    """
+
+    def send(message: Message) -> None:
+        ledger.enter(SEND)
+        outbound.send(codec.encode(message))
+
+    def settle(owed: int) -> None:
+        for _ in range(owed):
+            ledger.enter(COMPUTE)
+            send(stage.finish())
+
     message: Message | None = None
+    owed = 0
     while not isinstance(message, Stop):
-        ledger.enter(WAIT)
-        frame = inbound.recv()
+        ledger.enter(COMPUTE if owed else WAIT)
+        frame = inbound.recv(until=stage.done if owed else None)
+        if frame is None:
+            settle(1)
+            owed -= 1
+            continue
         ledger.enter(OTHER)
-        assert frame is not None, "a receive without a time-out came back empty"
         message = codec.decode(frame)
         if isinstance(message, Result):
             raise WireError("a result came where steps are expected")
-        answer: Message = message
         if isinstance(message, Step):
             answer = _compute(stage, message, ledger)
-        elif isinstance(message, Tally):
-            answer = replace(message, accounts=(*message.accounts, ledger.turn()))
-        ledger.enter(SEND)
-        outbound.send(codec.encode(answer))
+            owed += answer is None
+            if answer is not None:
+                send(answer)
+            continue
+        settle(owed)
+        owed = 0
+        if isinstance(message, Tally):
+            account = replace(ledger.turn(), device=stage.account())
+            message = replace(message, accounts=(*message.accounts, account))
+        send(message)
     stage.close()
     outbound.close()
     inbound.close()
 
 
-def _compute(stage: Stage, step: Step, ledger: Ledger) -> Step | Result:
+def _compute(stage: Stage, step: Step, ledger: Ledger) -> Step | Result | None:
     ledger.enter(COMPUTE)
     answer = stage.forward(step)
     ledger.count(step.tokens)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from mpgpt import config as configs
+from mpgpt.agreement import Behind, Ground, agree, context_of, measure, reach, together
 from mpgpt.architecture import read_config
 from mpgpt.console import explain
 from mpgpt.errors import UsageError
@@ -23,21 +24,25 @@ from mpgpt.link import World
 from mpgpt.placement import check_target, plan_tree, save, show
 from mpgpt.plan import AT_HOME, alternatives, choose
 from mpgpt.pull import find
-from mpgpt.ring import Ground, agree, context_of, measure, together
 
 
 class Planning:
     """One run. ``form`` is called on every rank, then ``lead`` on rank 0 and ``serve`` on the others."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, config: Path | None, console: Console) -> None:
-        """``config`` is the settings file, if there is one; the tables go to ``console``."""
+    def __init__(
+        self, options: Mapping[str, Any], *, home: Path, config: Path | None, console: Console, behind: Behind
+    ) -> None:
+        """``config`` is the settings file, if there is one; the tables go to ``console``; ``behind`` reaches for the
+        iPad behind a rank."""
         self._options, self._home, self._file, self._console = options, home, config, console
+        self._behind = behind
         self._config = configs.RunConfig()
 
     def form(self, world: World) -> Planning:
         """Measure. Whatever is wrong anywhere is raised on every rank."""
         asked = together(world, lambda: self._prepare() if world.rank == 0 else None)[0]
         config, dtype, threads = read_config(asked["raw"]), asked["dtype"], asked["threads"]
+        device = reach(world, asked["ipad"], self._behind)
         tried = agree(
             world,
             config,
@@ -50,7 +55,7 @@ class Planning:
             explain(tried.trials)
         kernels = Kernels(dtype=dtype, chosen=tried.chosen[world.rank])
         self._ground: Ground = measure(
-            world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads
+            world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads, device=device
         )
         return self
 
@@ -71,6 +76,7 @@ class Planning:
             "context": context_of(read_config(raw), options["context"] or config.ctx_length),
             "threads": options["threads"] or config.threads,
             "kernel": options["kernel"] or config.kernel,
+            "ipad": config.device.model_dump() if config.device else None,
         }
 
     def _locate(self, model: str) -> Path:

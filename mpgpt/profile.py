@@ -39,7 +39,7 @@ from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.sampler import Sampler
 from mpgpt.scheduler import CHUNK
-from mpgpt.stage import TorchStage
+from mpgpt.stage import Device, TorchStage
 from mpgpt.weights import lean_heap
 from mpgpt.wire import Codec
 
@@ -238,11 +238,13 @@ def _thinned(config: ModelConfig, weights: int) -> ModelConfig:
 
 
 def survey(
-    world: World, together: Together, config: ModelConfig, *, kernels: Kernels, threads: int, context: int
-) -> tuple[list[Node], Links]:
+    world: World, together: Together, config: ModelConfig, *, kernels: Kernels, threads: int, context: int,
+    device: Device | None = None,
+) -> tuple[list[Node], Links]:  # fmt: skip
     """Every rank as a node with its speed and free memory, and every pair's edge. All ranks must call it.
 
-    Raises on every rank what fails on any.
+    ``device`` is the machine behind this rank, if there is one: then its speed counts, and its layers are fixed; while
+    it is away, the rank's own speed. Raises on every rank what fails on any.
     """
     mine, cores = world.hosts[world.rank], os.cpu_count() or 1
     reports = together(lambda: (psutil.virtual_memory().available, min(threads, cores)))
@@ -264,7 +266,13 @@ def survey(
         rank=world.rank, host=mine, kind="cpu", memory=psutil.virtual_memory().total,
         local_rank=local, threads=threads, cores=cores, free=free, speed=speed,
     )  # fmt: skip
-    nodes = [node_from(raw) for raw in together(lambda: asdict(node))]
+
+    def report() -> dict[str, Any]:
+        if not device:
+            return asdict(node)
+        return asdict(replace(node, kind="ipad", fixed=device.span, ends=False, speed=device.speed() or speed))
+
+    nodes = [node_from(raw) for raw in together(report)]
     return nodes, measure_links(world, together, CHUNK * config.embed * kernels.activations.itemsize)
 
 

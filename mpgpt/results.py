@@ -19,7 +19,9 @@ The JSON, whose numbers are medians over the rounds (times in the unit that the 
         "tpot_ms": {"p50", "p95"},               between two tokens of a sequence
         "stages": [{"rank", "host", "layers": [first, one past the last], "steps", "tokens",
                     "compute_s", "wait_s", "send_s", "other_s", "wall_s",     the four add up to the fifth
-                    "peak_rss_mb", "slice_mb", "kv_mb"}],
+                    "peak_rss_mb", "slice_mb", "kv_mb",
+                    "device": null, or of the iPad behind the rank {"requests", "compute_s" (there), "network_s",
+                    "sent", "received" (bytes), "falls", "away_s", "thermal"}}],
         "read_bandwidth_gb_s",                   of rank 0, in the same process; null if interrupted before
         "read_by",                               the way of reading that was fastest
         "floor_tokens_per_s",                    one sequence alone, if reading all weights were all there is to do

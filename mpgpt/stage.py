@@ -7,12 +7,13 @@ Must not know: links, other ranks, or where requests come from.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mpgpt.core import Buffer, Result, Span, Step
+from mpgpt.core import Buffer, DeviceAccount, Result, Span, Speed, Step
 from mpgpt.model import Slice
 from mpgpt.sampler import Sampler
 
@@ -24,13 +25,60 @@ class Stage(Protocol):
     def span(self) -> Span | None:
         """None where steps only pass."""
 
-    def forward(self, step: Step) -> Step | Result:
-        """Ids in, hidden states out (first); hidden states in, a result out (last)."""
+    def forward(self, step: Step) -> Step | Result | None:
+        """Ids in, hidden states out (first); hidden states in, a result out (last). None where the answer comes later:
+        then ``finish`` gives it, and the next step may come before that."""
+
+    def done(self) -> bool:
+        """Whether the first of the answers that come later is there, so that ``finish`` need not wait."""
+
+    def finish(self) -> Step | Result:
+        """The first of the answers that come later; waits for it."""
+
+    def account(self) -> DeviceAccount | None:
+        """What the machine behind this stage did since the last call; None where there is none."""
 
     def close(self) -> None: ...
 
 
-class TorchStage:
+class Device(Protocol):
+    """A machine behind this rank that holds one span in a form of its own, such as an iPad."""
+
+    span: Span
+    slots: int
+    """Sequences at once."""
+    context: int
+    """Positions of a sequence."""
+    fallback: bool
+    """Whether this rank computes the span itself while the machine is away."""
+
+    def check(self, folder: Path) -> None:
+        """Raises ``ModelError`` when it holds layers of another model than the one in ``folder``."""
+
+    def speed(self) -> Speed | None:
+        """What it does, measured now, the way to it included; None while it is away."""
+
+    def stage(self, own: TorchStage | None, *, slots: int, context: int, dtype: torch.dtype) -> Stage:
+        """What runs the span there, and in ``own`` while it is away; hidden states are [T, E] of ``dtype``."""
+
+
+class AtOnce:
+    """What a stage that answers at once has to say of answers that come later."""
+
+    def done(self) -> bool:
+        return False
+
+    def finish(self) -> Step | Result:
+        raise AssertionError("every answer was given at once")
+
+    def account(self) -> DeviceAccount | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing to let go: what there is goes with the process."""
+
+
+class TorchStage(AtOnce):
     """A span computed in this process. ``between`` is called after every layer, for whoever has to be let in."""
 
     def __init__(self, model: Slice, sampler: Sampler, between: Callable[[], None]) -> None:
@@ -51,20 +99,14 @@ class TorchStage:
         ids = self._sampler.sample(wanted, model.logits(x_TE)) if wanted else []
         return Result(epoch=step.epoch, number=step.number, ids=tuple(ids))
 
-    def close(self) -> None:
-        """Nothing to let go: the tensors go with the process."""
 
-
-class PassStage:
+class PassStage(AtOnce):
     """Rank 0's where it has no layers: the next rank is the first that has, and embeds the ids itself."""
 
     span: Span | None = None
 
     def forward(self, step: Step) -> Step | Result:
         return step
-
-    def close(self) -> None:
-        """There is nothing to let go."""
 
 
 def _from_bytes(hidden: Buffer, dtype: torch.dtype, embed: int) -> Tensor:

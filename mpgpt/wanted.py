@@ -74,6 +74,7 @@ def read(options: Mapping[str, Any], size: int | None) -> Wanted:
         raise UsageError(f"--context {context} is too small for {prompt} prompt and {new} new tokens")
     ranks = _ranks(options, size)
     _check_pin(options, ranks)
+    _check_config(options, size)
     _check_against(options, size)
     return Wanted(
         model=options["model"] or options["random"], random=bool(options["random"]), ranks=ranks,
@@ -99,6 +100,11 @@ def _ranks(options: Mapping[str, Any], size: int | None) -> tuple[int, ...]:
         if options[option] and not options["child"]:
             raise UsageError(f"--{option} is for starting rings, and mpirun has started this one: {instead}")
     return (size,)
+
+
+def _check_config(options: Mapping[str, Any], size: int | None) -> None:
+    if options["config"] and size is None:
+        raise UsageError("--config says which rank of a ring stands before an iPad, so mpirun must start the ring")
 
 
 def _check_pin(options: Mapping[str, Any], ranks: tuple[int, ...]) -> None:

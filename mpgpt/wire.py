@@ -20,11 +20,13 @@ All integers are little-endian. A frame is a 32-byte header and a body:
     body of a step      rows x 64 bytes, tokens x int32, zeros up to a multiple of 16, hidden states
     body of a result    outputs x int32
     body of a stop      nothing
-    body of a tally     accounts x 72 bytes
+    body of a tally     accounts x 136 bytes
 
 A row is slot, start, count, outputs, top_k, zero (uint32 each), temperature, top_p, min_p,
-repetition_penalty (float64 each), seed (uint64). An account is rank, zero (uint32 each), steps, tokens,
-peak_rss (uint64 each), wall, compute, wait, send, other (float64 each, seconds).
+repetition_penalty (float64 each), seed (uint64). An account is rank, device (uint32 each), steps, tokens,
+peak_rss (uint64 each), wall, compute, wait, send, other (float64 each, seconds); and of the machine behind the rank
+requests, sent, received, falls (uint64 each), compute, network, away (float64 each, seconds), thermal (uint64).
+``device`` is 1 where there is such a machine, else it is 0 and so are the eight numbers of the machine.
 
 Whatever is cut, longer than announced, out of bounds or damaged in any bit raises ``WireError``; nothing is
 allocated from a length that has not been checked.
@@ -37,8 +39,9 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
-from mpgpt.core import Account, Buffer, Result, Row, Sampling, Step, Stop, Tally
+from mpgpt.core import Account, Buffer, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally, Thermal
 from mpgpt.errors import WireError
 
 MAGIC = b"mpg1"
@@ -46,7 +49,8 @@ STEP, RESULT, STOP, TALLY = 1, 2, 3, 4
 
 HEADER = struct.Struct("<4sBBHIIIIII")
 ROW = struct.Struct("<6I4dQ")
-ACCOUNT = struct.Struct("<2I3Q5d")
+ACCOUNT = struct.Struct("<2I3Q5d4Q3dQ")
+THERMAL: tuple[Thermal, ...] = get_args(Thermal)
 CRC_AT = 28
 ALIGN = 16
 
@@ -118,11 +122,7 @@ class Codec:
         count = len(tally.accounts)
         assert count <= self.ranks, "more accounts than ranks"
         head = HEADER.pack(MAGIC, TALLY, 0, count, tally.epoch, 0, 0, 0, count * ACCOUNT.size, 0)
-        body = (
-            ACCOUNT.pack(a.rank, 0, a.steps, a.tokens, a.peak_rss, a.wall_s, a.compute_s, a.wait_s, a.send_s, a.other_s)
-            for a in tally.accounts
-        )
-        return bytearray(b"".join((head, *body)))
+        return bytearray(b"".join((head, *map(_pack_account, tally.accounts))))
 
     def decode(self, frame: Buffer) -> Message:
         """The message in ``frame``. A step's hidden states are a view into it, not a copy.
@@ -179,16 +179,10 @@ class Codec:
         if count > self.ranks:
             raise WireError(f"a tally of {count} accounts; there are {self.ranks} ranks")
         accounts: list[Account] = []
-        for rank, zero, steps, tokens, peak, *seconds in ACCOUNT.iter_unpack(view[HEADER.size :]):
-            if rank >= self.ranks or zero or rank in {account.rank for account in accounts}:
-                raise WireError(f"a tally with an account of rank {rank}; each of {self.ranks} has one")
-            if not all(math.isfinite(part) and part >= 0 for part in seconds):
-                raise WireError(f"an account of {seconds} seconds")
-            wall, compute, wait, send, other = seconds
-            account = Account(
-                rank=rank, steps=steps, tokens=tokens, wall_s=wall, compute_s=compute, wait_s=wait, send_s=send,
-                other_s=other, peak_rss=peak,
-            )  # fmt: skip
+        for fields in ACCOUNT.iter_unpack(view[HEADER.size :]):
+            account = _unpack_account(*fields)
+            if account.rank >= self.ranks or account.rank in {other.rank for other in accounts}:
+                raise WireError(f"a tally with an account of rank {account.rank}; each of {self.ranks} has one")
             accounts.append(account)
         return Tally(epoch=epoch, accounts=tuple(accounts))
 
@@ -212,6 +206,34 @@ class Codec:
         if used != len(ids):
             raise WireError("a step whose rows do not add up to its tokens")
         return tuple(unpacked)
+
+
+def _pack_account(a: Account) -> bytes:
+    d = a.device
+    behind = (
+        (d.requests, d.sent, d.received, d.falls, d.compute_s, d.network_s, d.away_s, THERMAL.index(d.thermal))
+        if d
+        else (0,) * 8
+    )
+    seconds = (a.wall_s, a.compute_s, a.wait_s, a.send_s, a.other_s)
+    return ACCOUNT.pack(a.rank, int(d is not None), a.steps, a.tokens, a.peak_rss, *seconds, *behind)
+
+
+def _unpack_account(rank: int, has_device: int, steps: int, tokens: int, peak: int, *rest: Any) -> Account:
+    seconds, (requests, sent, received, falls), away, thermal = rest[:5], rest[5:9], rest[9:12], rest[12]
+    if not all(math.isfinite(part) and part >= 0 for part in (*seconds, *away)):
+        raise WireError(f"an account of {[*seconds, *away]} seconds")
+    if has_device > 1 or thermal >= len(THERMAL) or (not has_device and any(rest[5:])):
+        raise WireError(f"an account with the device {has_device} and its numbers {list(rest[5:])}")
+    wall, compute, wait, send, other = seconds
+    device = DeviceAccount(
+        requests=requests, compute_s=away[0], network_s=away[1], sent=sent, received=received, falls=falls,
+        away_s=away[2], thermal=THERMAL[thermal],
+    )  # fmt: skip
+    return Account(
+        rank=rank, steps=steps, tokens=tokens, wall_s=wall, compute_s=compute, wait_s=wait, send_s=send, other_s=other,
+        peak_rss=peak, device=device if has_device else None,
+    )  # fmt: skip
 
 
 def _hidden_at(rows: int, tokens: int) -> int:

@@ -38,8 +38,10 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
             near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             sentences.append(f"{where} is not a known key; {hint}")
+        elif found["type"] == "missing":
+            sentences.append(f"{where} is missing")
         elif found["type"] == "value_error":
-            sentences.append(f"{where} {found['ctx']['error']}")
+            sentences.append(f"{where} {found['ctx']['error']}".lstrip())
         else:
             wanted = message.replace("Input should", "it should").partition(" or instance of")[0]
             sentences.append(f"{where} is {shown(found['input'])}; {wanted}")
@@ -61,6 +63,8 @@ def shown(value: object) -> str:
 def _keys(model: Any, path: Iterable[int | str]) -> list[str]:
     for part in path:  # an int is a place in a list
         model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
+        if type(None) in get_args(model):  # a section that may be left out
+            model = get_args(model)[0]
     return list(model.model_fields)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mpgpt import profile
+from mpgpt.agreement import together
 from mpgpt.architecture import ModelConfig
 from mpgpt.cluster import shape_of
 from mpgpt.config import DtypeName
@@ -21,7 +22,6 @@ from mpgpt.kernels import GROUP, Kernels
 from mpgpt.link import SoloWorld
 from mpgpt.model import Slice, weights_of
 from mpgpt.profile import ROWS, Probe, Weights, node_from, survey
-from mpgpt.ring import together
 from mpgpt.scheduler import CHUNK
 from mpgpt.weights import Checkpoint, model_config
 from tests.models import RANDOM

@@ -16,12 +16,13 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from mpgpt.agreement import settle
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine import IdsOnly
 from mpgpt.kernels import Kernels
 from mpgpt.link import MPIWorld
-from mpgpt.ring import Ring, settle
+from mpgpt.ring import Ring
 
 IDLE_S = 10.0
 STANDARD = "0-4,5-9,10-11"
