@@ -72,6 +72,18 @@ def expect_one_and_silence(link: Link) -> None:
     assert link.recv(timeout=0) is None
 
 
+def expect_to_be_called_away(link: Link) -> None:
+    """What ``until`` says comes first, and loses no frame."""
+    assert link.recv(until=lambda: True) is None
+    for n in range(20):
+        got = link.recv(until=lambda: False)
+        assert got is not None and bytes(got) == frame(n, 100 + n)
+        assert link.recv(until=lambda: True) is None
+    later = time.monotonic() + 0.1
+    assert link.recv(timeout=20, until=lambda: time.monotonic() > later) is None
+    assert time.monotonic() < later + 10
+
+
 def expect_a_view_that_lasts(link: Link) -> None:
     """A frame may be read until the next receive, even when more frames have come."""
     first = link.recv()
@@ -92,6 +104,7 @@ CASES: dict[str, tuple[End, End]] = {
     "frames of any size": (send_sizes, expect_sizes),
     "a receive waits": (send_after_a_while, expect_asleep),
     "a time-out": (send_one, expect_one_and_silence),
+    "a receive that is called away": (send_some, expect_to_be_called_away),
     "a view lasts until the next receive": (send_some, expect_a_view_that_lasts),
     "an end that is closed": (close, close),
 }

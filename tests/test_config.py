@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpgpt.config import RunConfig, beside, check_spans, hostfile_of, load, parse_layers
+from mpgpt.config import IPad, RunConfig, beside, check_spans, hostfile_of, load, parse_layers
 from mpgpt.core import Sampling, Span
 from mpgpt.errors import UsageError
 
@@ -37,6 +37,9 @@ def complaint(folder: Path, text: str | bytes) -> str:
 
 def spans_of(*bounds: tuple[int, int]) -> tuple[Span, ...]:
     return tuple(Span(start=start, stop=stop) for start, stop in bounds)
+
+
+THERE = "rank: 1, address: h:1, token_file: t, package: p"
 
 
 # --- files ---
@@ -75,6 +78,7 @@ max_sequences: 1
 seed: 0
 system: "Sé breve."
 use_coreml_rank1: true
+ipad: {{rank: 1, address: "[fe80::1%en0]:8000", token_file: ~/t, package: a.mlpackage, fallback: none, timeout_s: 2}}
 """,
         )
     )
@@ -87,6 +91,15 @@ use_coreml_rank1: true
     assert config.decoding_strategies.top_k.k == 0
     assert config.web_interface.frontend_port == 65535
     assert (config.system, config.use_coreml_rank1, config.seed) == ("Sé breve.", True, 0)
+    ipad = IPad(
+        rank=1,
+        address="[fe80::1%en0]:8000",
+        token_file="~/t",
+        package="a.mlpackage",
+        fallback="none",
+        timeout_s=2.0,
+    )
+    assert config.ipad == config.device == ipad
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 1
 
@@ -113,6 +126,23 @@ use_coreml_rank1: true
         ("hf_model_name: 7", ["hf_model_name is 7", "string"]),
         ("system: yes", ["system is true", "string"]),
         ("use_coreml_rank1: 1", ["use_coreml_rank1 is 1", "boolean"]),
+        (
+            "use_coreml_rank1: true",
+            ["use_coreml_rank1 needs an iPad behind rank 1: ipad: {rank: 1, address: HOST:PORT"],
+        ),
+        (f"use_coreml_rank1: true\nipad: {{{THERE.replace('rank: 1', 'rank: 2')}}}", ["behind rank 1"]),
+        (f"ipad: {{{THERE.replace('rank: 1', 'rank: 0')}}}", ["ipad.rank is 0", "greater than or equal to 1"]),
+        ("ipad: {rank: 1, address: h:1, token_file: t}", ["ipad.package is missing"]),
+        (f"ipad: {{{THERE}, adress: x}}", ["ipad.adress is not a known key; did you mean address?"]),
+        (f"ipad: {{{THERE}, fallback: cpu}}", ["ipad.fallback is 'cpu'", "'torch' or 'none'"]),
+        (f"ipad: {{{THERE}, timeout_s: 0}}", ["ipad.timeout_s is 0"]),
+        *(
+            (
+                f"ipad: {{{THERE.replace('h:1', bad)}}}",
+                ["ipad.address is", "should be HOST:PORT, such as 10.10.0.5:8000"],
+            )
+            for bad in ("h", "h:0", "h:65536", "'::1:80'", "'[::1]'", "'a b:1'", "':1'")
+        ),
         ("active_decoding_strategy: beam", ["is 'beam'", "'greedy', 'sampling', 'top_k' or 'top_p'"]),
         ("decoding_strategies: [top_k]", ["decoding_strategies is ['top_k']", "dictionary"]),
         ("decoding_strategies: {top_k: 40}", ["decoding_strategies.top_k is 40"]),

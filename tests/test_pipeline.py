@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from mpgpt.core import Result, Row, Span, Step
+from mpgpt.core import DeviceAccount, Result, Row, Span, Step
 from mpgpt.errors import WireError
 from mpgpt.ledger import Ledger
 from mpgpt.link import Doorbell, QueueLink
 from mpgpt.pipeline import Pipeline, relay
+from mpgpt.stage import AtOnce
 from mpgpt.wire import Codec
 
 CODEC = Codec(rows=2, tokens=8, token_bytes=4, slots=2, context=64, ranks=3)
 NAP_S = 0.02
 
 
-class Naps:
+class Naps(AtOnce):
     """A stage that sleeps, and makes ``hidden`` or, being the last, results."""
 
     span = Span(start=0, stop=1)
@@ -27,7 +29,7 @@ class Naps:
     def __init__(self, last: bool) -> None:
         self._last, self.closed = last, False
 
-    def forward(self, step: Step) -> Step | Result:
+    def forward(self, step: Step) -> Step | Result | None:
         time.sleep(NAP_S)
         if self._last:
             return Result(epoch=step.epoch, number=step.number, ids=(step.number,))
@@ -47,12 +49,46 @@ class Lasting(QueueLink):
     def close(self) -> None: ...
 
 
-class Ring:
-    """Three ranks, two of them threads."""
+class Later(Naps):
+    """A stage whose machine answers ``NAP_S`` after the last answer, and rings; two steps and more may be there."""
 
-    def __init__(self) -> None:
-        self.stages = [Naps(last=rank == 2) for rank in range(3)]
+    def __init__(self, bell: Doorbell) -> None:
+        super().__init__(last=False)
+        self._bell, self._steps, self._answers = bell, queue.Queue[Step](), queue.Queue[Step | Result]()
+        self.most = self._owed = 0
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            answer = Naps.forward(self, self._steps.get())
+            assert answer is not None
+            self._answers.put(answer)
+            self._bell.ring()
+
+    def forward(self, step: Step) -> None:
+        self._owed += 1
+        self.most = max(self.most, self._owed)
+        self._steps.put(step)
+
+    def done(self) -> bool:
+        return not self._answers.empty()
+
+    def finish(self) -> Step | Result:
+        self._owed -= 1
+        return self._answers.get(timeout=5.0)
+
+    def account(self) -> DeviceAccount:
+        return DeviceAccount(requests=1, compute_s=0, network_s=0, sent=0, received=0, falls=0, away_s=0)
+
+
+class Ring:
+    """Three ranks, two of them threads; ``later`` puts a machine behind the middle one."""
+
+    def __init__(self, later: bool = False) -> None:
         self.bells = [Doorbell() for _ in range(3)]
+        self.stages: list[Naps] = [Naps(last=rank == 2) for rank in range(3)]
+        if later:
+            self.stages[1] = Later(self.bells[1])
         links = [Lasting(self.bells[rank]) for rank in range(3)]  # links[r] leads to rank r
         self.pipeline = Pipeline(self.stages[0], CODEC, links[1], links[0], Ledger(0))
         self.threads = [
@@ -115,6 +151,20 @@ def test_a_new_period_begins_everywhere() -> None:
     assert [(a.steps, a.tokens, a.compute_s) for a in ring.pipeline.tally(1)] == [(0, 0, 0.0)] * 3
     ring.stop()
     assert all(stage.closed for stage in ring.stages)
+
+
+def test_answers_that_come_later_keep_their_order_and_let_the_next_steps_in() -> None:
+    ring = Ring(later=True)
+    ring.go(10)
+    accounts = ring.pipeline.tally(1)
+    assert [a.device is not None for a in accounts] == [False, True, False]
+    assert accounts[1].compute_s >= 8 * NAP_S, "as long as an answer is owed, the rank counts as computing"
+    middle = ring.stages[1]
+    assert isinstance(middle, Later) and middle.most >= 2
+    for number in range(4):  # in flight when the stop comes: answered before it is passed on
+        ring.pipeline.push(a_step(number))
+    ring.stop()
+    assert not middle._owed and all(stage.closed for stage in ring.stages)
 
 
 def test_one_rank_is_a_ring_too(bell: Doorbell) -> None:

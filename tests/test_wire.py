@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import Account, Result, Row, Sampling, Step, Stop, Tally
+from mpgpt.core import Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
 from mpgpt.errors import WireError
-from mpgpt.wire import ACCOUNT, ALIGN, CRC_AT, HEADER, MAGIC, RESULT, ROW, STEP, STOP, TALLY, Codec, Message
+from mpgpt.wire import ACCOUNT, ALIGN, CRC_AT, HEADER, MAGIC, RESULT, ROW, STEP, STOP, TALLY, THERMAL, Codec, Message
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "wire.json").read_text())
 CODEC = Codec(rows=4, tokens=24, token_bytes=6, slots=8, context=1000, ranks=5)
@@ -63,6 +63,11 @@ accounts = st.builds(
     Account,
     rank=st.integers(0, CODEC.ranks - 1), steps=uint64, tokens=uint64, peak_rss=uint64, wall_s=seconds,
     compute_s=seconds, wait_s=seconds, send_s=seconds, other_s=seconds,
+    device=st.none()
+    | st.builds(
+        DeviceAccount, requests=uint64, compute_s=seconds, network_s=seconds, sent=uint64, received=uint64,
+        falls=uint64, away_s=seconds, thermal=st.sampled_from(THERMAL),
+    ),
 )  # fmt: skip
 each_once = st.lists(accounts, max_size=CODEC.ranks, unique_by=lambda account: account.rank).map(tuple)
 tallies = st.builds(Tally, epoch=uint32, accounts=each_once)
@@ -84,11 +89,14 @@ def small_step(**changes: Any) -> Step:
 
 
 def small_tally(*ranks: int) -> Tally:
-    """An account of each rank, all parts different."""
+    """An account of each rank, all parts different; rank 3 stands before a device."""
+    device = DeviceAccount(
+        requests=11, compute_s=0.5, network_s=0.125, sent=1000, received=2000, falls=2, away_s=3.5, thermal="serious"
+    )
     accounts = tuple(
         Account(
             rank=rank, steps=2**32 + rank, tokens=7, wall_s=10.0, compute_s=1.5, wait_s=2.5, send_s=0.25, other_s=5.75,
-            peak_rss=2**33,
+            peak_rss=2**33, device=device if rank == 3 else None,
         )
         for rank in ranks
     )  # fmt: skip
@@ -109,9 +117,10 @@ def test_whatever_is_encoded_comes_back_equal(message: Message) -> None:
 
 
 def test_the_longest_frame_is_as_long_as_promised() -> None:
+    codec = replace(CODEC, ranks=1)
     rows = tuple(Row(slot=slot, start=0, ids=(1,) * 6) for slot in range(4))
-    frame = CODEC.encode(Step(epoch=0, number=0, rows=rows, hidden=bytes(24 * 6)))
-    assert len(frame) == CODEC.max_frame
+    frame = codec.encode(Step(epoch=0, number=0, rows=rows, hidden=bytes(24 * 6)))
+    assert len(frame) == codec.max_frame
 
 
 def test_hidden_states_are_aligned_and_not_copied() -> None:
@@ -150,7 +159,11 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
     if kind == "stop":
         return Stop(**fields)
     if kind == "tally":
-        return Tally(**fields | {"accounts": tuple(Account(**account) for account in fields["accounts"])})
+        accounts = (
+            Account(**account | {"device": account["device"] and DeviceAccount(**account["device"])})
+            for account in fields["accounts"]
+        )
+        return Tally(**fields | {"accounts": tuple(accounts)})
     if kind == "result":
         return Result(**fields | {"ids": tuple(fields["ids"])})
     rows = tuple(
@@ -196,13 +209,15 @@ def test_a_frame_is_laid_out_as_the_docstring_says() -> None:
 
 def test_a_tally_is_laid_out_as_the_docstring_says() -> None:
     frame = bytes(CODEC.encode(small_tally(0, 3)))
-    assert len(frame) == 32 + 2 * 72
+    assert len(frame) == 32 + 2 * 136
     assert (frame[4], frame[5], int.from_bytes(frame[6:8], "little")) == (4, 0, 2)
-    assert [int.from_bytes(frame[at : at + 4], "little") for at in (8, 12, 16, 20, 24)] == [6, 0, 0, 0, 144]
-    second = frame[32 + 72 :]
-    assert [int.from_bytes(second[at : at + 4], "little") for at in (0, 4)] == [3, 0]
+    assert [int.from_bytes(frame[at : at + 4], "little") for at in (8, 12, 16, 20, 24)] == [6, 0, 0, 0, 272]
+    first, second = frame[32:168], frame[168:]
+    assert [int.from_bytes(first[at : at + 4], "little") for at in (0, 4)] == [0, 0] and not any(first[72:])
+    assert [int.from_bytes(second[at : at + 4], "little") for at in (0, 4)] == [3, 1]
     assert [int.from_bytes(second[at : at + 8], "little") for at in (8, 16, 24)] == [2**32 + 3, 7, 2**33]
-    assert struct.unpack("<5d", second[32:]) == (10.0, 1.5, 2.5, 0.25, 5.75)
+    assert struct.unpack("<5d", second[32:72]) == (10.0, 1.5, 2.5, 0.25, 5.75)
+    assert struct.unpack("<4Q3dQ", second[72:]) == (11, 1000, 2000, 2, 0.5, 0.125, 3.5, 3)
 
 
 # -- damage
@@ -428,11 +443,14 @@ TALLY_FORGERIES = {
     "number": header(12, "I", 1),
     "tokens": header(16, "I", 1),
     "outputs": header(20, "I", 1),
-    "body shorter": header(24, "I", 72),
+    "body shorter": header(24, "I", ACCOUNT.size),
     "rank beyond": header(HEADER.size, "I", 5),
     "rank -1": header(HEADER.size, "i", -1),
     "a rank twice": header(HEADER.size, "I", 3),
-    "reserved word": header(HEADER.size + 4, "I", 1),
+    "device 2": header(HEADER.size + 4, "I", 2),
+    "a device's numbers without one": header(HEADER.size + 72, "Q", 1),
+    "thermal state beyond": header(HEADER.size + 2 * ACCOUNT.size - 8, "Q", len(THERMAL)),
+    "a device's endless seconds": header(HEADER.size + 2 * ACCOUNT.size - 16, "d", math.inf),
     "negative seconds": header(HEADER.size + 32, "d", -1.0),
     "endless seconds": header(HEADER.size + 40, "d", math.inf),
     "no number of seconds": header(HEADER.size + ACCOUNT.size + 64, "d", math.nan),
@@ -449,10 +467,10 @@ def test_a_tally_with_an_impossible_field_is_refused(forge: Callable[[bytearray]
 
 
 def test_a_tally_has_no_more_accounts_than_there_are_ranks() -> None:
-    larger = replace(CODEC, ranks=6)
+    larger, roomy = replace(CODEC, ranks=6), replace(CODEC, tokens=999)
     frame = larger.encode(small_tally(0, 1, 2, 3, 4, 5))
     with pytest.raises(WireError, match="5 ranks"):
-        CODEC.decode(frame)
+        roomy.decode(frame)
     with pytest.raises(AssertionError):
         CODEC.encode(small_tally(0, 1, 2, 3, 4, 5))
     tiny = Codec(rows=1, tokens=1, token_bytes=4, slots=1, context=8, ranks=5)
