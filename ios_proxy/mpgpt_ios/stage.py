@@ -1,0 +1,243 @@
+"""The stage of the rank that stands before an iPad: steps become calls to it, and its answers become steps.
+
+Knows: which positions each of the two caches holds, the iPad's and this rank's own; how one catches up with the other.
+Must not know: sockets, bytes on the wire, how the iPad or torch computes a layer.
+
+Two machines can run the span: the iPad, and this rank itself (``own``) while the iPad is away. Each has a cache of its
+own, which the other's work leaves behind. So the hidden states that came in are kept, for every slot and position
+(slots x context x embed numbers), and whoever is to compute a row whose earlier positions it has not seen computes
+those first. That is all there is to falling back, to coming back, and to a cache that the iPad has lost.
+
+Steps are answered in their order. What is owed when the iPad goes away is computed here, and only when nothing is owed
+do steps go to it again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpgpt.core import DeviceAccount, Result, Row, Span, Step
+from mpgpt.errors import LinkError
+from mpgpt.link import Doorbell, wait
+from mpgpt.scheduler import CHUNK
+from mpgpt.stage import TorchStage
+
+Half = NDArray[np.float16]
+LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request to the iPad: tokens of one sequence that follow one another, or one token of each of several."""
+
+    slots: tuple[int, ...]
+    """One of them: all tokens are its own. As many as tokens: one each."""
+    positions: tuple[int, ...]
+    """Of the first token, or of each."""
+    x: Half
+    """[tokens, embed]"""
+
+
+class Line(Protocol):
+    """The way to the iPad (``client.Client``). It looks after itself: it dials again when the iPad went away."""
+
+    @property
+    def life(self) -> int | None:
+        """Which life of the iPad's cache this is; None while it is away. A new life begins with an empty cache."""
+
+    def submit(self, life: int, call: Call) -> None:
+        """Send a call; nothing happens when that life is over."""
+
+    def take(self, life: int) -> Half | None:
+        """The answer to the first call of that life that is not answered yet, [tokens, embed], if it is here."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the iPad is away, in a sentence."""
+
+    def account(self) -> DeviceAccount:
+        """What happened since the last call."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Owed:
+    """A step that is under way."""
+
+    step: Step
+    """Its hidden states are a copy."""
+    y: Tensor
+    """[T, E] of the ring's dtype: what has come of its answer."""
+    missing: int = 0
+    """Calls that are not answered yet."""
+    lost: bool = False
+    """Whether the iPad went away before it answered all."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Filled:
+    """How far each slot of a cache is what the sequence in it is now."""
+
+    upto: list[int] = field(default_factory=list)
+
+    def wrote(self, row: Row) -> None:
+        self.upto[row.slot] = row.stop
+
+    def missed(self, row: Row) -> None:
+        """Somebody else computed the row: what is here from its start on is of no use."""
+        self.upto[row.slot] = min(self.upto[row.slot], row.start)
+
+    def gap(self, row: Row) -> Iterator[Row]:
+        """Rows of at most ``CHUNK`` positions that bring the slot to where the row begins."""
+        for start in range(min(self.upto[row.slot], row.start), row.start, CHUNK):
+            yield Row(slot=row.slot, start=start, ids=(0,) * min(CHUNK, row.start - start))
+
+
+class IPadStage:
+    """A span that an iPad runs, or this rank for it."""
+
+    def __init__(
+        self, span: Span, line: Line, own: TorchStage | None, bell: Doorbell, *, slots: int, context: int, embed: int,
+        chunk: int, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        """``own`` is None if nobody is to compute while the iPad is away; ``chunk`` tokens are the most in one call;
+        ``dtype`` is that of the ring's hidden states. ``bell`` rings when an answer has come, or none will."""
+        self.span: Span | None = span
+        self._line, self._own, self._bell, self._chunk = line, own, bell, chunk
+        self._kept = torch.zeros(slots, context, embed, dtype=dtype)
+        self._there, self._here = Filled(upto=[0] * slots), Filled(upto=[0] * slots)
+        self._life: int | None = None
+        self._owed: deque[Owed] = deque()
+        self._calls: deque[tuple[Owed, list[int]]] = deque()
+        """What is asked of the iPad, in order: for which step, and where its tokens go; nowhere for a gap."""
+
+    def forward(self, step: Step) -> Step | Result | None:
+        x_TE = self._keep(step)
+        self._look()
+        if not self._owed and self._line.life is not None:
+            self._begin_life()
+        if self._life is None and not self._owed:
+            return self._compute(step)
+        copied = Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=bytearray(step.hidden))
+        owed = Owed(step=copied, y=torch.empty_like(x_TE), lost=self._life is None)
+        self._owed.append(owed)
+        if not owed.lost:
+            self._ask(owed, x_TE)
+        return None
+
+    def done(self) -> bool:
+        self._look()
+        return bool(self._owed) and (self._owed[0].lost or not self._owed[0].missing)
+
+    def finish(self) -> Step | Result:
+        wait(self.done, self._bell)
+        owed = self._owed.popleft()
+        if owed.lost:
+            return self._compute(owed.step)
+        step = owed.step
+        return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(owed.y))
+
+    def account(self) -> DeviceAccount:
+        return self._line.account()
+
+    def close(self) -> None:
+        self._line.close()
+
+    # -- with the iPad
+
+    def _begin_life(self) -> None:
+        if self._life != self._line.life:
+            self._life = self._line.life
+            self._there.upto = [0] * len(self._there.upto)
+
+    def _look(self) -> None:
+        """Take in what has come. When the iPad went away, what it owes is lost."""
+        life = self._life
+        if life is None:
+            return
+        while self._calls and (y := self._line.take(life)) is not None:
+            owed, places = self._calls.popleft()
+            owed.missing -= 1
+            if places:
+                owed.y[places] = torch.from_numpy(y).to(owed.y.dtype)
+        if self._line.life != life:
+            self._life = None
+            self._calls.clear()
+            for owed in self._owed:
+                owed.lost = owed.lost or bool(owed.missing)
+
+    def _ask(self, owed: Owed, x_TE: Tensor) -> None:
+        """Rows of one token in one call, all others piece by piece, each after what the iPad has missed of it."""
+        at = 0
+        single: list[tuple[Row, int]] = []
+        for row in owed.step.rows:
+            for gap in self._there.gap(row):
+                self._submit(owed, gap, self._kept[gap.slot, gap.start : gap.stop], [])
+            if len(row.ids) == 1:
+                single.append((row, at))
+            else:
+                places = list(range(at, at + len(row.ids)))
+                self._submit(owed, row, x_TE[at : at + len(row.ids)], places)
+            at += len(row.ids)
+            self._there.wrote(row)
+            self._here.missed(row)
+        if single:
+            places = [place for _, place in single]
+            slots, positions = tuple(row.slot for row, _ in single), tuple(row.start for row, _ in single)
+            self._call(owed, Call(slots=slots, positions=positions, x=_half(x_TE[places])), places)
+
+    def _submit(self, owed: Owed, row: Row, x_TE: Tensor, places: list[int]) -> None:
+        for start in range(0, len(row.ids), self._chunk):
+            piece = slice(start, start + self._chunk)
+            call = Call(slots=(row.slot,), positions=(row.start + start,), x=_half(x_TE[piece]))
+            self._call(owed, call, places[piece])
+
+    def _call(self, owed: Owed, call: Call, places: list[int]) -> None:
+        assert self._life is not None
+        self._calls.append((owed, places))
+        owed.missing += 1
+        self._line.submit(self._life, call)
+
+    # -- without
+
+    def _compute(self, step: Step) -> Step | Result:
+        """Here and now. Raises ``LinkError`` where that is not wanted."""
+        if self._own is None:
+            raise LinkError(f"{self._line.trouble}; `fallback: none` lets nobody compute its layers")
+        for row in step.rows:
+            for gap in self._here.gap(row):
+                hidden = _to_bytes(self._kept[gap.slot, gap.start : gap.stop])
+                self._own.forward(Step(epoch=step.epoch, number=step.number, rows=(gap,), hidden=hidden))
+            self._here.wrote(row)
+            self._there.missed(row)
+        answer = self._own.forward(step)
+        assert answer is not None
+        return answer
+
+    def _keep(self, step: Step) -> Tensor:
+        """Keep the step's hidden states for whoever misses them; gives them as [T, E]."""
+        x_TE = torch.frombuffer(step.hidden, dtype=self._kept.dtype).view(-1, self._kept.shape[-1])
+        at = 0
+        for row in step.rows:
+            self._kept[row.slot, row.start : row.stop] = x_TE[at : at + len(row.ids)]
+            at += len(row.ids)
+        return x_TE
+
+
+def _half(x_TE: Tensor) -> Half:
+    """As the iPad takes them; what float16 cannot hold becomes the largest that it can."""
+    half: Half = x_TE.float().clamp(-LARGEST, LARGEST).half().numpy()
+    return half
+
+
+def _to_bytes(x_TE: Tensor) -> memoryview:
+    return x_TE.contiguous().view(torch.uint8).reshape(-1).numpy().data
