@@ -1,0 +1,1 @@
+"""mpgpt_ios: an iPad as a rank of mpgpt's ring."""
