@@ -2,7 +2,7 @@
 
 Knows: which functions a package has, what goes in and out of them, and the states that they share.
 Must not know: transformers, slots, positions; how an op is computed (``mil_ops``, ``mil_moves``) or bound
-(``mil_code``), how a package lies on disk (``mil_file``).
+(``mil_link``, ``mil_bind``), how a package lies on disk (``mil_file``).
 
 It proves graph, weights and rounding: each op's result is rounded to its declared dtype, while inside an op floats are
 float32. An Apple device may keep less inside an op (the Neural Engine accumulates in float16 in places), and other
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from mpgpt.errors import ModelError
-from mpgpt_ios.mil_code import Code, link
+from mpgpt_ios.mil_bind import bind
+from mpgpt_ios.mil_code import Code
 from mpgpt_ios.mil_file import Package, Type
 
 Precision = Literal["declared", "float32"]
@@ -79,7 +80,7 @@ class Program:
         """
         file = Package(package, torch.float16 if precision == "declared" else torch.float32)
         functions = file.spec.mlProgram.functions
-        codes = {name: link(file, name, functions[name]) for name in sorted(functions)}
+        codes = {name: bind(file, name, functions[name]) for name in sorted(functions)}
         if not codes:
             raise ModelError(f"{package} has no function")
         _check_interface(file, codes)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mpgpt.errors import ModelError
@@ -31,7 +30,10 @@ class Operand:
 
 
 class Call:
-    """An op that is being bound. ``sources`` are the registers (or tensors) that it wants at every run, in order."""
+    """An op that is being bound.
+
+    ``sources`` are the registers that it wants at every run, in order, and whether in float32 if they are of float16.
+    """
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Call:
     ) -> None:
         """``what`` names the op and its package in a refusal; ``widen`` gives a constant in float32."""
         self.outputs = outputs
-        self.sources: list[int | Tensor] = []
+        self.sources: list[tuple[int, bool]] = []
         self._what, self._inputs, self._widen, self._asked = what, inputs, widen, set[str]()
 
     def refusal(self, why: str) -> ModelError:
@@ -54,7 +56,7 @@ class Call:
     def take(self, name: str, kinds: str = "fiub", *, wide: bool = False) -> Type:
         """Have the input's tensor handed over at every run; its type.
 
-        ``kinds`` are those of numpy's that it may have. ``wide``: a float16 constant is cast to float32 once.
+        ``kinds`` are those of numpy's that it may have. ``wide``: float16 comes as float32.
         """
         operand = self._operand(name)
         return self._take(name, operand, kinds, wide)
@@ -122,11 +124,7 @@ class Call:
             raise self.refusal(f"has a text for its input {name!r}")
         if operand.type.declared.kind not in kinds:
             raise self.refusal(f"has an input {name!r} of type {operand.type.declared}, which is not understood")
-        constant = operand.constant
-        if wide and isinstance(constant, Tensor) and constant.dtype == torch.float16:
-            self.sources.append(self._widen(constant))
-        else:
-            self.sources.append(operand.register)
+        self.sources.append((operand.register, wide))
         return operand.type
 
 

@@ -23,14 +23,10 @@ from torch import Tensor
 from mpgpt_ios.mil_call import Bind, Call, Compute, same_type
 
 
-def _single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.float16 else x
-
-
 def _unary(compute: Callable[[Tensor], Tensor], kinds: str = "f") -> Bind:
     def bind(call: Call) -> Compute:
-        call.take("x", kinds)
-        return lambda x: compute(_single(x))
+        call.take("x", kinds, wide=True)
+        return compute
 
     return bind
 
@@ -39,54 +35,54 @@ def _shifted(compute: Callable[[Tensor], Tensor], epsilon: float) -> Bind:
     """Of ``x + epsilon``."""
 
     def bind(call: Call) -> Compute:
-        call.take("x", "f")
+        call.take("x", "f", wide=True)
         shift = call.number("epsilon", epsilon)
-        return lambda x: compute(x.float() + shift)
+        return lambda x: compute(x + shift)
 
     return bind
 
 
-def _binary(compute: Callable[[Tensor, Tensor], Tensor], kinds: str = "fi", *, wide: bool = True) -> Bind:
+def _binary(compute: Compute, kinds: str = "fi", *, wide: bool = True) -> Bind:
     def bind(call: Call) -> Compute:
         same_type(call, call.take("x", kinds, wide=wide), call.take("y", kinds, wide=wide))
-        return (lambda x, y: compute(_single(x), _single(y))) if wide else compute
+        return compute
 
     return bind
 
 
 def _reduce(compute: Callable[[Tensor, list[int], bool], Tensor], kinds: str = "f") -> Bind:
     def bind(call: Call) -> Compute:
-        rank = len(call.take("x", kinds).shape)
+        rank = len(call.take("x", kinds, wide=True).shape)
         axes, keep = call.numbers("axes", range(rank)), bool(call.number("keep_dims", False))
         if not axes:
             raise call.refusal("reduces no axis at all")
-        return lambda x: compute(_single(x), axes, keep)
+        return lambda x: compute(x, axes, keep)
 
     return bind
 
 
 def _gelu(call: Call) -> Compute:
-    call.take("x", "f")
+    call.take("x", "f", wide=True)
     mode = call.text("mode", "EXACT")
     if mode == "EXACT":
-        return lambda x: F.gelu(x.float())
+        return lambda x: F.gelu(x)
     if mode == "TANH_APPROXIMATION":
-        return lambda x: F.gelu(x.float(), approximate="tanh")
+        return lambda x: F.gelu(x, approximate="tanh")
     if mode == "SIGMOID_APPROXIMATION":
-        return lambda x: x * torch.sigmoid(1.702 * x.float())
+        return lambda x: x * torch.sigmoid(1.702 * x)
     raise call.refusal(f"has the mode {mode}, which is not understood")
 
 
 def _clip(call: Call) -> Compute:
-    call.take("x", "f")
+    call.take("x", "f", wide=True)
     low, high = call.number("alpha"), call.number("beta")
-    return lambda x: x.float().clamp(low, high)
+    return lambda x: x.clamp(low, high)
 
 
 def _softmax(call: Call) -> Compute:
-    call.take("x", "f")
+    call.take("x", "f", wide=True)
     axis = call.number("axis", -1)
-    return lambda x: torch.softmax(x.float(), axis)
+    return lambda x: torch.softmax(x, axis)
 
 
 def _select(call: Call) -> Compute:
@@ -96,14 +92,14 @@ def _select(call: Call) -> Compute:
 
 
 def _layer_norm(call: Call) -> Compute:
-    shape = call.take("x", "f").shape
+    shape = call.take("x", "f", wide=True).shape
     axes = sorted(axis % len(shape) for axis in call.numbers("axes", range(len(shape))))
     epsilon = call.number("epsilon", 1e-5)
     wide = [size if axis in axes else 1 for axis, size in enumerate(shape)]
     gamma, beta = (call.weight(name).reshape(wide) if call.has(name) else None for name in ("gamma", "beta"))
 
     def compute(x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x.float(), axes, correction=0, keepdim=True)
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
         y = (x - mean) * torch.rsqrt(variance + epsilon)
         y = y if gamma is None else y * gamma
         return y if beta is None else y + beta
@@ -115,22 +111,18 @@ def _matmul(call: Call) -> Compute:
     same_type(call, call.take("x", "f", wide=True), call.take("y", "f", wide=True))
     turn_x, turn_y = (bool(call.number(name, False)) for name in ("transpose_x", "transpose_y"))
 
-    def compute(x: Tensor, y: Tensor) -> Tensor:
-        x, y = x.float(), y.float()
-        return (x.mT if turn_x else x) @ (y.mT if turn_y else y)
-
-    return compute
+    return lambda x, y: (x.mT if turn_x else x) @ (y.mT if turn_y else y)
 
 
 def _linear(call: Call) -> Compute:
-    call.take("x", "f")
+    call.take("x", "f", wide=True)
     weight, bias = call.weight("weight"), call.weight("bias") if call.has("bias") else None
-    return lambda x: F.linear(x.float(), weight, bias)
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _conv(call: Call) -> Compute:
     """The 1x1 convolution: a product over channels at every place, (B, I, ...) to (B, O, ...)."""
-    shape = call.take("x", "f").shape
+    shape = call.take("x", "f", wide=True).shape
     weight, bias = call.weight("weight"), call.weight("bias") if call.has("bias") else None
     for name, wanted in (("strides", 1), ("dilations", 1), ("groups", 1), ("pad", 0)):
         call.only(name, wanted)
@@ -139,10 +131,10 @@ def _conv(call: Call) -> Compute:
         raise call.refusal(f"has a kernel of {tuple(weight.shape[2:])} with {padding} padding; 1x1 is understood")
     weight_OI, places = weight.flatten(1), shape[2:]
     if all(size == 1 for size in places):
-        return lambda x: F.linear(x.float().flatten(1), weight_OI, bias).reshape(-1, len(weight_OI), *places)
+        return lambda x: F.linear(x.flatten(1), weight_OI, bias).reshape(-1, len(weight_OI), *places)
 
     def compute(x: Tensor) -> Tensor:
-        y = F.linear(x.float().flatten(2).mT, weight_OI, bias)
+        y = F.linear(x.flatten(2).mT, weight_OI, bias)
         return y.mT.reshape(len(x), len(weight_OI), *x.shape[2:])
 
     return compute
@@ -151,17 +143,14 @@ def _conv(call: Call) -> Compute:
 def _einsum(call: Call) -> Compute:
     same_type(call, *call.take_all("values", "f", wide=True))
     equation = call.text("equation", "")
-    return lambda *values: torch.einsum(equation, *(value.float() for value in values)).clone()
+    return lambda *values: torch.einsum(equation, *values).clone()
 
 
 def _attention(call: Call) -> Compute:
-    same_type(call, *(call.take(name, "f") for name in ("query", "key", "value")))
-    if not call.has("attn_mask"):
-        return lambda q, k, v: F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    call.take("attn_mask", "fb")
-    return lambda q, k, v, mask: F.scaled_dot_product_attention(
-        q.float(), k.float(), v.float(), attn_mask=_single(mask)
-    )
+    same_type(call, *(call.take(name, "f", wide=True) for name in ("query", "key", "value")))
+    if call.has("attn_mask"):
+        call.take("attn_mask", "fb", wide=True)
+    return F.scaled_dot_product_attention
 
 
 def _fill(call: Call) -> Compute:
@@ -202,13 +191,18 @@ def _smallest(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return torch.amin(x, axes, keep)
 
 
-ARITHMETIC: dict[str, Bind] = {
+# those that also take the memory for their result, as ``out``
+REUSING: dict[str, Bind] = {
     "add": _binary(torch.add, wide=False),
     "sub": _binary(torch.sub, wide=False),
     "mul": _binary(torch.mul, wide=False),
     "real_div": _binary(torch.div, "f", wide=False),
     "maximum": _binary(torch.maximum, wide=False),
     "minimum": _binary(torch.minimum, wide=False),
+}
+
+ARITHMETIC: dict[str, Bind] = {
+    **REUSING,
     "pow": _binary(torch.pow, "f"),
     "floor_div": _binary(lambda x, y: torch.div(x, y, rounding_mode="floor")),
     "mod": _binary(torch.remainder),
