@@ -59,6 +59,8 @@ LONG = 1024
 """Positions in the cache when attention is timed."""
 WINDOW_S = 0.06
 """How long one row count is timed, if three steps do not take longer."""
+INTERRUPTED = 1.25
+"""A rank that alone needs so many times its processor time by the clock does not have its core for itself."""
 NAP_S, NAPS = 0.008, 9
 """How long, and how often, a rank sleeps before a step to find out what sleeping costs: as long as others have work."""
 BLOCK = 1 << 21
@@ -298,10 +300,13 @@ def measure_speed(
     chunk = ask(probe.prompt)
     # What the ranks of one host take from each other is left out: a plan knows their cores, and how many take part.
     # Nor is it one core's own if its processor time differs from the others' of the host: a neighbour was reading.
+    # But a rank that has to give its core away all the time finds its caches cold, and that is its own.
     first, rest = _stretch([alone]), max(1.0, _stretch([*full.values(), chunk]) / crowd)
     found = together(lambda: [[0, alone], *full.items(), [CHUNK, chunk]])
     host = world.hosts[world.rank]
     alike = [dict(report) for report, other in zip(found, world.hosts, strict=True) if other == host]
+    if first > INTERRUPTED:
+        alike = [dict(found[world.rank])]
     (_, alone), *several, (_, chunk) = (
         (rows, {key: min(report[rows][key] for report in alike) for key in alike[0][rows]}) for rows in alike[0]
     )
