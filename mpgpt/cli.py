@@ -255,11 +255,35 @@ def simulate_command(file: Path, **options: Any) -> None:
         simulation(file, options, Console(), Console(stderr=True))
 
 
+@cli.command("ipad-node")
+@click.option(
+    "--package", type=click.Path(path_type=Path), help="What `mpgpt convert coreml` wrote.  [default: none yet]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="Holds the token that the proxy rank has too.")
+@click.option("--store", type=click.Path(path_type=Path), help="Keeps the packages that a proxy sends.")
+@click.option(
+    "--precision", type=click.Choice(["declared", "float32"]), default="declared", show_default=True,
+    help="Round as the package declares, or compute in float32 throughout.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+def ipad_node_command(store: Path | None, **options: Any) -> None:
+    """Stand in for the iPad: run a Core ML package for the proxy rank that dials.
+
+    On macOS 15 the package runs in Core ML; elsewhere an evaluator executes it. Without --package it waits for one that
+    the proxy sends, and keeps it.
+    """
+    from mpgpt_ios.node_command import run_node
+
+    run_node(store=store or _model_home().parent / "ipad", **options)
+
+
 def _behind(ipad: dict[str, Any], world: World) -> Device:
     """The iPad behind this rank."""
     from mpgpt_ios.proxy import IPad
 
-    return IPad.reach(ipad, bell=world.bell, report=lambda line: click.echo(line, err=True))
+    return IPad(ipad, world.bell, lambda line: click.echo(line, err=True))
 
 
 def _run(job: Any) -> int:

@@ -132,14 +132,15 @@ class CoreMLBackend:
 class Executor:
     """A package with its slots. Not for two threads at a time.
 
-    Hidden states are token-major, [n, E] float16. A row may begin at any position up to where its slot is filled:
+    Hidden states are token-major, [n, E] of ``dtype``. A row may begin at any position up to where its slot is filled:
     what was behind is written over. Raises ``BadPosition`` for one that begins later or that goes past the context, and
     ``ModelError`` for slots that do not exist or come twice, and for hidden states of another shape; nothing has
     happened then.
     """
 
-    def __init__(self, backend: Backend, sizes: Sizes) -> None:
-        self._backend, self._sizes = backend, sizes
+    def __init__(self, backend: Backend, sizes: Sizes, dtype: Any = np.float16) -> None:
+        """``dtype`` is that of hidden states: float16, or float32 for a backend that computes in it."""
+        self._backend, self._sizes, self.dtype = backend, sizes, np.dtype(dtype)
         self._filled = [0] * sizes.slots
         self._turns = None if sizes.rotary is None else _turns(sizes.rotary, sizes.context)
 
@@ -154,7 +155,7 @@ class Executor:
         self._filled = [0] * self._sizes.slots
 
     def prefill(self, slot: int, pos: int, x_TE: Array) -> Array:
-        """The hidden states of n >= 1 tokens of one slot at ``pos`` and behind, [n, E] float16."""
+        """The hidden states of n >= 1 tokens of one slot at ``pos`` and behind, [n, E]."""
         x_TE = self._checked(x_TE, [slot], [pos])
         parts, at = [], 0
         while at < len(x_TE):
@@ -169,7 +170,7 @@ class Executor:
         return np.concatenate(parts)
 
     def decode(self, slots: Sequence[int], positions: Sequence[int], x_BE: Array) -> Array:
-        """The hidden states of one token in each of n different slots, [n, E] float16. Other slots stay as they are."""
+        """The hidden states of one token in each of n different slots, [n, E]. Other slots stay as they are."""
         if len(slots) != len(positions) or len(slots) != len(x_BE) or len(set(slots)) != len(slots):
             raise ModelError(f"a decode of {len(x_BE)} tokens for slots {list(slots)} at {list(positions)}")
         x_BE = self._checked(x_BE, slots, positions)
@@ -180,8 +181,10 @@ class Executor:
 
     def _checked(self, x_TE: Array, slots: Sequence[int], positions: Sequence[int]) -> Array:
         sizes, tokens = self._sizes, len(x_TE) if len(slots) == 1 else 1
-        if x_TE.ndim != 2 or x_TE.shape[1] != sizes.embed or not len(x_TE) or x_TE.dtype != np.float16:
-            raise ModelError(f"hidden states of {x_TE.shape} {x_TE.dtype}; [n, {sizes.embed}] float16 are understood")
+        if x_TE.ndim != 2 or x_TE.shape[1] != sizes.embed or not len(x_TE) or x_TE.dtype != self.dtype:
+            raise ModelError(
+                f"hidden states of {x_TE.shape} {x_TE.dtype}; [n, {sizes.embed}] {self.dtype} are understood"
+            )
         for slot, position in zip(slots, positions, strict=True):
             if not 0 <= slot < sizes.slots:
                 raise ModelError(f"there is no slot {slot}; there are {sizes.slots}")
@@ -194,7 +197,7 @@ class Executor:
 
     def _chunk(self, slot: int, pos: int, x_CE: Array) -> Array:
         sizes = self._sizes
-        x = np.zeros((1, sizes.embed, 1, sizes.chunk), np.float16)
+        x = np.zeros((1, sizes.embed, 1, sizes.chunk), self.dtype)
         x[0, :, 0, : len(x_CE)] = x_CE.T
         positions = np.arange(pos, pos + sizes.chunk)
         inputs = {
@@ -210,7 +213,7 @@ class Executor:
 
     def _decode(self, slots: Sequence[int], positions: Sequence[int], x_BE: Array) -> Array:
         sizes, at = self._sizes, list(slots)
-        x = np.zeros((sizes.slots, sizes.embed, 1, 1), np.float16)
+        x = np.zeros((sizes.slots, sizes.embed, 1, 1), self.dtype)
         x[at, :, 0, 0] = x_BE
         mask = np.full((sizes.slots, 1, 1, sizes.context), HIDDEN, np.float16)
         mask[at, 0, 0] = _mask(np.array(positions), sizes.context)
@@ -230,7 +233,7 @@ class Executor:
         with np.errstate(
             over="ignore"
         ):  # a backend in float32 may exceed float16: it becomes infinite, as on the device
-            return y.astype(np.float16)
+            return y.astype(self.dtype)
 
 
 def _mask(positions: Array, context: int) -> Array:
@@ -281,6 +284,7 @@ def _largest_difference(executor: Executor, path: Path, file: Any) -> float:
 
 
 def _replay(executor: Executor, kind: str, slots: Array, positions: Array, x: Array) -> Array:
+    x = x.astype(executor.dtype)
     if kind == "decode":
         return executor.decode(slots.tolist(), positions.tolist(), x)
     rising = len(positions) == len(x) > 0 and (positions == positions[0] + np.arange(len(x))).all()

@@ -4,8 +4,8 @@ Knows: the order of messages, proofs of the shared token, epochs, request number
 Must not know: sockets, clocks (``now`` is handed in, seconds), what a bundle holds or how a layer is computed.
 
 Either end is driven alike: bytes that come in go to ``receive``, which gives events; what is to be sent lies in
-``out``, from which the driver takes what its socket takes. ``WireError`` and ``SessionError`` end the connection; what is in
-``out`` then (the reason, for the other end) should still be sent.
+``out``, from which the driver takes what its socket takes. ``WireError`` and ``SessionError`` end the connection; what
+is in ``out`` then (the reason, for the other end) should still be sent.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PING_S = 2.0
 HANDSHAKE_S = 10.0
 """How long it may take until both ends have proved themselves."""
 LOAD_SILENCE_S = 60.0
-"""How long nothing may be heard while a bundle is sent or loaded; a first load may take minutes, but tells of itself."""
+"""How long nothing may be heard while a bundle is sent or loaded; a first load may take minutes, but it is told of."""
 QUEUE = 8
 """Requests that a node takes before it has answered the first; READY may say more."""
 NODE_LABEL, PROXY_LABEL = b"mpgpt iPad link 1, node", b"mpgpt iPad link 1, proxy"
@@ -237,7 +237,8 @@ class ProxySession:
         return [Began(facts=facts)]
 
     def call(self, places: tuple[tuple[int, int], ...], x: NDArray[Any], now: float) -> int:
-        """Ask for tokens ``x`` [tokens, embed]: one of each place (slot, position), or all of one. The request's number."""
+        """Ask for tokens ``x`` [tokens, embed], one of each place (slot, position) or all of one; gives the request's
+        number."""
         assert self.ready and len(self._open) < self.queue, "not ready, or too many calls"
         self._requests += 1
         ask = Ask(

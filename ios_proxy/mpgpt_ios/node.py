@@ -1,0 +1,341 @@
+"""The Python stand-in for the iPad: listens, takes a package, runs it, answers.
+
+Knows: sockets, threads, which proxy is being served, what to do for each message.
+Must not know: bytes on the wire (``session.py``), how a package is run (``execute.py``) or kept (``store.py``).
+
+Each connection has a thread, which alone touches its session; one more thread computes, so that a PING is answered
+while it does. There is one cache, so one proxy is served: one that proves itself takes over from the one before, whose
+connection may have been dead for long without anyone noticing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import queue
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+
+from mpgpt import __version__
+from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
+from mpgpt_ios.bundle import Bundle
+from mpgpt_ios.execute import BadPosition, Executor, run_selftest
+from mpgpt_ios.frames import VERSION, Ask, Code, Data, Load, Offer, Reset
+from mpgpt_ios.session import Asked, NodeSession, SessionError
+from mpgpt_ios.store import Arrival, Store
+
+TICK_S = 0.2
+RECEIVE = 256 << 10
+TOLD_S = 5.0
+"""How often a proxy hears that loading goes on."""
+STRANGERS = 8
+"""Connections at once that have not proved themselves yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A package that is ready to run."""
+
+    bundle: Bundle
+    executor: Executor
+    facts: Mapping[str, Any]
+
+
+class Node:
+    """One listening node."""
+
+    def __init__(
+        self, host: str, port: int, token: bytes, store: Store, *, open_: Callable[[Bundle], tuple[Executor, str]],
+        say: Callable[[str], None], package: Bundle | None = None,
+    ) -> None:  # fmt: skip
+        """Listens at once; ``serve`` does the rest. ``open_`` makes a bundle ready to run, and says by what;
+        ``package`` is one that needs not be sent. Port 0 takes any. Raises ``UsageError`` when it cannot listen there.
+        """
+        self._token, self._store, self._open, self._say, self._package = token, store, open_, say, package
+        try:
+            self._listener = socket.create_server((host, port), reuse_port=False)
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
+        self.port: int = self._listener.getsockname()[1]
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loaded: Loaded | None = None
+        self.guest: Visit | None = None
+        self._visits: set[Visit] = set()
+        self._closing = threading.Event()
+
+    def serve(self) -> None:
+        """Until ``close``. Computes on the thread that calls it, and listens on another."""
+        listening = threading.Thread(target=self._listen, name="listen", daemon=True)
+        listening.start()
+        while (job := self._jobs.get()) is not None:
+            job()
+        self._listener.close()
+        for visit in list(self._visits):
+            visit.leave()
+        listening.join(5.0)
+
+    def close(self) -> None:
+        """Let ``serve`` return. May be called from any thread, and from a signal's handler."""
+        self._closing.set()
+        self._jobs.put(None)
+
+    def _listen(self) -> None:
+        self._listener.settimeout(TICK_S)
+        while not self._closing.is_set():
+            try:
+                connection, address = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if sum(not visit.known for visit in self._visits) >= STRANGERS:
+                connection.close()
+                continue
+            visit = Visit(self, connection, f"{address[0]}:{address[1]}")
+            self._visits.add(visit)
+            threading.Thread(target=self._host, args=(visit,), name="visit", daemon=True).start()
+
+    def _host(self, visit: Visit) -> None:
+        try:
+            visit.run()
+        except (OSError, WireError, SessionError) as error:
+            if visit.known:
+                self._say(f"the proxy at {visit.name} has gone: {error}")
+        finally:
+            self._visits.discard(visit)
+            if self.guest is visit:
+                self.guest = None
+            visit.end()
+
+    def session(self) -> NodeSession:
+        facts = {
+            "name": socket.gethostname(), "system": platform.platform(terse=True), "app": f"mpgpt {__version__}",
+            "protocol": VERSION, "memory": psutil.virtual_memory().total, "bundles": self._store.hashes(),
+        }  # fmt: skip
+        return NodeSession(self._token, os.urandom(32), time.monotonic(), facts=facts, health=health)
+
+    def welcome(self, visit: Visit) -> None:
+        """A proxy has proved itself: it is served from now on, and no other."""
+        before, self.guest = self.guest, visit
+        self._say(f"the proxy at {visit.name} is here")
+        if before:
+            before.leave()
+
+    # -- work, on the computing thread
+
+    def ask(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def find(self, digest: bytes) -> Bundle | None:
+        if self._package and self._package.hash == digest:
+            return self._package
+        return self._store.find(digest)
+
+    def receive(self, offer: Offer) -> Arrival:
+        return self._store.receive(offer)
+
+    def load(self, bundle: Bundle) -> Loaded:
+        """Raises ``ModelError`` when the package cannot be run here, or fails its self-test."""
+        if self._loaded is None or self._loaded.bundle.hash != bundle.hash:
+            self._loaded = None  # two at once may be more than there is memory for
+            begun, manifest = time.monotonic(), bundle.manifest
+            executor, unit = self._open(bundle)
+            largest = run_selftest(executor, bundle.selftest, manifest.tolerance)
+            facts = {
+                "load_s": round(time.monotonic() - begun, 3), "unit": unit, "selftest": largest,
+                "layers": list(manifest.layers), "embed": manifest.embed, "slots": manifest.slots,
+                "context": manifest.context, "chunk": manifest.chunk, "dtype": np.dtype(executor.dtype).name,
+            }  # fmt: skip
+            self._loaded = Loaded(bundle=bundle, executor=executor, facts=facts)
+        self._loaded.executor.reset()
+        return self._loaded
+
+    @property
+    def executor(self) -> Executor:
+        assert self._loaded, "nothing is loaded"
+        return self._loaded.executor
+
+
+class Visit:
+    """One connection."""
+
+    def __init__(self, node: Node, connection: socket.socket, name: str) -> None:
+        self._node, self._socket, self.name = node, connection, name
+        self._session = node.session()
+        self._arrival: Arrival | None = None
+        self._bundle: Bundle | None = None
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._loading_since = 0.0
+        self._leaving = False
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for each in (connection, self._wake_read, self._wake_write):
+            each.setblocking(False)
+
+    @property
+    def known(self) -> bool:
+        return self._session.known
+
+    def run(self) -> None:
+        """Until one end has had enough; raises why."""
+        known = False
+        try:
+            while not self._leaving:
+                self._exchange()
+                if not known and self.known:
+                    known = True
+                    self._node.welcome(self)
+                if self._session.late(time.monotonic()):
+                    raise SessionError("it did not prove itself in time")
+        finally:
+            with contextlib.suppress(OSError):  # the reason, if there is one
+                self._socket.settimeout(TICK_S)
+                self._socket.sendall(self._session.out)
+
+    def leave(self) -> None:
+        """End it, from another thread."""
+        self._leaving = True
+        self._wake()
+
+    def end(self) -> None:
+        if self._arrival:
+            self._arrival.close()
+        for each in (self._socket, self._wake_read, self._wake_write):
+            each.close()
+
+    def _exchange(self) -> None:
+        writers = [self._socket] if self._session.out else []
+        readable, writable, _ = select.select([self._socket, self._wake_read], writers, [], TICK_S)
+        if self._wake_read in readable:
+            with contextlib.suppress(BlockingIOError):
+                while self._wake_read.recv(1024):
+                    pass
+        while self._posted:
+            self._posted.popleft()()
+        if writable:
+            del self._session.out[: self._socket.send(self._session.out[:RECEIVE])]
+        if self._socket in readable:
+            data = self._socket.recv(RECEIVE)
+            if not data:
+                raise SessionError("it closed the connection")
+            for asked in self._session.receive(data, time.monotonic()):
+                self._do(asked)
+        if self._loading_since and time.monotonic() - self._loading_since > TOLD_S:
+            self._loading_since = time.monotonic()
+            self._session.loading("loading its package")
+
+    def _do(self, asked: Asked) -> None:
+        match asked:
+            case Offer():
+                self._offered(asked)
+            case Data():
+                self._store(asked.piece)
+            case Load():
+                assert self._bundle
+                self._loading_since = time.monotonic()
+                self._node.ask(partial(self._load, self._bundle))
+            case Reset():
+                self._node.ask(self._mine(lambda: self._node.executor.reset()))
+            case Ask():
+                self._node.ask(self._mine(partial(self._compute, asked)))
+
+    def _offered(self, offer: Offer) -> None:
+        self._bundle = self._node.find(offer.bundle)
+        if self._bundle:
+            self._session.want(self._bundle.length)
+            self._session.stored()
+            return
+        try:
+            self._arrival = self._node.receive(offer)
+        except ModelError as error:
+            self._refuse("NO_SPACE" if "no room" in str(error) else "BAD_BUNDLE", error)
+        self._session.want(self._arrival.have)
+        if self._arrival.have == self._arrival.total:
+            self._store(b"")
+
+    def _store(self, piece: bytes) -> None:
+        assert self._arrival
+        try:
+            self._arrival.write(piece)
+            if self._arrival.have == self._arrival.total:
+                self._bundle = self._arrival.finish()
+                self._session.stored()
+        except ModelError as error:
+            self._refuse("BAD_BUNDLE", error)
+
+    def _refuse(self, code: Code, error: MpgptError) -> Any:
+        self._session.trouble(code, str(error))
+        raise SessionError(str(error), code)
+
+    # -- on the computing thread; the session is touched by what is posted alone
+
+    def _mine(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Do it only as long as this visit is the guest."""
+
+        def job() -> None:
+            if self._node.guest is self:
+                work()
+
+        return job
+
+    def _load(self, bundle: Bundle) -> None:
+        if self._node.guest is not self:
+            return
+        try:
+            loaded = self._node.load(bundle)
+        except MpgptError as error:
+            self._post(partial(self._refuse, "LOAD_FAILED", error))
+            return
+
+        def tell() -> None:
+            self._loading_since = 0.0
+            self._session.ready(loaded.facts)
+
+        self._post(tell)
+
+    def _compute(self, ask: Ask) -> None:
+        begun = time.perf_counter()
+        slots, positions = [slot for slot, _ in ask.places], [position for _, position in ask.places]
+        try:
+            executor = self._node.executor
+            y = (
+                executor.prefill(slots[0], positions[0], ask.x)
+                if ask.prefill
+                else executor.decode(slots, positions, ask.x)
+            )
+        except BadPosition as error:
+            self._post(partial(self._session.trouble, "BAD_POS", str(error), ask))
+        except MpgptError as error:
+            self._post(partial(self._session.trouble, "COMPUTE_FAILED", str(error), ask))
+        else:
+            self._post(partial(self._session.answer, ask, y, time.perf_counter() - begun))
+
+    def _post(self, what: Callable[[], None]) -> None:
+        self._posted.append(what)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"!")
+
+
+def health() -> dict[str, Any]:
+    """What this machine says of itself now; ``unknown`` or null where there is nothing to ask."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return {
+        "thermal": "unknown",
+        "battery": round(battery.percent / 100, 2) if battery else None,
+        "charging": battery.power_plugged if battery else None,
+        "free": psutil.virtual_memory().available,
+    }
