@@ -19,13 +19,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import get_args
 
-import numpy as np
-
 from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError, WireError
 from mpgpt.link import Doorbell
 from mpgpt_ios.session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply, SessionError
-from mpgpt_ios.stage import Call, Half
+from mpgpt_ios.stage import Call, Values
 
 DIAL_S = 5.0
 """How long a connection may take to come about."""
@@ -57,7 +55,7 @@ class Client:
         self._life: int | None = None
         self._lives = 0
         self._asked: deque[Call] = deque()
-        self._answers: deque[Half] = deque()
+        self._answers: deque[Values] = deque()
         self._begin_account(time.monotonic())
         self._away_since: float | None = time.monotonic()
         self._falls = 0
@@ -82,7 +80,7 @@ class Client:
                 self._asked.append(call)
         self._wake()
 
-    def take(self, life: int) -> Half | None:
+    def take(self, life: int) -> Values | None:
         with self._lock:
             return self._answers.popleft() if life == self._life and self._answers else None
 
@@ -188,7 +186,7 @@ class Client:
                     self._requests += 1
                     self._compute_s += event.compute_s
                     self._network_s += max(0.0, event.seconds - event.compute_s)
-                    self._answers.append(event.y.astype(np.float16) if event.y.dtype != np.float32 else event.y)  # type: ignore[arg-type]
+                    self._answers.append(event.y)
                 self._bell.ring()
             case Began():
                 self._begin(dict(event.facts))
@@ -196,7 +194,7 @@ class Client:
                 self._report(f"{self.name}: {event.text}")
             case Health():
                 thermal = event.facts.get("thermal")
-                self._thermal = thermal if thermal in THERMALS else "unknown"
+                self._thermal = thermal if thermal in THERMALS else "unknown"  # type: ignore[assignment]
             case Met():
                 pass
 

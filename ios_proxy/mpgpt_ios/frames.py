@@ -30,7 +30,8 @@ MAX_JSON, MAX_TEXT, MAX_NAME, MAX_FILES, MAX_PIECE = 64 << 10, 500, 200, 1000, 2
 MAX_ROWS, MAX_TOKENS, MAX_EMBED = 64, 512, 16384
 MAX_PAYLOAD = 4 << 20
 
-Values = NDArray[np.float16] | NDArray[np.float32]
+Values = NDArray[Any]
+"""float16 or float32."""
 DtypeName = Literal["float16", "float32"]
 DTYPES: dict[int, Any] = {1: np.dtype("<f2"), 2: np.dtype("<f4")}
 Code = Literal[

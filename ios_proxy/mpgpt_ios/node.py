@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import psutil
@@ -257,11 +257,11 @@ class Visit:
             self._session.stored()
             return
         try:
-            self._arrival = self._node.receive(offer)
+            arrival = self._arrival = self._node.receive(offer)
         except ModelError as error:
             self._refuse("NO_SPACE" if "no room" in str(error) else "BAD_BUNDLE", error)
-        self._session.want(self._arrival.have)
-        if self._arrival.have == self._arrival.total:
+        self._session.want(arrival.have)
+        if arrival.have == arrival.total:
             self._store(b"")
 
     def _store(self, piece: bytes) -> None:
@@ -274,7 +274,7 @@ class Visit:
         except ModelError as error:
             self._refuse("BAD_BUNDLE", error)
 
-    def _refuse(self, code: Code, error: MpgptError) -> Any:
+    def _refuse(self, code: Code, error: MpgptError) -> NoReturn:
         self._session.trouble(code, str(error))
         raise SessionError(str(error), code)
 

@@ -66,7 +66,7 @@ class IPad:
         points: list[tuple[int, float]] = []
         for slots, tokens in ((1, 1), (manifest.slots, 1), (1, manifest.chunk)):
             rows = slots * tokens
-            x = np.full((rows, manifest.embed), 0.5, np.float16)
+            x = np.full((rows, manifest.embed), 0.5, np.float32)
             call = Call(slots=tuple(range(slots)), positions=(0,) * slots, x=x)
             times = [self._seconds(life, call) for _ in range(TRIES)]
             if None in times:

@@ -427,15 +427,11 @@ class NodeSession:
         if not self._open or self._open[0] is not ask:
             return
         self._open.popleft()
-        self.out += encode(
-            Answer(
-                epoch=ask.epoch,
-                request=ask.request,
-                places=ask.places,
-                compute_ns=int(compute_s * 1e9),
-                y=np.ascontiguousarray(y, dtype=ask.x.dtype),
-            )  # fmt: skip
-        )
+        y = np.ascontiguousarray(y, dtype=ask.x.dtype)
+        answer = Answer(
+            epoch=ask.epoch, request=ask.request, places=ask.places, compute_ns=int(compute_s * 1e9), y=y
+        )  # fmt: skip
+        self.out += encode(answer)
 
     def trouble(self, code: Code, text: str, ask: Ask | None = None) -> None:
         self.out += encode(

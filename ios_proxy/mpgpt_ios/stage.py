@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from mpgpt.link import Doorbell, wait
 from mpgpt.scheduler import CHUNK
 from mpgpt.stage import TorchStage
 
-Half = NDArray[np.float16]
+Values = NDArray[Any]
+"""float16 or float32."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -42,8 +43,8 @@ class Call:
     """One of them: all tokens are its own. As many as tokens: one each."""
     positions: tuple[int, ...]
     """Of the first token, or of each."""
-    x: Half
-    """[tokens, embed]"""
+    x: Values
+    """[tokens, embed] float32, within the range of float16."""
 
 
 class Line(Protocol):
@@ -56,7 +57,7 @@ class Line(Protocol):
     def submit(self, life: int, call: Call) -> None:
         """Send a call; nothing happens when that life is over."""
 
-    def take(self, life: int) -> Half | None:
+    def take(self, life: int) -> Values | None:
         """The answer to the first call of that life that is not answered yet, [tokens, embed], if it is here."""
 
     @property
@@ -193,12 +194,12 @@ class IPadStage:
         if single:
             places = [place for _, place in single]
             slots, positions = tuple(row.slot for row, _ in single), tuple(row.start for row, _ in single)
-            self._call(owed, Call(slots=slots, positions=positions, x=_half(x_TE[places])), places)
+            self._call(owed, Call(slots=slots, positions=positions, x=_values(x_TE[places])), places)
 
     def _submit(self, owed: Owed, row: Row, x_TE: Tensor, places: list[int]) -> None:
         for start in range(0, len(row.ids), self._chunk):
             piece = slice(start, start + self._chunk)
-            call = Call(slots=(row.slot,), positions=(row.start + start,), x=_half(x_TE[piece]))
+            call = Call(slots=(row.slot,), positions=(row.start + start,), x=_values(x_TE[piece]))
             self._call(owed, call, places[piece])
 
     def _call(self, owed: Owed, call: Call, places: list[int]) -> None:
@@ -233,10 +234,10 @@ class IPadStage:
         return x_TE
 
 
-def _half(x_TE: Tensor) -> Half:
-    """As the iPad takes them; what float16 cannot hold becomes the largest that it can."""
-    half: Half = x_TE.float().clamp(-LARGEST, LARGEST).half().numpy()
-    return half
+def _values(x_TE: Tensor) -> Values:
+    """float32; what float16 cannot hold becomes the largest that it can."""
+    values: Values = x_TE.float().clamp(-LARGEST, LARGEST).numpy()
+    return values
 
 
 def _to_bytes(x_TE: Tensor) -> memoryview:

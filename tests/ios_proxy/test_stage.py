@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpgpt_ios.stage import Call, Half, IPadStage
+from mpgpt_ios.stage import Call, IPadStage, Values
 
 from mpgpt.core import DeviceAccount, Row, Span, Step
 from mpgpt.errors import LinkError
@@ -49,7 +49,7 @@ class Pretended:
         self._stage, self.life, self.trouble = stage, None, "the iPad at h:1 went away: it was unplugged"
         self._filled = [0] * SLOTS
         self._asked: deque[Call] = deque()
-        self._answers: deque[Half] = deque()
+        self._answers: deque[Values] = deque()
         self.calls: list[Call] = []
         self.closed = False
         self._lives = 0
@@ -76,12 +76,12 @@ class Pretended:
             self.calls.append(call)
             self._answers.append(self._run(call))
 
-    def _run(self, call: Call) -> Half:
+    def _run(self, call: Call) -> Values:
         one = len(call.slots) == 1
         assert len(call.positions) == len(call.slots) and (
             one or len(call.slots) == len(call.x) == len(set(call.slots))
         )
-        assert len(call.x) <= CHUNK and call.x.dtype == np.float16
+        assert len(call.x) <= CHUNK and call.x.dtype == np.float32
         count = len(call.x) if one else 1
         rows = tuple(
             Row(slot=slot, start=start, ids=(0,) * count)
@@ -90,13 +90,13 @@ class Pretended:
         for row in rows:
             assert row.start <= self._filled[row.slot] and row.stop <= CONTEXT, "a position that the cache cannot have"
             self._filled[row.slot] = row.stop
-        hidden = bytearray(call.x.astype(np.float32).tobytes())
+        hidden = bytearray(call.x.astype(np.float16).astype(np.float32).tobytes())
         step = self._stage.forward(Step(epoch=0, number=0, rows=rows, hidden=hidden))
         assert isinstance(step, Step)
         with np.errstate(over="ignore"):
             return np.frombuffer(step.hidden, np.float32).reshape(-1, EMBED).astype(np.float16)
 
-    def take(self, life: int) -> Half | None:
+    def take(self, life: int) -> Values | None:
         return self._answers.popleft() if life == self.life and self._answers else None
 
     def account(self) -> DeviceAccount:
