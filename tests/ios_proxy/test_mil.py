@@ -113,7 +113,7 @@ class Copying:
             self.values[name] = values[0]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_order_of_reads_updates_and_writes(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever is updated in place, values and states are those of a machine that copies everything."""
@@ -161,6 +161,17 @@ def test_any_order_of_reads_updates_and_writes(tmp_path: Path, data: st.DataObje
             np.testing.assert_array_equal(got[name], machine.values[name])
         for name, expected in states.items():
             np.testing.assert_array_equal(state.array(name), expected)
+
+
+def test_a_constant_that_is_updated_stays_what_it_is(tmp_path: Path) -> None:
+    writer = Writer({"x": FULL}, {})
+    fixed = writer.constant(np.full(FULL, 3, np.float16))
+    rows = {"begin": np.array([1, 0], np.int32), "end": np.array([3, 6], np.int32)}
+    known = writer.op("slice_update", FULL, x=fixed, update=np.zeros(PART, np.float16), **rows)
+    both = writer.op("add", FULL, x=known, y=fixed)
+    got = Program.read(writer.save(tmp_path / "p.mlpackage", {both: FULL}))
+    expected = np.repeat(np.array([6, 3, 3, 6], np.float16), 6).reshape(FULL)
+    np.testing.assert_array_equal(got.run("main", {"x": expected}, got.state())[both], expected)
 
 
 @pytest.mark.parametrize("what", ["a constant", "an input", "the other state's value"])
