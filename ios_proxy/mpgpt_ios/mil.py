@@ -55,7 +55,7 @@ class State:
 
 
 class Program:
-    """A package that can run. Not for two threads at a time on one ``State``."""
+    """A package that can run. Not for two threads at a time."""
 
     def __init__(self, codes: Mapping[str, Code], counts: Mapping[str, Counter[str]], states: Mapping[str, Type]):
         """See ``read``."""

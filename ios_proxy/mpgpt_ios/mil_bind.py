@@ -129,6 +129,8 @@ class _Binder:
     def _fold(self, op: Op, step: Step) -> None:
         operands = [self._values.constants[source] for source in step.sources]
         tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+        if op.kind == "slice_update":  # which writes
+            tensors[0] = tensors[0].clone()
         if op.kind.startswith("constexpr_"):  # a weight, and large: once for all functions
             results = self._package.once(op.kind, tensors, lambda: step.results(tensors))
         else:

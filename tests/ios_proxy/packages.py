@@ -73,7 +73,8 @@ class Layer(nn.Module):
     def norm(self, x: Tensor, which: int) -> Tensor:
         if self.sizes.rotary is None:
             x = x - x.mean(1, keepdim=True)
-        return x * torch.rsqrt((x * x).mean(1, keepdim=True) + 2**-16) * self.scales[which]
+        y: Tensor = x * torch.rsqrt((x * x).mean(1, keepdim=True) + 2**-16) * self.scales[which]
+        return y
 
     def heads(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], -1, self.sizes.head_dim, x.shape[3]).transpose(2, 3)

@@ -113,7 +113,7 @@ class Copying:
             self.values[name] = values[0]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_order_of_reads_updates_and_writes(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever is updated in place, values and states are those of a machine that copies everything."""
@@ -161,6 +161,46 @@ def test_any_order_of_reads_updates_and_writes(tmp_path: Path, data: st.DataObje
             np.testing.assert_array_equal(got[name], machine.values[name])
         for name, expected in states.items():
             np.testing.assert_array_equal(state.array(name), expected)
+
+
+def test_a_constant_that_is_updated_stays_what_it_is(tmp_path: Path) -> None:
+    writer = Writer({"x": FULL}, {})
+    fixed = writer.constant(np.full(FULL, 3, np.float16))
+    rows = {"begin": np.array([1, 0], np.int32), "end": np.array([3, 6], np.int32)}
+    known = writer.op("slice_update", FULL, x=fixed, update=np.zeros(PART, np.float16), **rows)
+    both = writer.op("add", FULL, x=known, y=fixed)
+    got = Program.read(writer.save(tmp_path / "p.mlpackage", {both: FULL}))
+    expected = np.repeat(np.array([6, 3, 3, 6], np.float16), 6).reshape(FULL)
+    np.testing.assert_array_equal(got.run("main", {"x": expected}, got.state())[both], expected)
+
+
+@pytest.mark.parametrize("what", ["a constant", "an input", "the other state's value"])
+def test_a_state_has_memory_of_its_own(tmp_path: Path, what: str) -> None:
+    """In the next call it may be updated where it lies, and nothing else may change then."""
+    writer, three = Writer({"x": FULL, "u": PART}, {"s": FULL, "t": FULL}), np.full(FULL, 3, np.float16)
+    fixed = writer.constant(three)
+    rows = {"begin": np.array([1, 0], np.int32), "end": np.array([3, 6], np.int32)}
+    updated = writer.op("slice_update", FULL, x=writer.op("read_state", FULL, input="s"), update="u", **rows)
+    first = writer.op("identity", FULL, x=updated)
+    other = writer.op("read_state", FULL, input="t")
+    kept = {"a constant": fixed, "an input": "x", "the other state's value": writer.op("add", FULL, x="x", y=fixed)}
+    both = what == "the other state's value"
+    for name in "st" if both else "s":
+        writer.op("write_state", None, input=name, data=kept[what])
+    program = Program.read(writer.save(tmp_path / "p.mlpackage", {first: FULL, other: FULL, fixed: FULL, "x": FULL}))
+    assert program.functions["main"].copies == 0
+    inputs = {"x": np.ones(FULL, np.float16), "u": np.full(PART, 5, np.float16)}
+    value = {"a constant": three, "an input": inputs["x"], "the other state's value": inputs["x"] + three}[what]
+    state, before = program.state(), np.zeros(FULL, np.float16)
+    for _ in range(3):
+        got = program.run("main", inputs, state)
+        np.testing.assert_array_equal(got[other], before if both else 0)
+        np.testing.assert_array_equal(got[fixed], three)
+        np.testing.assert_array_equal(got["x"], 1)
+        assert (got[first][1:3] == 5).all() and (got[first][3] == before[3]).all()
+        np.testing.assert_array_equal(state.array("s"), value)
+        np.testing.assert_array_equal(state.array("t"), value if both else 0)
+        before = value
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "int8"])

@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+pytest.importorskip("coremltools")
+
+from mpgpt_ios.execute import BadPosition, CoreMLBackend, EvaluatorBackend, Executor, run_selftest
+from mpgpt_ios.mil import Precision
+
+from mpgpt.architecture import read_config
+from mpgpt.errors import ModelError
+from mpgpt.model import Rotary
+from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, SLOTS, Model, Small, SmallSizes, Turning
+
+Array = np.ndarray[Any, Any]
+NAMES = ("gpt2", "llama", "int8")
+
+
+def rows(count: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=(count, EMBED)).astype(np.float16)
+
+
+class Recording:
+    """A backend that keeps what it is given; y is x."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Array]]] = []
+
+    def run(self, function: str, inputs: dict[str, Array]) -> Array:
+        self.calls.append((function, inputs))
+        return inputs["x"]
+
+    def reset(self) -> None:
+        self.calls.append(("reset", {}))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+@pytest.fixture(scope="module")
+def executors(small: dict[str, Small]) -> dict[tuple[str, Precision], Executor]:
+    precisions: tuple[Precision, ...] = ("declared", "float32")
+    return {
+        (name, precision): Executor(EvaluatorBackend(small[name].path, precision), small[name].sizes)
+        for name in NAMES
+        for precision in precisions
+    }
+
+
+class Sequences:
+    """Sequences in slots, as they should be."""
+
+    def __init__(self, executor: Executor, model: Model) -> None:
+        executor.reset()
+        self._executor, self._model = executor, model
+        self._x: dict[int, Array] = {}
+        self._y: dict[int, Array] = {}
+        self._seed = 0
+
+    def prefill(self, slot: int, pos: int, count: int) -> None:
+        x = self._more(count)
+        self._write(slot, pos, x, self._executor.prefill(slot, pos, x))
+
+    def decode(self, *slots: int) -> None:
+        x, positions = self._more(len(slots)), [len(self._x.get(slot, ())) for slot in slots]
+        y = self._executor.decode(slots, positions, x)
+        for i, (slot, position) in enumerate(zip(slots, positions, strict=True)):
+            self._write(slot, position, x[i : i + 1], y[i : i + 1])
+
+    def difference(self) -> float:
+        """Of every position of every slot from the whole sequence at once in float32."""
+        filled = self._executor.filled
+        assert all(filled[slot] == len(x) for slot, x in self._x.items())
+        return max(
+            float(np.abs(self._y[slot].astype(np.float32) - self._model.whole(x)).max()) for slot, x in self._x.items()
+        )
+
+    def _write(self, slot: int, pos: int, x: Array, y: Array) -> None:
+        assert y.dtype == np.float16 and y.shape == x.shape
+        empty = np.zeros((0, EMBED), np.float16)
+        self._x[slot] = np.concatenate((self._x.get(slot, empty)[:pos], x))
+        self._y[slot] = np.concatenate((self._y.get(slot, empty)[:pos], y))
+
+    def _more(self, count: int) -> Array:
+        self._seed += 1
+        return rows(count, self._seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("precision", "tolerance"), [("declared", 0.03), ("float32", 0.005)])
+def test_sequences_in_slots(
+    executors: dict[tuple[str, Precision], Executor],
+    small: dict[str, Small],
+    name: str,
+    precision: Precision,
+    tolerance: float,
+) -> None:
+    """Staggered prefills, decodes at different positions, a slot again. The wire's float16 is in the tolerance."""
+    sequences = Sequences(executors[name, precision], small[name].model)
+    sequences.prefill(0, 0, 2 * CHUNK + 3)
+    sequences.prefill(2, 0, 5)
+    for _ in range(3):
+        sequences.decode(2, 0)
+    sequences.prefill(1, 0, CHUNK)
+    sequences.prefill(2, 8, 4)  # more of the same prompt, behind decoded positions
+    for _ in range(3):
+        sequences.decode(0, 1, 2)
+    assert sequences.difference() <= tolerance
+    sequences.prefill(0, 0, 1)
+    sequences.decode(1, 0)
+    sequences.prefill(2, 3, 6)  # five positions are taken back
+    sequences.decode(2)
+    sequences.prefill(3, 0, CONTEXT)  # to the last position
+    assert sequences.difference() <= tolerance
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_order_of_calls(
+    executors: dict[tuple[str, Precision], Executor], small: dict[str, Small], data: st.DataObject
+) -> None:
+    executor = executors["gpt2", "float32"]
+    sequences = Sequences(executor, small["gpt2"].model)
+    for _ in range(data.draw(st.integers(1, 8))):
+        room = [slot for slot in range(SLOTS) if executor.filled[slot] < CONTEXT]
+        if room and data.draw(st.sampled_from((True, False))):
+            sequences.decode(*data.draw(st.lists(st.sampled_from(room), min_size=1, unique=True)))
+        else:
+            slot = data.draw(st.integers(0, SLOTS - 1))
+            pos = data.draw(st.integers(0, min(executor.filled[slot], CONTEXT - 1)))
+            sequences.prefill(slot, pos, data.draw(st.integers(1, CONTEXT - pos)))
+    assert sequences.difference() <= 0.005
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_slots_stay_as_they_are(small: dict[str, Small], name: str) -> None:
+    backend, sizes = EvaluatorBackend(small[name].path), small[name].sizes
+    executor, K = Executor(backend, sizes), small[name].sizes.kv_heads
+    for slot in range(SLOTS):
+        executor.prefill(slot, 0, rows(20 + slot, slot))
+
+    def cache() -> Array:
+        kv = backend._state.array("kv")
+        return kv.reshape(len(kv), SLOTS, K, CONTEXT, -1)
+
+    before = cache()
+    executor.decode([2], [22], rows(1))
+    after = cache()
+    np.testing.assert_array_equal(np.delete(after, 2, 1), np.delete(before, 2, 1))
+    np.testing.assert_array_equal(np.delete(after[:, 2], 22, 2), np.delete(before[:, 2], 22, 2))
+    assert (after[:, 2, :, 22] != before[:, 2, :, 22]).any(axis=(1, 2)).all()
+    executor.prefill(1, 3, rows(2))
+    np.testing.assert_array_equal(np.delete(cache(), 1, 1), np.delete(after, 1, 1))
+
+
+def test_a_decode_does_not_depend_on_its_company(executors: dict[tuple[str, Precision], Executor]) -> None:
+    executor = executors["llama", "declared"]
+    alone: list[Array] = []
+    together: list[Array] = []
+    for company, got in ((False, alone), (True, together)):
+        executor.reset()
+        executor.prefill(1, 0, rows(9))
+        if company:
+            executor.prefill(3, 0, rows(13, 1))
+        for i in range(4):
+            slots, positions = ([3, 1], [13 + i, 9 + i]) if company else ([1], [9 + i])
+            x = np.concatenate([rows(1, 50 + i), rows(1, i)])[-len(slots) :]
+            got.append(executor.decode(slots, positions, x)[-1])
+    np.testing.assert_array_equal(np.stack(alone), np.stack(together))
+
+
+# ---- inputs
+
+
+def test_a_prefill_is_cut_into_chunks() -> None:
+    backend = Recording()
+    executor, x = Executor(backend, SmallSizes(kv_heads=3)), rows(CHUNK + 3)
+    np.testing.assert_array_equal(executor.prefill(2, 0, x), x)
+    assert backend.names == ["prefill", "prefill"] and executor.filled == (0, 0, CHUNK + 3, 0)
+    _, inputs = backend.calls[1]
+    np.testing.assert_array_equal(inputs["x"][0, :, 0, :3].T, x[CHUNK:])
+    assert not inputs["x"][0, :, 0, 3:].any()
+    assert inputs["pos"].tolist() == [CHUNK] and inputs["row"].tolist() == [6]
+    assert inputs["pos"].dtype == inputs["row"].dtype == np.int32
+    seen = inputs["mask"][0, 0] == 0
+    assert (seen == np.tri(CHUNK, CONTEXT, CHUNK, dtype=bool)).all() and (inputs["mask"][0, 0][~seen] == -10000).all()
+    assert {name: array.shape for name, array in inputs.items()} == {
+        "x": (1, EMBED, 1, CHUNK), "mask": (1, 1, CHUNK, CONTEXT), "pos": (1,), "row": (1,)
+    }  # fmt: skip
+
+
+def test_a_chunk_that_would_go_past_the_context_is_decoded() -> None:
+    backend = Recording()
+    executor, x = Executor(backend, SmallSizes()), rows(CONTEXT - 3)
+    np.testing.assert_array_equal(executor.prefill(0, 0, x), x)
+    assert backend.names == ["prefill"] * (CONTEXT // CHUNK)  # the last one is cut, and ends where the context does
+    backend.calls.clear()
+    more = rows(3, 1)
+    np.testing.assert_array_equal(executor.prefill(0, CONTEXT - 3, more), more)
+    assert backend.names == ["decode"] * 3 and executor.filled[0] == CONTEXT
+    for i, (_, inputs) in enumerate(backend.calls):
+        assert np.flatnonzero(inputs["wmask"][0, 0, :, 0]).tolist() == [CONTEXT - 3 + i]
+
+
+def test_a_decode_writes_in_its_slots_only() -> None:
+    backend = Recording()
+    executor = Executor(backend, SmallSizes())
+    executor.prefill(3, 0, rows(5))
+    executor.prefill(1, 0, rows(2))
+    x = rows(2, 1)
+    np.testing.assert_array_equal(executor.decode([3, 1], [4, 2], x), x)
+    assert executor.filled == (0, 3, 0, 5)
+    name, inputs = backend.calls[-1]
+    assert name == "decode" and np.argwhere(inputs["wmask"]).tolist() == [[1, 0, 2, 0], [3, 0, 4, 0]]
+    assert inputs["wmask"].sum() == 2
+    assert (inputs["mask"] == 0).sum(axis=(1, 2, 3)).tolist() == [0, 3, 0, 5]
+    assert (inputs["mask"][3, 0, 0, :5] == 0).all() and (inputs["mask"][1, 0, 0, :3] == 0).all()
+    np.testing.assert_array_equal(inputs["x"][[3, 1], :, 0, 0], x)
+    assert not inputs["x"][[0, 2]].any()
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def test_rotary_tables_are_the_models() -> None:
+    config = read_config({
+        "model_type": "llama", "vocab_size": 9, "hidden_size": EMBED, "intermediate_size": 8, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "rope_parameters": YARN,
+    })  # fmt: skip
+    backend = Recording()
+    sizes = SmallSizes(kv_heads=2, rotary=Turning(inv_freq=tuple(config.inv_freq), gain=config.rope_gain))
+    assert sizes.rotary is not None and sizes.rotary.gain != 1
+    executor = Executor(backend, sizes)
+    executor.prefill(1, 0, rows(CHUNK + 2))
+    executor.decode([1], [7], rows(1))
+    for at, positions in ((0, range(CHUNK)), (1, range(CHUNK, 2 * CHUNK)), (2, [0, 7, 0, 0])):
+        cos, sin = Rotary(config, CONTEXT, torch.float32).turns(torch.tensor(list(positions)))
+        _, inputs = backend.calls[at]
+        shape = (SLOTS, 1, 1, 16) if at == 2 else (1, 1, CHUNK, 16)
+        np.testing.assert_array_equal(inputs["cos"], cos.numpy().reshape(shape))
+        np.testing.assert_array_equal(inputs["sin"], sin.numpy().reshape(shape))
+
+
+def test_a_float32_beyond_float16_becomes_infinite() -> None:
+    class Loud(Recording):
+        def run(self, function: str, inputs: dict[str, Array]) -> Array:
+            return np.full(inputs["x"].shape, 1e6, np.float32)
+
+    assert np.isposinf(Executor(Loud(), SmallSizes()).prefill(0, 0, rows(1))).all()
+
+
+# ---- refusals
+
+
+def test_refuses_positions_that_do_not_follow() -> None:
+    backend = Recording()
+    executor = Executor(backend, SmallSizes())
+    executor.prefill(0, 0, rows(4))
+    backend.calls.clear()
+    for pos in (5, CONTEXT, -1):
+        with pytest.raises(BadPosition, match=rf"slot 0 holds 4 of 64 positions: 1 at {pos} cannot follow"):
+            executor.prefill(0, pos, rows(1))
+        with pytest.raises(BadPosition):
+            executor.decode([0], [pos], rows(1))
+    with pytest.raises(BadPosition, match="61 at 4 cannot follow"):
+        executor.prefill(0, 4, rows(CONTEXT - 3))
+    with pytest.raises(BadPosition, match="slot 2 holds 0"):
+        executor.decode([0, 2], [4, 1], rows(2))
+    assert not backend.calls and executor.filled == (4, 0, 0, 0)
+    executor.decode([0], [4], rows(1))
+    executor.reset()
+    with pytest.raises(BadPosition, match="slot 0 holds 0"):
+        executor.decode([0], [5], rows(1))
+
+
+def test_refuses_slots_and_shapes() -> None:
+    backend = Recording()
+    executor = Executor(backend, SmallSizes())
+    for slot in (-1, SLOTS):
+        with pytest.raises(ModelError, match=f"no slot {slot}; there are 4"):
+            executor.prefill(slot, 0, rows(1))
+        with pytest.raises(ModelError, match="no slot"):
+            executor.decode([slot], [0], rows(1))
+    for slots, positions, count in (([1, 1], [0, 1], 2), ([1, 2], [0], 2), ([1, 2], [0, 0], 1), ([1], [0], 2)):
+        with pytest.raises(ModelError, match="a decode of"):
+            executor.decode(slots, positions, rows(count))
+    for x in (rows(1)[0], rows(1)[:, :5], rows(0), rows(2).astype(np.float32)):
+        with pytest.raises(ModelError, match="hidden states of"):
+            executor.prefill(0, 0, x)
+    with pytest.raises(ModelError, match="hidden states of"):
+        executor.decode([], [], rows(0))
+    assert not backend.calls
+
+
+def test_refuses_an_output_of_another_shape() -> None:
+    class Short(Recording):
+        def run(self, function: str, inputs: dict[str, Array]) -> Array:
+            return inputs["x"][..., :-1]
+
+    with pytest.raises(ModelError, match=r"prefill gives \(1, 64, 1, 7\)"):
+        Executor(Short(), SmallSizes()).prefill(0, 0, rows(1))
+
+
+@pytest.mark.skipif(platform.system() == "Darwin", reason="there Core ML is")
+def test_core_ml_is_on_macos_only(small: dict[str, Small]) -> None:
+    with pytest.raises(ModelError, match="macOS 15 or later only; elsewhere run the package in the evaluator"):
+        CoreMLBackend(small["gpt2"].path)
+
+
+# ---- self-test
+
+
+Call = tuple[str, list[int], list[int]]
+SCRIPT: tuple[Call, ...] = (
+    ("prefill", [0] * (CHUNK + 2), list(range(CHUNK + 2))),
+    ("prefill", [2] * 3, [0, 1, 2]),
+    ("decode", [2, 0], [3, CHUNK + 2]),
+    ("prefill", [0] * 2, [0, 1]),
+    ("decode", [0, 2], [2, 4]),
+)
+KINDS = {f"kind.{i}": kind for i, (kind, *_) in enumerate(SCRIPT)}
+
+
+def write_selftest(path: Path, model: Model) -> dict[str, Array]:
+    tensors: dict[str, Array] = {}
+    sequences: dict[int, Array] = {}
+    for i, (_, slots, positions) in enumerate(SCRIPT):
+        x = rows(len(slots), i)
+        for row, slot, position in zip(x, slots, positions, strict=True):
+            before = sequences.get(slot, x[:0])[:position]
+            sequences[slot] = np.concatenate((before, row[None]))
+        y = np.stack([model.whole(sequences[s])[p] for s, p in zip(slots, positions, strict=True)])
+        tensors |= {f"{i}.slot": np.array(slots, np.int32), f"{i}.pos": np.array(positions, np.int32)}
+        tensors |= {f"{i}.x": x, f"{i}.y": y}
+    save_file(tensors, path, metadata=KINDS)
+    return tensors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_selftest_passes(
+    executors: dict[tuple[str, Precision], Executor], small: dict[str, Small], tmp_path: Path, name: str
+) -> None:
+    executor, path = executors[name, "declared"], tmp_path / "selftest.safetensors"
+    write_selftest(path, small[name].model)
+    executor.prefill(0, 0, rows(3))  # of which nothing must be left
+    difference = run_selftest(executor, path, 0.03)
+    assert 0 < difference <= 0.03 and executor.filled == (0,) * SLOTS
+    assert run_selftest(executors[name, "float32"], path, 0.03) < difference
+    with pytest.raises(ModelError, match=r"fails its self-test: off by .* where 1e-05 is allowed"):
+        run_selftest(executor, path, 1e-5)
+
+
+def test_selftest_fails(
+    executors: dict[tuple[str, Precision], Executor], small: dict[str, Small], tmp_path: Path
+) -> None:
+    executor, path = executors["gpt2", "declared"], tmp_path / "selftest.safetensors"
+    tensors, kinds = (
+        write_selftest(path, small["gpt2"].model),
+        {f"kind.{i}": kind for i, (kind, *_) in enumerate(SCRIPT)},
+    )
+    for wrong in (0.5, np.nan, np.inf):
+        y = tensors["2.y"].copy()
+        y[1, 7] += wrong
+        save_file(tensors | {"2.y": y}, path, metadata=kinds)
+        with pytest.raises(ModelError, match="fails its self-test"):
+            run_selftest(executor, path, 0.03)
+    with pytest.raises(ModelError, match="fails its self-test"):
+        run_selftest(Executor(Recording(), SmallSizes()), path, 0.03)
+
+
+def test_what_is_no_selftest_is_refused(small: dict[str, Small], tmp_path: Path) -> None:
+    executor, path = Executor(Recording(), SmallSizes()), tmp_path / "selftest.safetensors"
+    with pytest.raises(ModelError, match="is not a self-test"):
+        run_selftest(executor, path, 0.03)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ModelError, match="is not a self-test"):
+        run_selftest(executor, path, 0.03)
+    tensors, kinds = (
+        write_selftest(path, small["gpt2"].model),
+        {f"kind.{i}": kind for i, (kind, *_) in enumerate(SCRIPT)},
+    )
+    without = {name: tensor for name, tensor in tensors.items() if name != "1.pos"}
+    for broken, named in ((without, kinds), (tensors, {}), (tensors, kinds | {"kind.5": "decode"})):
+        save_file(broken, path, metadata=named)
+        with pytest.raises(ModelError, match="its tensors are not those of"):
+            run_selftest(executor, path, 0.03)
+    save_file(tensors, path, metadata=kinds | {"kind.2": "guess"})
+    with pytest.raises(ModelError, match="a guess call of slots"):
+        run_selftest(executor, path, 0.03)
+    for change in ({"0.pos": tensors["0.pos"][::-1].copy()}, {"1.slot": np.array([0, 1, 2], np.int32)}):
+        save_file(tensors | change, path, metadata=kinds)
+        with pytest.raises(ModelError, match="a prefill call of slots"):
+            run_selftest(executor, path, 0.03)
+    save_file(tensors | {"1.y": tensors["1.y"][:1]}, path, metadata=kinds)
+    with pytest.raises(ModelError, match="call 1 expects"):
+        run_selftest(executor, path, 0.03)
+    assert executor.filled == (0,) * SLOTS
