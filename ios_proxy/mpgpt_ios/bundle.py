@@ -75,7 +75,8 @@ class Manifest(Strict):
     weights: Literal["float16", "int8"]
     rotary: Rotary | None
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """How far the self-test's outputs may be from float32, at most."""
+    """How far the self-test's outputs may be from float32, at most; of a token's largest element where that is above
+    1."""
     made_by: MadeBy
 
     @model_validator(mode="after")

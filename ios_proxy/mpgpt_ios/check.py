@@ -17,7 +17,8 @@ from mpgpt.errors import ModelError
 from mpgpt_ios.bundle import Bundle, Manifest
 from mpgpt_ios.execute import EvaluatorBackend, Executor, run_selftest
 
-UPDATE = "coreml_update_state"
+UPDATES = ("write_state", "coreml_update_state")
+"""The first is how a cache write is saved; the second is what coremltools calls it in memory."""
 
 
 def check(bundle: Bundle) -> float:
@@ -37,7 +38,7 @@ def check(bundle: Bundle) -> float:
         ):  # fmt: skip
             if (plain := _plain(there)) != _plain(wanted):
                 raise ModelError(f"{function} has the {what} {plain}, not {_plain(wanted)}")
-        updates = program.count(function, UPDATE)
+        updates = sum(program.count(function, op) for op in UPDATES)
         if updates != 2 * layers:
             raise ModelError(
                 f"{function} writes to its cache {updates} times, not {2 * layers}: a write was lost in conversion"

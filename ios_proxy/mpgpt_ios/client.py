@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import get_args
 
 from mpgpt.core import DeviceAccount, Thermal
-from mpgpt.errors import MpgptError, WireError
+from mpgpt.errors import MpgptError
 from mpgpt.link import Doorbell
 from mpgpt_ios.session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply, SessionError
 from mpgpt_ios.stage import Call, Values
@@ -57,7 +57,7 @@ class Client:
         self._asked: deque[Call] = deque()
         self._answers: deque[Values] = deque()
         self._begin_account(time.monotonic())
-        self._away_since: float | None = time.monotonic()
+        self._away_since: float | None = None
         self._falls = 0
         self._thermal: Thermal = "unknown"
         self._closing = threading.Event()
@@ -149,11 +149,11 @@ class Client:
                     session.fill()
                 self._exchange(connection, session)
                 session.tick(time.monotonic())
-        except (WireError, SessionError):
+            session.part()
+        finally:  # the reason, if there is one
             with contextlib.suppress(OSError):
                 connection.settimeout(TICK_S)
                 connection.sendall(session.out)
-            raise
 
     def _hand_over(self, session: ProxySession) -> None:
         while session.ready and self._asked and session.open < session.queue:

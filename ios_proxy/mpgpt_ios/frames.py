@@ -403,7 +403,8 @@ def _read_rows(head: _Head, payload: bytes) -> tuple[tuple[tuple[int, int], ...]
     if rest or not 0 < per_token <= MAX_EMBED:
         raise WireError(f"{len(payload)} bytes for {head.rows} rows and {head.tokens} tokens")
     places = tuple((slot, position) for slot, position in PAIR.iter_unpack(payload[:values_at]))
-    return places, np.frombuffer(payload, dtype, offset=values_at).reshape(head.tokens, per_token)
+    values = np.frombuffer(payload, dtype, offset=values_at).reshape(head.tokens, per_token).copy()
+    return places, values
 
 
 def _read_offer(head: _Head, payload: bytes) -> Offer:

@@ -6,6 +6,9 @@ Must not know: the wire, how a package is run or kept.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -28,6 +31,7 @@ def run_node(
     if token_file is None:
         raise UsageError("an iPad node needs --token-file, the same token as the proxy rank's")
     token = read_token(token_file)
+    _hush()
     bundle = Bundle.at(package) if package else None
     torch.set_num_threads(threads)
 
@@ -53,6 +57,15 @@ def _backend(package: Path, precision: str) -> tuple[Backend, str]:
             except ModelError as error:
                 _say(str(error))
     return EvaluatorBackend(package, "float32" if precision == "float32" else "declared"), f"evaluator, {precision}"
+
+
+def _hush() -> None:
+    """Importing coremltools tells of Apple's libraries that are not here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("coremltools")
+    logging.disable(before)
 
 
 def _say(line: str) -> None:

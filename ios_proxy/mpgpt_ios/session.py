@@ -249,6 +249,10 @@ class ProxySession:
         self.out += encode(ask)
         return self._requests
 
+    def part(self) -> None:
+        """Say that this was all."""
+        self.out += encode(Bye())
+
     @property
     def open(self) -> int:
         """Calls that are not answered yet."""
