@@ -103,7 +103,7 @@ class Block(nn.Module):
         """Queries (B, H, T, D), scaled; keys and values (B, K, T, D); turned by their positions where ``turns`` are."""
         heads, kv_heads, dim = self._heads, self._kv_heads, self._dim
         qkv = self.qkv(self.norm_1(x))
-        sizes = (heads * dim, kv_heads * dim, kv_heads * dim)
+        sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
         q, k, v = (
             part.view(x.shape[0], part.shape[1] // dim, dim, x.shape[3]).transpose(2, 3)
             for part in torch.split(qkv, sizes, dim=1)
@@ -126,8 +126,11 @@ class Block(nn.Module):
         h = self.up(self.norm_2(x))
         if self._gated:
             gate, up = torch.chunk(h, 2, dim=1)
-            return x + self.down(self._activation(gate) * up)
-        return x + self.down(self._activation(h))
+            inner = self._activation(gate) * up
+        else:
+            inner = self._activation(h)
+        y: Tensor = x + self.down(inner)
+        return y
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

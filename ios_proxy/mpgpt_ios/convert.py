@@ -177,7 +177,7 @@ def _converted(module: Prefill | Decode, inputs: dict[str, Tensor]) -> Any:
     import coremltools as ct
 
     with torch.no_grad():
-        traced = torch.jit.trace(module, tuple(inputs.values()), check_trace=False)
+        traced = torch.jit.trace(module, tuple(inputs.values()), check_trace=False)  # type: ignore[no-untyped-call]
     module.kv.zero_()  # tracing has written to it
     half = ct.TensorType
     return ct.convert(
