@@ -15,24 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpgpt_ios.stage import Call, IPadStage, Values
 
-from mpgpt.core import DeviceAccount, Row, Span, Step
+from mpgpt.core import DeviceAccount, Row, Step
 from mpgpt.errors import LinkError
-from mpgpt.kernels import Kernels
 from mpgpt.link import Doorbell
-from mpgpt.model import Slice
-from mpgpt.sampler import Sampler
 from mpgpt.stage import TorchStage
-from mpgpt.weights import Checkpoint, model_config
-
-SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
-
-
-def torch_stage(folder: Path) -> TorchStage:
-    config = model_config(folder)
-    model = Slice(
-        config, SPAN, Checkpoint(folder), slots=SLOTS, context=CONTEXT, kernels=Kernels(dtype="float32")
-    )  # fmt: skip
-    return TorchStage(model, Sampler(slots=SLOTS, context=CONTEXT, vocab=config.vocab), lambda: None)
+from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, SLOTS, SPAN, a_step, hidden, torch_stage
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +104,6 @@ def make(line: Pretended, own: TorchStage | None, bell: Doorbell) -> IPadStage:
     return IPadStage(
         SPAN, line, own, bell, slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32
     )  # fmt: skip
-
-
-def a_step(number: int, *rows: tuple[int, int, int]) -> Step:
-    """Rows of (slot, start, tokens); hidden states that float16 holds exactly, the same for the same number."""
-    made = tuple(Row(slot=slot, start=start, ids=(1,) * count) for slot, start, count in rows)
-    x = torch.randn(sum(len(row.ids) for row in made), EMBED, generator=torch.Generator().manual_seed(number))
-    return Step(epoch=0, number=number, rows=made, hidden=bytearray(x.half().float().numpy().tobytes()))
-
-
-def hidden(step: object) -> torch.Tensor:
-    assert isinstance(step, Step)
-    return torch.frombuffer(bytearray(step.hidden), dtype=torch.float32).view(-1, EMBED)
 
 
 def agree(got: object, truth: object) -> None:

@@ -1,0 +1,328 @@
+"""What can go wrong between the proxy rank and the iPad, over real sockets: each fault ends in the rank computing for
+itself, within the time that the test states, and the answers stay what they would have been."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mpgpt_ios.bundle import Bundle
+from mpgpt_ios.frames import HEADER, MAGIC
+
+from mpgpt.errors import LinkError
+from tests.ios_proxy.rig import CHUNK, Proxy, Wire, a_step, make_bundle, serving
+
+STEPS = [a_step(1, (0, 0, 20), (1, 0, 3)), *(a_step(n, (0, 18 + n, 1), (1, 1 + n, 1)) for n in range(2, 12))]
+TIMEOUT_S = 1.0
+"""How late an answer may be here."""
+BOUND_S = 10.0
+"""No fault holds a step up for longer; it is noticed in ``TIMEOUT_S``, and a busy machine is slow besides."""
+
+
+@pytest.fixture(scope="module")
+def folder(models: dict[str, Path]) -> Path:
+    return models["llama"]
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(folder, tmp_path_factory.mktemp("bundle"), padding=3 << 20)
+
+
+@pytest.fixture
+def proxies(folder: Path, bundle: Bundle) -> Iterator[Callable[..., Proxy]]:
+    made: list[Proxy] = []
+
+    def make(port: int, **more: object) -> Proxy:
+        made.append(Proxy(folder, bundle, port, **more))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.fixture
+def wires() -> Iterator[Callable[[int], Wire]]:
+    made: list[Wire] = []
+
+    def make(port: int) -> Wire:
+        made.append(Wire(port))
+        return made[-1]
+
+    yield make
+    for wire in made:
+        wire.close()
+
+
+def test_the_package_is_sent_once_and_the_ipad_computes(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    for again in (False, True):
+        with serving(folder, tmp_path / "store") as (node, executor):
+            proxy = proxies(node.port)
+            assert proxy.client.settle()
+            assert all(proxy.go(step) for step in STEPS)
+            account = proxy.stage.account()
+            assert account.requests == executor.calls - 1, "and the self-test"
+            assert account.compute_s > 0 and account.network_s > 0 and (account.falls, account.away_s) == (0, 0.0)
+            assert (account.sent > bundle.length) is not again, "a node keeps what it was sent"
+            assert proxy.stage.account().requests == 0
+            proxy.close()
+            assert any("sending" in line for line in proxy.said) is not again and "is ready: torch" in proxy.said[-1]
+
+
+def test_several_steps_are_under_way_at_once(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, executor):
+        proxy = proxies(node.port)
+        proxy.client.settle()
+        executor.nap = 0.05
+        begun = time.monotonic()
+        assert [proxy.stage.forward(step) for step in STEPS[:4]] == [None] * 4
+        assert time.monotonic() - begun < 0.05, "handing over does not wait for the iPad"
+        for _ in range(4):
+            proxy.stage.finish()
+        account = proxy.stage.account()
+        assert account.network_s < account.compute_s / 2, "the network is hidden behind computing"
+
+
+@pytest.mark.parametrize("where", ["in a header", "in a payload", "after a request"])
+def test_a_cut_connection(
+    folder: Path,
+    bundle: Bundle,
+    proxies: Callable[..., Proxy],
+    wires: Callable[[int], Wire],
+    tmp_path: Path,
+    where: str,
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, executor):
+        wire = wires(node.port)
+        proxy = proxies(wire.port)
+        assert proxy.client.settle()
+        assert proxy.go(STEPS[0]) and proxy.go(STEPS[1])
+        if where == "after a request":
+            executor.nap = 0.3
+            threading.Timer(0.15, wire.cut).start()
+        else:
+            keep = 10 if where == "in a header" else HEADER.size + 50
+            wire.bend = lambda data, at: _first(wire, data, keep)
+        begun = time.monotonic()
+        proxy.go(STEPS[2])
+        assert time.monotonic() - begun < BOUND_S
+        assert (
+            proxy.said[-1].startswith("the iPad at 127.0.0.1")
+            and "went away: it closed the connection" in proxy.said[-1]
+        )
+        wire.bend, executor.nap = (lambda data, at: data), 0.0
+        assert not proxy.go(STEPS[3]), "meanwhile the rank computes"
+        proxy.back()
+        assert proxy.go(STEPS[4]), "and hands over again at the next step"
+        assert all(proxy.go(step) for step in STEPS[5:])
+        account = proxy.stage.account()
+        assert account.falls == 1 and 0 < account.away_s < BOUND_S
+        assert sum("went away" in line for line in proxy.said) == 1 and "is back" in proxy.said[-1]
+
+
+def _first(wire: Wire, data: bytes, keep: int) -> bytes:
+    """So many bytes go through, then the connection is cut."""
+    threading.Timer(0.02, wire.cut).start()
+    return data[:keep]
+
+
+def test_silence(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], wires: Callable[[int], Wire], tmp_path: Path
+) -> None:
+    """Nothing comes any more, and nothing is closed: noticed in a second, not in thirty."""
+    with serving(folder, tmp_path, package=bundle) as (node, _):
+        wire = wires(node.port)
+        proxy = proxies(wire.port, timeout_s=TIMEOUT_S)
+        assert proxy.client.settle() and proxy.go(STEPS[0])
+        wire.frozen = True
+        begun = time.monotonic()
+        proxy.go(STEPS[1])
+        assert TIMEOUT_S < time.monotonic() - begun < TIMEOUT_S + BOUND_S
+        assert "an answer is more than 1 s late" in proxy.said[-1]
+        wire.frozen = False
+        proxy.back()
+        assert proxy.go(STEPS[2])
+
+
+def test_an_idle_ipad_that_falls_silent_is_noticed_too(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], wires: Callable[[int], Wire], tmp_path: Path
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, _):
+        wire = wires(node.port)
+        proxy = proxies(wire.port)
+        assert proxy.client.settle()
+        wire.frozen = True
+        deadline = time.monotonic() + 4.0 + BOUND_S  # twice the time between two PINGs
+        while proxy.client.life is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "nothing was heard" in proxy.said[-1]
+
+
+def test_a_damaged_answer(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], wires: Callable[[int], Wire], tmp_path: Path
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, _):
+        wire = wires(node.port)
+        proxy = proxies(wire.port)
+        assert proxy.client.settle() and proxy.go(STEPS[0])
+        wire.bend = lambda data, at: data[:60] + bytes([data[60] ^ 4]) + data[61:] if len(data) > 60 else data
+        begun = time.monotonic()
+        proxy.go(STEPS[1])
+        assert time.monotonic() - begun < BOUND_S and "checksum" in proxy.said[-1]
+        wire.bend = lambda data, at: data
+        proxy.back()
+        assert proxy.go(STEPS[2])
+
+
+def test_the_node_goes_and_another_comes(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, executor):
+        proxy, port = proxies(node.port), node.port
+        assert proxy.client.settle() and all(proxy.go(step) for step in STEPS[:3])
+    begun = time.monotonic()
+    assert not proxy.go(STEPS[3]) or time.monotonic() - begun < BOUND_S
+    assert not proxy.go(STEPS[4])
+    with serving(folder, tmp_path, package=bundle, port=port) as (node, executor):
+        proxy.back()
+        assert proxy.go(STEPS[5]) and executor.filled[0] == 25, "it was told what it had missed"
+        assert all(proxy.go(step) for step in STEPS[6:])
+
+
+def test_without_a_fallback_the_run_ends_with_a_sentence(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, _):
+        proxy = proxies(node.port, fallback=False)
+        assert proxy.client.settle() and proxy.go(STEPS[0])
+    with pytest.raises(LinkError, match=r"went away: .*`fallback: none`"):
+        proxy.go(STEPS[1])
+
+
+def test_another_token(folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path) -> None:
+    with serving(folder, tmp_path, package=bundle, token=b"quite another token") as (node, executor):
+        proxy = proxies(node.port)
+        assert not proxy.client.settle()
+        assert "cannot be used: it has another token" in proxy.said[-1]
+        assert not proxy.go(STEPS[0]) and not executor.calls
+    assert proxy.stage.account().falls == 1
+
+
+def test_nobody_there(proxies: Callable[..., Proxy]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    proxy = proxies(port)
+    begun = time.monotonic()
+    assert not proxy.client.settle() and time.monotonic() - begun < BOUND_S
+    assert "cannot be used: Connection refused" in proxy.said[-1]
+    assert not proxy.go(STEPS[0])
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (HEADER.pack(MAGIC, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0) + bytes(64), "version 0 of the protocol"),
+        (HEADER.pack(MAGIC, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 2**32 - 1, 0), "4294967295 bytes"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "this is no mpgpt iPad link"),
+        (b"", "it closed the connection"),
+        (struct.pack("<64x"), "this is no mpgpt iPad link"),
+    ],
+    ids=["an older version", "4 GB", "something else that listens", "nothing", "zeros"],
+)
+def test_what_answers_is_no_ipad(proxies: Callable[..., Proxy], sent: bytes, words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1000):
+                    pass
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        proxy = proxies(listener.getsockname()[1])
+        begun = time.monotonic()
+        assert not proxy.client.settle() and time.monotonic() - begun < BOUND_S
+        assert words in proxy.said[-1]
+        assert not proxy.go(STEPS[0])
+        proxy.close()
+        thread.join(5.0)
+
+
+def test_a_package_that_comes_half_is_taken_up_again(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], wires: Callable[[int], Wire], tmp_path: Path
+) -> None:
+    """Cut after a million bytes, and the node restarted: the rest alone is sent."""
+    with serving(folder, tmp_path) as (node, _):
+        wire, port = wires(node.port), node.port
+        wire.bend_up = lambda data, at: None if at > 1_000_000 else data
+        proxy = proxies(wire.port)
+        assert not proxy.client.settle()
+        wire.closed = True
+    first, wire.up = wire.up, 0
+    with serving(folder, tmp_path, port=port):
+        wire.bend_up, wire.closed = (lambda data, at: data), False
+        proxy.back()
+        assert first > 900_000 and wire.up < bundle.length - 700_000
+        assert proxy.go(STEPS[0])
+
+
+def test_a_package_that_is_changed_on_the_way_is_not_kept(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    class Changed:
+        """One byte of the weights is another than when they were hashed."""
+
+        hash, length, entries = bundle.hash, bundle.length, bundle.entries
+
+        def read(self, offset: int, count: int) -> bytes:
+            data = bytearray(bundle.read(offset, count))
+            if offset <= 2_000_000 < offset + count:
+                data[2_000_000 - offset] ^= 1
+            return bytes(data)
+
+    with serving(folder, tmp_path / "store") as (node, executor):
+        proxy = Proxy(folder, Changed(), node.port)  # type: ignore[arg-type]
+        assert not proxy.client.settle()
+        assert "its hash does not fit" in proxy.said[-1] and not executor.calls
+        assert not proxy.go(STEPS[0])
+        proxy.close()
+        assert not any((tmp_path / "store").iterdir())
+
+
+def test_a_newer_proxy_takes_the_place_of_an_older_one(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    """An iPad that slept may still hold a connection whose other end is long gone."""
+    with serving(folder, tmp_path, package=bundle) as (node, _):
+        older = proxies(node.port)
+        assert older.client.settle() and older.go(STEPS[0])
+        older.client._closing.set()  # it will not dial again
+        newer = proxies(node.port)
+        assert newer.client.settle() and newer.go(STEPS[0])
+
+
+def test_strangers_do_not_disturb(folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, _):
+        proxy = proxies(node.port)
+        assert proxy.client.settle() and proxy.go(STEPS[0])
+        strangers = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(20)]
+        for stranger in strangers[::2]:
+            stranger.sendall(b"\xff" * 5000)
+        assert proxy.go(STEPS[1]) and CHUNK
+        for stranger in strangers:
+            stranger.close()
