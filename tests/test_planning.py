@@ -14,8 +14,9 @@ from rich.console import Console
 
 from mpgpt import profile
 from mpgpt.errors import UsageError
-from mpgpt.link import SoloWorld
+from mpgpt.link import SoloWorld, World
 from mpgpt.planning import Planning
+from mpgpt.stage import Device
 from tests.launch import mpgpt
 
 NAMES = (
@@ -24,12 +25,17 @@ NAMES = (
 )  # fmt: skip
 
 
+def nobody(ipad: dict[str, Any], world: World) -> Device:
+    raise AssertionError("there is no iPad")
+
+
 def plan(home: Path, config: Path | None = None, **given: Any) -> str:
     """What is printed."""
     out, world = io.StringIO(), SoloWorld()
     options = dict.fromkeys(NAMES) | given
     try:
-        planning = Planning(options, home=home, config=config, console=Console(file=out, width=100)).form(world)
+        console = Console(file=out, width=100)
+        planning = Planning(options, home=home, config=config, console=console, behind=nobody).form(world)
         assert planning.lead(planning) == 0
     finally:
         world.close()

@@ -17,12 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mpgpt_ios.bundle import Bundle, slice_hash
-from mpgpt_ios.client import Client
-from mpgpt_ios.execute import BadPosition
-from mpgpt_ios.node import Node
-from mpgpt_ios.stage import IPadStage
-from mpgpt_ios.store import Store
 from safetensors.numpy import save_file
 
 from mpgpt.core import Result, Row, Span, Step
@@ -32,6 +26,12 @@ from mpgpt.model import Slice
 from mpgpt.sampler import Sampler
 from mpgpt.stage import TorchStage
 from mpgpt.weights import Checkpoint, model_config
+from mpgpt_ios.bundle import Bundle, slice_hash
+from mpgpt_ios.client import Client
+from mpgpt_ios.execute import BadPosition
+from mpgpt_ios.node import Node
+from mpgpt_ios.stage import IPadStage
+from mpgpt_ios.store import Store
 
 SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
 TOKEN = b"a token that both ends have"
@@ -99,7 +99,7 @@ def make_bundle(folder: Path, out: Path, padding: int = 0) -> Bundle:
     (out / "small.manifest.json").write_text(json.dumps(manifest))
     step = a_step(5, (0, 0, 4))
     truth = hidden(torch_stage(folder).forward(step)).numpy()
-    tensors = {
+    tensors: dict[str, Any] = {
         "0.slot": np.zeros(4, np.int32), "0.pos": np.arange(4, dtype=np.int32),
         "0.x": hidden(step).numpy().astype(np.float16), "0.y": truth,
     }  # fmt: skip

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mpgpt_ios.bundle import Bundle
-from mpgpt_ios.frames import HEADER, MAGIC
 
 from mpgpt.errors import LinkError
+from mpgpt_ios.bundle import Bundle
+from mpgpt_ios.frames import HEADER, MAGIC
 from tests.ios_proxy.rig import CHUNK, Proxy, Wire, a_step, make_bundle, serving
 
 STEPS = [a_step(1, (0, 0, 20), (1, 0, 3)), *(a_step(n, (0, 18 + n, 1), (1, 1 + n, 1)) for n in range(2, 12))]

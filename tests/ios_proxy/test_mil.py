@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("coremltools")
 
+from mpgpt.errors import ModelError
 from mpgpt_ios.mil import Precision, Program, State
 from mpgpt_ios.mil_moves import MOVING
 from mpgpt_ios.mil_ops import ARITHMETIC
-
-from mpgpt.errors import ModelError
 from tests.ios_proxy import ops
 from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, LAYERS, SLOTS, Small
 from tests.ios_proxy.protos import Writer, edited, value_type

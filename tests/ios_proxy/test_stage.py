@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpgpt_ios.stage import Call, IPadStage, Values
 
-from mpgpt.core import DeviceAccount, Row, Step
+from mpgpt.core import DeviceAccount, Result, Row, Step
 from mpgpt.errors import LinkError
 from mpgpt.link import Doorbell
 from mpgpt.stage import TorchStage
+from mpgpt_ios.stage import Call, IPadStage, Values
 from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, SLOTS, SPAN, a_step, hidden, torch_stage
 
 
@@ -106,7 +106,7 @@ def make(line: Pretended, own: TorchStage | None, bell: Doorbell) -> IPadStage:
     )  # fmt: skip
 
 
-def agree(got: object, truth: object) -> None:
+def agree(got: Step | Result | None, truth: Step | Result) -> None:
     torch.testing.assert_close(hidden(got), hidden(truth), atol=2e-2, rtol=2e-3)
 
 
