@@ -8,6 +8,7 @@ Standard output carries what was asked for: text, or records. Everything else go
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -255,6 +256,31 @@ def simulate_command(file: Path, **options: Any) -> None:
         simulation(file, options, Console(), Console(stderr=True))
 
 
+@cli.group("convert")
+def convert_group() -> None:
+    """Turn layers of a model into what another machine runs."""
+
+
+@convert_group.command("coreml")
+@click.option("--model", required=True, help="A folder, or a name that `mpgpt pull` knows; pulled where it is absent.")
+@click.option("--layers", required=True, help="Which layers, such as 4-7.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="NAME.mlpackage")
+@click.option("--slots", type=click.IntRange(1, 64), default=4, show_default=True, help="Sequences at once.")
+@click.option("--context", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a sequence at most.")
+@click.option("--chunk", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a prompt in one go.")
+@click.option("--weights", type=click.Choice(["float16", "int8"]), default="float16", show_default=True)
+def convert_coreml_command(**options: Any) -> None:
+    """Make a Core ML package of some layers, for an iPad in the ring.
+
+    Beside it are written a manifest, which names the weights, and a self-test, with which the iPad proves that it
+    computes them rightly. Nothing is written that fails its own checks.
+    """
+    _need_coremltools()
+    from mpgpt_ios.convert_command import run_convert
+
+    run_convert(home=_model_home(), **options)
+
+
 @cli.command("ipad-node")
 @click.option(
     "--package", type=click.Path(path_type=Path), help="What `mpgpt convert coreml` wrote.  [default: none yet]"
@@ -274,9 +300,18 @@ def ipad_node_command(store: Path | None, **options: Any) -> None:
     On macOS 15 the package runs in Core ML; elsewhere an evaluator executes it. Without --package it waits for one that
     the proxy sends, and keeps it.
     """
+    _need_coremltools()
     from mpgpt_ios.node_command import run_node
 
     run_node(store=store or _model_home().parent / "ipad", **options)
+
+
+def _need_coremltools() -> None:
+    if importlib.util.find_spec("coremltools") is None:
+        raise UsageError(
+            'this needs coremltools: pip install "mpgpt[coreml]" (there is none for Linux on Arm: take a Mac or an '
+            "x86-64 machine, and copy the package from there)"
+        )
 
 
 def _behind(ipad: dict[str, Any], world: World) -> Device:

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +113,6 @@ def _need_tools() -> None:
     """Raises ``UsageError`` when a conversion cannot work with what is installed."""
     if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4):
         raise UsageError(f'coremltools cannot work with numpy {np.__version__}: pip install "numpy<2.4"')
-    try:
-        version("coremltools")
-    except PackageNotFoundError:
-        raise UsageError(
-            'a conversion needs coremltools: pip install "mpgpt[coreml]" (there is none for Linux on Arm: convert on a '
-            "Mac or on x86-64, and copy the package)"
-        ) from None
 
 
 @contextlib.contextmanager
