@@ -506,7 +506,7 @@ def test_shipped_settings_fit_three_ranks(name: str, model: str, layers: int, sp
     assert config.hf_model_name == model
     assert config.spans(3, layers) == spans
     assert config.max_new_tokens == 256
-    assert not config.use_coreml_rank1
+    assert (config.device is not None) == bool(config.use_coreml_rank1) == (name == "hybrid")
     greedy = name == "local"
     assert config.sampling(None, 5) == (Sampling(seed=5) if greedy else Sampling(temperature=1.0, top_k=40, seed=5))
 
