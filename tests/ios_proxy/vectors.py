@@ -1,0 +1,76 @@
+"""One message of every kind, and the golden file that pins their bytes: `python -m tests.ios_proxy.vectors` writes it.
+
+The file is for the Swift side too: a frame in hex, and what it says.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpgpt_ios import frames as f
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "ipad.json"
+HALVES = np.array([[1.0, -2.5], [0.5, 65504.0]], np.float16)
+FLOATS = np.array([[0.1, -3.0]], np.float32)
+HASH, OTHER = bytes(range(32)), bytes(range(32, 64))
+FACTS = {"battery": 0.5, "thermal": "nominal"}
+
+MESSAGES: dict[str, f.Message] = {
+    "HELLO": f.Hello(nonce=HASH),
+    "CHALLENGE": f.Challenge(nonce=OTHER, proof=HASH),
+    "PROOF": f.Proof(proof=OTHER),
+    "INFO": f.Info(facts={"name": "iPad", "protocol": 1}),
+    "OFFER": f.Offer(
+        bundle=HASH,
+        files=(
+            f.File(name="manifest.json", length=5, sha256=OTHER),
+            f.File(name="model.mlpackage/é", length=2**33, sha256=HASH),
+        ),
+    ),
+    "WANT": f.Want(offset=2**33 + 5),
+    "DATA": f.Data(offset=262144, piece=b"bytes"),
+    "STORED": f.Stored(bundle=HASH),
+    "LOAD": f.Load(bundle=HASH),
+    "LOADING": f.Loading(text="compiling"),
+    "READY": f.Ready(facts={"dtype": "float16", "queue": 8, "unit": "CPU_AND_NE"}),
+    "RESET": f.Reset(epoch=3),
+    "PREFILL": f.Ask(epoch=3, request=7, places=((2, 40),), prefill=True, x=HALVES),
+    "DECODE": f.Ask(epoch=3, request=8, places=((2, 42), (0, 9)), prefill=False, x=HALVES),
+    "DECODE, float32": f.Ask(epoch=3, request=9, places=((1, 0),), prefill=False, x=FLOATS),
+    "RESULT": f.Answer(epoch=3, request=8, places=((2, 42), (0, 9)), compute_ns=1_500_000, y=HALVES),
+    "ERROR": f.Trouble(code="BAD_POS", text="slot 2 holds 40 positions", epoch=3, request=8),
+    "PING": f.Ping(number=123456789),
+    "PONG": f.Pong(number=123456789, facts=FACTS),
+    "BYE": f.Bye(),
+}
+
+
+def told(message: f.Message) -> dict[str, Any]:
+    """A message for people and for JSON: bytes in hex, numbers as they are."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.hex()
+        if isinstance(value, np.ndarray):
+            return {"dtype": value.dtype.name, "values": value.tolist()}
+        if isinstance(value, f.File):
+            return {"name": value.name, "length": value.length, "sha256": value.sha256.hex()}
+        return [plain(each) for each in value] if isinstance(value, tuple) else value
+
+    return {field.name: plain(getattr(message, field.name)) for field in fields(message)}
+
+
+def main() -> None:
+    vectors = [
+        {"name": name, "fields": told(message), "frame": f.encode(message).hex()} for name, message in MESSAGES.items()
+    ]
+    GOLDEN.write_text(json.dumps({"version": f.VERSION, "frames": vectors}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
