@@ -89,7 +89,8 @@ class Pair:
 
     def answer(self, ask: f.Ask, **changes: Any) -> None:
         """The node's answer, or another one than it would give."""
-        fields = {"epoch": ask.epoch, "request": ask.request, "places": ask.places, "compute_ns": 10**9, "y": ask.x}
+        fields: dict[str, Any] = {"epoch": ask.epoch, "request": ask.request, "places": ask.places, "y": ask.x}
+        fields |= {"compute_ns": 10**9}
         self.node.out += f.encode(f.Answer(**(fields | changes)))
 
 

@@ -1,0 +1,221 @@
+"""What is shipped to an iPad, and how a node keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from mpgpt.core import Span
+from mpgpt.errors import ModelError, UsageError
+from mpgpt.weights import Checkpoint, model_config
+from mpgpt_ios.bundle import Bundle, bundle_hash, slice_hash
+from mpgpt_ios.frames import File, Offer
+from mpgpt_ios.secret import read_token
+from mpgpt_ios.store import Store
+from tests.ios_proxy.rig import make_bundle
+from tests.models import save_random
+
+
+@pytest.fixture(scope="module")
+def bundle(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(models["llama"], tmp_path_factory.mktemp("bundle"), padding=5000)
+
+
+def offer(bundle: Bundle) -> Offer:
+    files = tuple(File(name=e.name, length=e.length, sha256=e.sha256) for e in bundle.entries)
+    return Offer(bundle=bundle.hash, files=files)
+
+
+# -- bundles
+
+
+def test_its_bytes_are_its_files_one_after_another(bundle: Bundle) -> None:
+    whole = b"".join(entry.path.read_bytes() for entry in bundle.entries)
+    assert bundle.length == len(whole) and bundle.read(0, 1 << 20) == whole
+    ends = [0]
+    for entry in bundle.entries:
+        ends.append(ends[-1] + entry.length)
+    for start in {max(0, end + by) for end in ends for by in (-1, 0, 1)}:
+        for count in (0, 1, 2, 4000, 1 << 20):
+            assert bundle.read(start, count) == whole[start : start + count]
+
+
+def test_its_hash_is_what_the_protocol_says(bundle: Bundle) -> None:
+    total = hashlib.sha256()
+    for name in sorted((entry.name for entry in bundle.entries), key=str.encode):
+        (entry,) = [entry for entry in bundle.entries if entry.name == name]
+        data = entry.path.read_bytes()
+        total.update(name.encode() + b"\0" + len(data).to_bytes(8, "little") + hashlib.sha256(data).digest())
+    assert bundle.hash == total.digest()
+    assert [entry.name for entry in bundle.entries] == [
+        "manifest.json", "model.mlpackage/Data/weight.bin", "model.mlpackage/Manifest.json", "selftest.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format is 2"), ({"layers": [3, 3]}, "layers [3, 3) of a model of 5"),
+        ({"layers": [2, 6]}, "of a model of 5"), ({"tolerance": 0}, "tolerance is 0"), ({"slots": "4"}, "slots is '4'"),
+        ({"slotz": 4}, "slotz is not a known key; did you mean slots?"), ({"model_hash": "xyz"}, "model_hash is 'xyz'"),
+        ({"chunk": None}, "chunk is empty"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_none(bundle: Bundle, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    folder = shutil.copytree(bundle.package.parent, tmp_path / "copy")
+    path = folder / "small.manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError) as caught:
+        Bundle.at(folder / "small.mlpackage")
+    assert words in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("gone", ["small.mlpackage", "small.manifest.json", "small.selftest.safetensors"])
+def test_a_part_that_is_absent(bundle: Bundle, tmp_path: Path, gone: str) -> None:
+    folder = shutil.copytree(bundle.package.parent, tmp_path / "copy")
+    path = folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ModelError, match="mpgpt convert coreml"):
+        Bundle.at(folder / "small.mlpackage")
+
+
+def test_layers_are_named_by_their_weights_and_nothing_else(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = models["gpt2"]
+    config, checkpoint = model_config(folder), Checkpoint(folder)
+    first = slice_hash(config, checkpoint, Span(start=1, stop=3))
+    assert first == slice_hash(config, checkpoint, Span(start=1, stop=3)) and len(first) == 64
+    assert first != slice_hash(config, checkpoint, Span(start=1, stop=4))
+    assert first != slice_hash(config, checkpoint, Span(start=2, stop=4))
+    from safetensors.torch import load_file, save_file
+
+    for layer, same in ((1, False), (4, True)):
+        copy = shutil.copytree(folder, tmp_path / str(layer))
+        for path in copy.glob("*.safetensors"):
+            tensors = load_file(path)
+            for name in tensors:
+                if f"h.{layer}.mlp.c_proj.bias" in name:
+                    tensors[name][3] += 0.5
+            save_file(tensors, path, metadata={"format": "pt"})
+        assert (slice_hash(config, Checkpoint(copy), Span(start=1, stop=3)) == first) is same
+    other = model_config(save_random("gpt2-odd", tmp_path / "odd"))
+    assert slice_hash(other, checkpoint, Span(start=1, stop=3)) != first, "other numbers of the architecture"
+
+
+# -- keeping them
+
+
+def test_a_bundle_that_comes_in_pieces_and_after_a_restart(bundle: Bundle, tmp_path: Path) -> None:
+    arrival = Store(tmp_path).receive(offer(bundle))
+    assert arrival.have == 0 and Store(tmp_path).find(bundle.hash) is None
+    arrival.write(bundle.read(0, 1234))
+    arrival.close()
+    again = Store(tmp_path).receive(offer(bundle))
+    assert again.have == 1234 and Store(tmp_path).hashes() == []
+    again.write(bundle.read(1234, 1 << 20))
+    kept = again.finish()
+    assert kept.hash == bundle.hash and Store(tmp_path).hashes() == [bundle.hash.hex()]
+    found = Store(tmp_path).find(bundle.hash)
+    assert found and found.read(0, 1 << 20) == bundle.read(0, 1 << 20)
+    assert [path.name for path in tmp_path.iterdir()] == [bundle.hash.hex()]
+
+
+def test_what_came_damaged_is_not_kept(bundle: Bundle, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    arrival = store.receive(offer(bundle))
+    data = bytearray(bundle.read(0, 1 << 20))
+    data[len(data) // 2] ^= 1
+    arrival.write(bytes(data))
+    with pytest.raises(ModelError, match="damaged on the way"):
+        arrival.finish()
+    assert not list(tmp_path.iterdir())
+    again = store.receive(offer(bundle))
+    again.close()
+    assert again.have == 0
+
+
+def test_what_was_damaged_later_is_thrown_away(bundle: Bundle, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    arrival = store.receive(offer(bundle))
+    arrival.write(bundle.read(0, 1 << 20))
+    arrival.finish()
+    weights = tmp_path / bundle.hash.hex() / "model.mlpackage" / "Data" / "weight.bin"
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+    assert store.find(bundle.hash) is None and not list(tmp_path.iterdir())
+
+
+NAMES = [
+    "../a", "/etc/passwd", "model.mlpackage/../../a", "model.mlpackage", "model.mlpackage\\a", "C:a", "other",
+    "model.mlpackage//a", "./manifest.json", "model.mlpackage/a\nb", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_lead_elsewhere(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    files = sorted([*offer(bundle).files, File(name=name, length=1, sha256=bytes(32))], key=lambda f: f.name.encode())
+    hostile = Offer(bundle=bundle_hash([(f.name, f.length, f.sha256) for f in files]), files=tuple(files))
+    with pytest.raises(ModelError, match="which it may not have"):
+        Store(tmp_path).receive(hostile)
+    assert not list(tmp_path.iterdir())
+
+
+def test_offers_that_cannot_be(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, files = Store(tmp_path), offer(bundle).files
+
+    def refused(files: tuple[File, ...], digest: bytes | None = None) -> str:
+        right = bundle_hash([(f.name, f.length, f.sha256) for f in files])
+        with pytest.raises(ModelError) as caught:
+            store.receive(Offer(bundle=digest or right, files=files))
+        return str(caught.value)
+
+    assert "not the one that its hash names" in refused(files, bytes(32))
+    assert "not the one that its hash names" in refused(tuple(reversed(files)))
+    assert "lacks its manifest" in refused(files[1:])
+    assert "names a file twice" in refused((files[0], files[0], *files[1:]))
+    large = tuple(File(name=f.name, length=1 << 40, sha256=f.sha256) for f in files)
+    assert "more than is taken here" in refused(large)
+
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1000))
+    assert "there is no room for a package" in refused(files)
+
+
+def test_old_bundles_make_room(models: dict[str, Path], tmp_path: Path) -> None:
+    store, made = Store(tmp_path / "store"), list[Bundle]()
+    for n in range(7):
+        (tmp_path / str(n)).mkdir()
+        made.append(make_bundle(models["llama"], tmp_path / str(n), padding=100 + n))
+        arrival = store.receive(offer(made[-1]))
+        arrival.write(made[-1].read(0, 1 << 20))
+        arrival.finish()
+    kept = store.hashes()
+    assert len(kept) <= 5 and made[-1].hash.hex() in kept and made[0].hash.hex() not in kept
+
+
+def test_a_store_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="cannot keep packages"):
+        Store(tmp_path / "file" / "store")
+
+
+# -- the token
+
+
+def test_a_token_and_what_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("  a token that is long enough\n")
+    assert read_token(path) == b"a token that is long enough"
+    for text, words in (("short", "has 5 bytes; 16 to 1024"), ("", "has 0 bytes"), ("x" * 2000, "has 1025 bytes")):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=words):
+            read_token(path)
+    with pytest.raises(UsageError, match=r"there is no token file .*; make one with: python3 -c"):
+        read_token(tmp_path / "absent")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_token(tmp_path)
