@@ -23,7 +23,7 @@ from tests.models import save_random
 pytest.importorskip("coremltools")
 
 from mpgpt_ios import convert as conversion
-from mpgpt_ios.blocks import Decode, Prefill
+from mpgpt_ios.blocks import Decode, Prefill, build
 from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.check import check
 from mpgpt_ios.convert import convert, refuse, script
@@ -80,7 +80,7 @@ def test_the_package_computes_what_the_ring_computes(
 ) -> None:
     """On other inputs than the self-test's; nearer in float32 than as it is declared."""
     (bundle, _), config = bundles[name], model_config(folders[name])
-    worst = {}
+    worst: dict[str, float] = {}
     for precision, dtype in (("declared", np.float16), ("float32", np.float32)):
         backend = EvaluatorBackend(bundle.package, precision)  # type: ignore[arg-type]
         executor = Executor(backend, bundle.manifest, dtype)
@@ -127,10 +127,8 @@ class Dropped(Decode):
 def test_a_cache_write_that_is_lost_is_caught(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = conversion.build
-
     def broken(config: Any, span: Span, source: Any, **sizes: int) -> tuple[Prefill, Decode]:
-        prefill, _ = built(config, span, source, **sizes)
+        prefill, _ = build(config, span, source, **sizes)
         return prefill, Dropped(prefill.blocks, config, sizes["slots"], sizes["context"]).eval()
 
     monkeypatch.setattr(conversion, "build", broken)
