@@ -37,6 +37,7 @@ RUN: dict[str, Any] = {
 STAGE: dict[str, Any] = {
     "rank": int, "host": str, "layers": list, "steps": int, "tokens": int, "compute_s": float, "wait_s": float,
     "send_s": float, "other_s": float, "wall_s": float, "peak_rss_mb": float, "slice_mb": float, "kv_mb": float,
+    "device": type(None),
 }  # fmt: skip
 
 
@@ -103,6 +104,7 @@ def check_interrupt(model: Path, path: Path, ranks: int, signum: signal.Signals,
         [sys.executable, "-m", "mpgpt", "bench", "--model", str(model), "--concurrency", "1", "--rounds", "1000",
          "--ranks", str(ranks), "--json", str(path), *SMALL],
         cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )  # fmt: skip
     deadline, children = time.monotonic() + 90, list[psutil.Process]()
     while (not path.exists() or len(children) < ranks) and time.monotonic() < deadline:
