@@ -1,7 +1,7 @@
 """The proxy rank's end of the connection: dials the iPad, brings it its layers, hands it calls, and dials again.
 
 Knows: sockets, a thread, back-off, when the iPad counts as gone.
-Must not know: bytes on the wire (``session.py``), steps, rows, what is done while it is away (``stage.py``).
+Must not know: bytes on the wire (``dialling.py``), steps, rows, what is done while it is away (``stage.py``).
 
 One thread does all that touches the network; the ring's thread hands calls over and takes answers, and never waits for
 a network. A life is from the iPad being ready to its going away. Answers of a life that is over are dropped.
@@ -22,7 +22,8 @@ from typing import get_args
 from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError
 from mpgpt.link import Doorbell
-from mpgpt_ios.session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply, SessionError
+from mpgpt_ios.dialling import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply
+from mpgpt_ios.session import SessionError
 from mpgpt_ios.stage import Call, Values
 
 DIAL_S = 5.0

@@ -1,7 +1,7 @@
 """Frames between the proxy rank and the iPad: messages as bytes, and back. ``ios_proxy/PROTOCOL.md`` is the standard.
 
 Knows: the header, every message's payload, the bound of every length. Sans I/O: bytes in, messages out.
-Must not know: sockets, which message may follow which (``session.py``), what is done with any.
+Must not know: sockets, which message may follow which (``dialling.py``, ``listening.py``), what is done with any.
 
 Whatever is cut, damaged, out of bounds or of an unknown kind raises ``WireError``. A frame's length is checked before
 anything of it is kept, so no more than the longest frame is ever held.
@@ -13,13 +13,36 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpgpt.errors import WireError
+from mpgpt_ios.messages import (
+    CODES,
+    Answer,
+    Ask,
+    Bye,
+    Challenge,
+    Data,
+    File,
+    Hello,
+    Info,
+    Load,
+    Loading,
+    Message,
+    Offer,
+    Ping,
+    Pong,
+    Proof,
+    Ready,
+    Reset,
+    Stored,
+    Trouble,
+    Values,
+    Want,
+)
 
 MAGIC, VERSION = b"mpIP", 1
 HEADER = struct.Struct("<4sBBHIIBBHHHII")
@@ -30,146 +53,7 @@ MAX_JSON, MAX_TEXT, MAX_NAME, MAX_FILES, MAX_PIECE = 64 << 10, 500, 200, 1000, 2
 MAX_ROWS, MAX_TOKENS, MAX_EMBED = 64, 512, 16384
 MAX_PAYLOAD = 4 << 20
 
-Values = NDArray[Any]
-"""float16 or float32."""
-DtypeName = Literal["float16", "float32"]
 DTYPES: dict[int, Any] = {1: np.dtype("<f2"), 2: np.dtype("<f4")}
-Code = Literal[
-    "BAD_FRAME", "BAD_VERSION", "BAD_TOKEN", "BAD_STATE", "BAD_BUNDLE", "BAD_POS", "BAD_REQUEST", "LOAD_FAILED",
-    "COMPUTE_FAILED", "NO_SPACE", "BUSY",
-]  # fmt: skip
-CODES: tuple[Code, ...] = get_args(Code)
-"""On the wire their place in this list, counted from 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
-    nonce: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
-    nonce: bytes
-    proof: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    proof: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Info:
-    """What the iPad is."""
-
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class File:
-    """One file of a bundle that is offered."""
-
-    name: str
-    length: int
-    sha256: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    bundle: bytes
-    files: tuple[File, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
-    """The bundle's bytes from ``offset`` on; its length when nothing is missing."""
-
-    offset: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    offset: int
-    piece: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
-    bundle: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    bundle: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reset:
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """PREFILL, tokens of one slot from its position on, or DECODE, a token for each of several slots."""
-
-    epoch: int
-    request: int
-    places: tuple[tuple[int, int], ...]
-    """(slot, position): one for PREFILL, one a token for DECODE."""
-    prefill: bool
-    x: Values = field(repr=False)
-    """[tokens, embed]"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    epoch: int
-    request: int
-    places: tuple[tuple[int, int], ...]
-    compute_ns: int
-    y: Values = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """ERROR: what went wrong; ``request`` is 0 where it is about no request."""
-
-    code: Code
-    text: str
-    epoch: int = 0
-    request: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ping:
-    number: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pong:
-    number: int
-    facts: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bye:
-    pass
-
-
-Message = (
-    Hello | Challenge | Proof | Info | Offer | Want | Data | Stored | Load | Loading | Ready | Reset | Ask | Answer
-    | Trouble | Ping | Pong | Bye
-)  # fmt: skip
 HELLO, CHALLENGE, PROVE, INFO, OFFER, WANT, DATA, STORED, LOAD, LOADING, READY, RESET = range(1, 13)
 PREFILL, DECODE, RESULT, ERROR, PING, PONG, BYE = range(13, 20)
 

@@ -1,7 +1,7 @@
 """The Python stand-in for the iPad: listens, takes a package, runs it, answers.
 
 Knows: sockets, threads, which proxy is being served, what to do for each message.
-Must not know: bytes on the wire (``session.py``), how a package is run (``execute.py``) or kept (``store.py``).
+Must not know: bytes on the wire (``listening.py``), how a package is run (``execute.py``) or kept (``store.py``).
 
 Each connection has a thread, which alone touches its session; one more thread computes, so that a PING is answered
 while it does. There is one cache, so one proxy is served: one that proves itself takes over from the one before, whose
@@ -31,8 +31,10 @@ from mpgpt import __version__
 from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.execute import BadPosition, Executor, run_selftest
-from mpgpt_ios.frames import VERSION, Ask, Code, Data, Load, Offer, Reset
-from mpgpt_ios.session import Asked, NodeSession, SessionError
+from mpgpt_ios.frames import VERSION
+from mpgpt_ios.listening import Asked, NodeSession
+from mpgpt_ios.messages import Ask, Code, Data, Load, Offer, Reset
+from mpgpt_ios.session import SessionError
 from mpgpt_ios.store import Arrival, Store
 
 TICK_S = 0.2

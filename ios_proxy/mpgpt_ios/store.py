@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from mpgpt.errors import ModelError
 from mpgpt_ios.bundle import MANIFEST, PACKAGE, SELFTEST, Bundle, bundle_hash
-from mpgpt_ios.frames import File, Offer
+from mpgpt_ios.messages import File, Offer
 
 MAX_BUNDLE = 64 << 30
 SPARE = 64 << 20

@@ -14,7 +14,7 @@ from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.weights import Checkpoint, model_config
 from mpgpt_ios.bundle import Bundle, bundle_hash, slice_hash
-from mpgpt_ios.frames import File, Offer
+from mpgpt_ios.messages import File, Offer
 from mpgpt_ios.secret import read_token
 from mpgpt_ios.store import Store
 from tests.ios_proxy.rig import make_bundle

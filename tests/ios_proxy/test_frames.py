@@ -21,7 +21,9 @@ from hypothesis.extra.numpy import arrays
 
 from mpgpt.errors import WireError
 from mpgpt_ios import frames as f
-from mpgpt_ios.frames import CRC_AT, HEADER, MAX_PAYLOAD, Frames, Message, VersionError, encode
+from mpgpt_ios import messages as m
+from mpgpt_ios.frames import CRC_AT, HEADER, MAX_PAYLOAD, Frames, VersionError, encode
+from mpgpt_ios.messages import Message
 from tests.ios_proxy.vectors import GOLDEN, MESSAGES, told
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,7 +58,7 @@ facts = st.dictionaries(
 
 
 @st.composite
-def values(draw: st.DrawFn, tokens: int) -> f.Values:
+def values(draw: st.DrawFn, tokens: int) -> m.Values:
     dtype = draw(st.sampled_from([np.float16, np.float32]))
     return draw(arrays(dtype, (tokens, draw(st.integers(1, 5))), elements=st.floats(-9, 9, width=16)))
 
@@ -66,27 +68,27 @@ def asks(draw: st.DrawFn) -> Message:
     prefill = draw(st.booleans())
     where = draw(places)[: 1 if prefill else 4]
     x = draw(values(draw(st.integers(1, 9)) if prefill else len(where)))
-    return f.Ask(epoch=draw(uint32), request=draw(uint32), places=where, prefill=prefill, x=x)
+    return m.Ask(epoch=draw(uint32), request=draw(uint32), places=where, prefill=prefill, x=x)
 
 
 @st.composite
 def answers(draw: st.DrawFn) -> Message:
     where = draw(places)
     y = draw(values(draw(st.integers(len(where), 9))))
-    return f.Answer(epoch=draw(uint32), request=draw(uint32), places=where, compute_ns=draw(uint64), y=y)
+    return m.Answer(epoch=draw(uint32), request=draw(uint32), places=where, compute_ns=draw(uint64), y=y)
 
 
 printable = st.text(st.characters(categories=["L", "N", "P"]), max_size=60)
-files = st.builds(f.File, name=printable.filter(bool), length=uint64, sha256=digest)
+files = st.builds(m.File, name=printable.filter(bool), length=uint64, sha256=digest)
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(f.Hello, nonce=digest), st.builds(f.Challenge, nonce=digest, proof=digest),
-    st.builds(f.Proof, proof=digest), st.builds(f.Info, facts=facts),
-    st.builds(f.Offer, bundle=digest, files=st.lists(files, max_size=4).map(tuple)), st.builds(f.Want, offset=uint64),
-    st.builds(f.Data, offset=uint64, piece=st.binary(min_size=1, max_size=99)), st.builds(f.Stored, bundle=digest),
-    st.builds(f.Load, bundle=digest), st.builds(f.Loading, text=printable), st.builds(f.Ready, facts=facts),
-    st.builds(f.Reset, epoch=uint32), asks(), answers(),
-    st.builds(f.Trouble, code=st.sampled_from(f.CODES), text=printable, epoch=uint32, request=uint32),
-    st.builds(f.Ping, number=uint64), st.builds(f.Pong, number=uint64, facts=facts), st.just(f.Bye()),
+    st.builds(m.Hello, nonce=digest), st.builds(m.Challenge, nonce=digest, proof=digest),
+    st.builds(m.Proof, proof=digest), st.builds(m.Info, facts=facts),
+    st.builds(m.Offer, bundle=digest, files=st.lists(files, max_size=4).map(tuple)), st.builds(m.Want, offset=uint64),
+    st.builds(m.Data, offset=uint64, piece=st.binary(min_size=1, max_size=99)), st.builds(m.Stored, bundle=digest),
+    st.builds(m.Load, bundle=digest), st.builds(m.Loading, text=printable), st.builds(m.Ready, facts=facts),
+    st.builds(m.Reset, epoch=uint32), asks(), answers(),
+    st.builds(m.Trouble, code=st.sampled_from(m.CODES), text=printable, epoch=uint32, request=uint32),
+    st.builds(m.Ping, number=uint64), st.builds(m.Pong, number=uint64, facts=facts), st.just(m.Bye()),
 )  # fmt: skip
 
 
@@ -195,5 +197,5 @@ def test_another_version_is_known_from_five_bytes() -> None:
 
 
 def test_what_is_told_to_a_person_prints() -> None:
-    (message,) = read(seal(encode(f.Loading(text="x" * 9))[:32] + b"a\x1b[2Jb\xff\nc"))
-    assert isinstance(message, f.Loading) and message.text.isprintable() and message.text.startswith("a")
+    (message,) = read(seal(encode(m.Loading(text="x" * 9))[:32] + b"a\x1b[2Jb\xff\nc"))
+    assert isinstance(message, m.Loading) and message.text.isprintable() and message.text.startswith("a")

@@ -13,20 +13,10 @@ from hypothesis import strategies as st
 
 from mpgpt.errors import WireError
 from mpgpt_ios import frames as f
-from mpgpt_ios.session import (
-    HANDSHAKE_S,
-    LOAD_SILENCE_S,
-    PING_S,
-    QUEUE,
-    Began,
-    Health,
-    Met,
-    NodeSession,
-    Progress,
-    ProxySession,
-    Reply,
-    SessionError,
-)  # fmt: skip
+from mpgpt_ios import messages as m
+from mpgpt_ios.dialling import Began, Health, Met, Progress, ProxySession, Reply
+from mpgpt_ios.listening import NodeSession
+from mpgpt_ios.session import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
 from tests.ios_proxy.vectors import FACTS, HASH, MESSAGES, OTHER
 
 TOKEN, PIECES = b"the shared token", bytes(range(256)) * 3000
@@ -36,7 +26,7 @@ class Parcel:
     """A bundle of one file, in memory."""
 
     hash, length = HASH, len(PIECES)
-    entries = (f.File(name="manifest.json", length=len(PIECES), sha256=OTHER),)
+    entries = (m.File(name="manifest.json", length=len(PIECES), sha256=OTHER),)
 
     def read(self, offset: int, count: int) -> bytes:
         return PIECES[offset : offset + count]
@@ -70,7 +60,7 @@ class Pair:
     def until(self, state: str) -> Pair:
         """Go on as far as ``offered``, ``stored``, ``loaded`` or ``serving``."""
         self.talk()
-        assert isinstance(self.asked[-1], f.Offer)
+        assert isinstance(self.asked[-1], m.Offer)
         if state == "offered":
             return self
         self.node.want(0)
@@ -79,7 +69,7 @@ class Pair:
         if state == "stored":
             return self
         self.talk()
-        assert isinstance(self.asked[-1], f.Load)
+        assert isinstance(self.asked[-1], m.Load)
         self.node.loading("compiling")
         if state == "loaded":
             return self
@@ -87,20 +77,20 @@ class Pair:
         self.talk()
         return self
 
-    def answer(self, ask: f.Ask, **changes: Any) -> None:
+    def answer(self, ask: m.Ask, **changes: Any) -> None:
         """The node's answer, or another one than it would give."""
         fields: dict[str, Any] = {"epoch": ask.epoch, "request": ask.request, "places": ask.places, "y": ask.x}
         fields |= {"compute_ns": 10**9}
-        self.node.out += f.encode(f.Answer(**(fields | changes)))
+        self.node.out += f.encode(m.Answer(**(fields | changes)))
 
 
 def test_a_whole_life() -> None:
     pair = Pair().until("serving")
     assert [type(event) for event in pair.events] == [Met, Progress, Progress, Began]
     assert pair.events[0].facts == {"name": "iPad"} and pair.events[2].text == "compiling"
-    data = [asked for asked in pair.asked if isinstance(asked, f.Data)]
+    data = [asked for asked in pair.asked if isinstance(asked, m.Data)]
     assert b"".join(piece.piece for piece in data) == PIECES and len(data) == 3
-    assert pair.asked[-1] == f.Reset(epoch=5) and pair.proxy.queue == QUEUE
+    assert pair.asked[-1] == m.Reset(epoch=5) and pair.proxy.queue == QUEUE
     pair.now = 1.0
     first = pair.proxy.call(((1, 0),), np.ones((3, 4), np.float32), pair.now)
     second = pair.proxy.call(((1, 3), (0, 0)), np.ones((2, 4), np.float32), pair.now)
@@ -134,22 +124,22 @@ def test_another_token_is_found_out_by_either_end() -> None:
     theirs, ours = proxy(), node(b"another token that is")
     ours.receive(bytes(theirs.out), 0.0)
     with pytest.raises(SessionError, match="tokens"):
-        ours.receive(f.encode(f.Proof(proof=HASH)), 0.0)
+        ours.receive(f.encode(m.Proof(proof=HASH)), 0.0)
     assert b"iPad" not in ours.out and not ours.known, "nothing of itself was said"
 
 
 def test_a_proof_cannot_be_sent_back() -> None:
     """A stranger with two connections hands each end what the other said."""
     ours = node()
-    ours.receive(f.encode(f.Hello(nonce=OTHER)), 0.0)
+    ours.receive(f.encode(m.Hello(nonce=OTHER)), 0.0)
     (challenge,) = _read(ours.out)
-    assert isinstance(challenge, f.Challenge)
+    assert isinstance(challenge, m.Challenge)
     with pytest.raises(SessionError, match="tokens"):
-        ours.receive(f.encode(f.Proof(proof=challenge.proof)), 0.0)
+        ours.receive(f.encode(m.Proof(proof=challenge.proof)), 0.0)
 
 
-def _read(data: bytes | bytearray) -> list[f.Message]:
-    frames, messages = f.Frames(), list[f.Message]()
+def _read(data: bytes | bytearray) -> list[m.Message]:
+    frames, messages = f.Frames(), list[m.Message]()
     frames.feed(bytes(data))
     while (message := frames.next()) is not None:
         messages.append(message)
@@ -161,7 +151,7 @@ def test_an_older_version_is_told_so() -> None:
     with pytest.raises(f.VersionError):
         ours.receive(b"mpIP\x00" + bytes(40), 0.0)
     (trouble,) = _read(ours.out)
-    assert isinstance(trouble, f.Trouble) and trouble.code == "BAD_VERSION"
+    assert isinstance(trouble, m.Trouble) and trouble.code == "BAD_VERSION"
     with pytest.raises(SessionError, match=r"it refused: .*version 0"):
         proxy().receive(bytes(ours.out), 0.0)
 
@@ -182,7 +172,7 @@ def test_what_a_node_does_not_expect_ends_the_connection(state: str) -> None:
             pair.node.receive(f.encode(message), 0.0)
         if name != "BYE":
             (trouble,) = _read(pair.node.out)
-            assert isinstance(trouble, f.Trouble)
+            assert isinstance(trouble, m.Trouble)
 
 
 EXPECTED = {"new": {"CHALLENGE"}, "offered": {"WANT"}, "loaded": {"LOADING", "READY"}, "serving": set[str]()}
@@ -245,7 +235,7 @@ def test_what_is_late() -> None:
 def test_more_requests_than_the_node_takes() -> None:
     pair = Pair().until("serving")
     asks = [
-        f.Ask(epoch=5, request=n + 1, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
+        m.Ask(epoch=5, request=n + 1, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
         for n in range(QUEUE + 1)
     ]
     for ask in asks[:QUEUE]:
@@ -259,7 +249,7 @@ def test_more_requests_than_the_node_takes() -> None:
 )
 def test_a_request_of_another_life(request_: int, epoch: int) -> None:
     pair = Pair().until("serving")
-    ask = f.Ask(epoch=epoch, request=request_, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
+    ask = m.Ask(epoch=epoch, request=request_, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
     with pytest.raises(SessionError, match="request"):
         pair.node.receive(f.encode(ask), 0.0)
     assert _read(pair.node.out)[0].code == "BAD_REQUEST"  # type: ignore[union-attr]
@@ -269,18 +259,18 @@ def test_a_bundle_from_the_middle_on() -> None:
     pair = Pair().until("offered")
     pair.node.want(len(PIECES) - 10)
     pair.talk()
-    (data,) = [asked for asked in pair.asked if isinstance(asked, f.Data)]
+    (data,) = [asked for asked in pair.asked if isinstance(asked, m.Data)]
     assert (data.offset, data.piece) == (len(PIECES) - 10, PIECES[-10:])
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda pair: pair.node.receive(f.encode(f.Data(offset=1, piece=b"x")), 0.0),
-        lambda pair: pair.node.receive(f.encode(f.Data(offset=0, piece=b"x" * 262144)) * 4, 0.0),
-        lambda pair: pair.proxy.receive(f.encode(f.Want(offset=len(PIECES) + 1)), 0.0),
-        lambda pair: pair.proxy.receive(f.encode(f.Want(offset=0)) + f.encode(f.Stored(bundle=HASH)), 0.0),
-        lambda pair: pair.proxy.receive(f.encode(f.Want(offset=len(PIECES))) + f.encode(f.Stored(bundle=OTHER)), 0.0),
+        lambda pair: pair.node.receive(f.encode(m.Data(offset=1, piece=b"x")), 0.0),
+        lambda pair: pair.node.receive(f.encode(m.Data(offset=0, piece=b"x" * 262144)) * 4, 0.0),
+        lambda pair: pair.proxy.receive(f.encode(m.Want(offset=len(PIECES) + 1)), 0.0),
+        lambda pair: pair.proxy.receive(f.encode(m.Want(offset=0)) + f.encode(m.Stored(bundle=HASH)), 0.0),
+        lambda pair: pair.proxy.receive(f.encode(m.Want(offset=len(PIECES))) + f.encode(m.Stored(bundle=OTHER)), 0.0),
     ],
     ids=["data elsewhere", "more than was offered", "wanted beyond", "stored before it was sent", "another stored"],
 )
@@ -296,7 +286,7 @@ def test_a_bundle_that_goes_wrong(spoil: Callable[[Pair], Any]) -> None:
 def test_loading_another_bundle_than_was_offered() -> None:
     pair = Pair().until("stored")
     with pytest.raises(SessionError, match="not offered"):
-        pair.node.receive(f.encode(f.Load(bundle=OTHER)), 0.0)
+        pair.node.receive(f.encode(m.Load(bundle=OTHER)), 0.0)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

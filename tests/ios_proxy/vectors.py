@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpgpt_ios import frames as f
+from mpgpt_ios import messages as m
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ipad.json"
 HALVES = np.array([[1.0, -2.5], [0.5, 65504.0]], np.float16)
@@ -20,37 +21,37 @@ FLOATS = np.array([[0.1, -3.0]], np.float32)
 HASH, OTHER = bytes(range(32)), bytes(range(32, 64))
 FACTS = {"battery": 0.5, "thermal": "nominal"}
 
-MESSAGES: dict[str, f.Message] = {
-    "HELLO": f.Hello(nonce=HASH),
-    "CHALLENGE": f.Challenge(nonce=OTHER, proof=HASH),
-    "PROOF": f.Proof(proof=OTHER),
-    "INFO": f.Info(facts={"name": "iPad", "protocol": 1}),
-    "OFFER": f.Offer(
+MESSAGES: dict[str, m.Message] = {
+    "HELLO": m.Hello(nonce=HASH),
+    "CHALLENGE": m.Challenge(nonce=OTHER, proof=HASH),
+    "PROOF": m.Proof(proof=OTHER),
+    "INFO": m.Info(facts={"name": "iPad", "protocol": 1}),
+    "OFFER": m.Offer(
         bundle=HASH,
         files=(
-            f.File(name="manifest.json", length=5, sha256=OTHER),
-            f.File(name="model.mlpackage/é", length=2**33, sha256=HASH),
+            m.File(name="manifest.json", length=5, sha256=OTHER),
+            m.File(name="model.mlpackage/é", length=2**33, sha256=HASH),
         ),
     ),
-    "WANT": f.Want(offset=2**33 + 5),
-    "DATA": f.Data(offset=262144, piece=b"bytes"),
-    "STORED": f.Stored(bundle=HASH),
-    "LOAD": f.Load(bundle=HASH),
-    "LOADING": f.Loading(text="compiling"),
-    "READY": f.Ready(facts={"dtype": "float16", "queue": 8, "unit": "CPU_AND_NE"}),
-    "RESET": f.Reset(epoch=3),
-    "PREFILL": f.Ask(epoch=3, request=7, places=((2, 40),), prefill=True, x=HALVES),
-    "DECODE": f.Ask(epoch=3, request=8, places=((2, 42), (0, 9)), prefill=False, x=HALVES),
-    "DECODE, float32": f.Ask(epoch=3, request=9, places=((1, 0),), prefill=False, x=FLOATS),
-    "RESULT": f.Answer(epoch=3, request=8, places=((2, 42), (0, 9)), compute_ns=1_500_000, y=HALVES),
-    "ERROR": f.Trouble(code="BAD_POS", text="slot 2 holds 40 positions", epoch=3, request=8),
-    "PING": f.Ping(number=123456789),
-    "PONG": f.Pong(number=123456789, facts=FACTS),
-    "BYE": f.Bye(),
+    "WANT": m.Want(offset=2**33 + 5),
+    "DATA": m.Data(offset=262144, piece=b"bytes"),
+    "STORED": m.Stored(bundle=HASH),
+    "LOAD": m.Load(bundle=HASH),
+    "LOADING": m.Loading(text="compiling"),
+    "READY": m.Ready(facts={"dtype": "float16", "queue": 8, "unit": "CPU_AND_NE"}),
+    "RESET": m.Reset(epoch=3),
+    "PREFILL": m.Ask(epoch=3, request=7, places=((2, 40),), prefill=True, x=HALVES),
+    "DECODE": m.Ask(epoch=3, request=8, places=((2, 42), (0, 9)), prefill=False, x=HALVES),
+    "DECODE, float32": m.Ask(epoch=3, request=9, places=((1, 0),), prefill=False, x=FLOATS),
+    "RESULT": m.Answer(epoch=3, request=8, places=((2, 42), (0, 9)), compute_ns=1_500_000, y=HALVES),
+    "ERROR": m.Trouble(code="BAD_POS", text="slot 2 holds 40 positions", epoch=3, request=8),
+    "PING": m.Ping(number=123456789),
+    "PONG": m.Pong(number=123456789, facts=FACTS),
+    "BYE": m.Bye(),
 }
 
 
-def told(message: f.Message) -> dict[str, Any]:
+def told(message: m.Message) -> dict[str, Any]:
     """A message for people and for JSON: bytes in hex, numbers as they are."""
 
     def plain(value: Any) -> Any:
@@ -58,7 +59,7 @@ def told(message: f.Message) -> dict[str, Any]:
             return value.hex()
         if isinstance(value, np.ndarray):
             return {"dtype": value.dtype.name, "values": value.tolist()}
-        if isinstance(value, f.File):
+        if isinstance(value, m.File):
             return {"name": value.name, "length": value.length, "sha256": value.sha256.hex()}
         return [plain(each) for each in value] if isinstance(value, tuple) else value
 
