@@ -68,7 +68,8 @@ class Node:
         try:
             self._listener = socket.create_server((host, port), reuse_port=False)
         except (OSError, OverflowError) as error:
-            raise UsageError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
+            reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+            raise UsageError(f"cannot listen on {host}:{port}: {reason}") from None
         self.port: int = self._listener.getsockname()[1]
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loaded: Loaded | None = None
