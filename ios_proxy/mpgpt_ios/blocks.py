@@ -50,6 +50,17 @@ class Norm(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def _vector(source: Source, name: str) -> Tensor:
+    vector = source.vector(name)
+    _check_held(vector, name)
+    return vector
+
+
+def _check_held(tensor: Tensor, name: str) -> None:
+    if not tensor.abs().max() <= LARGEST:  # nor what is no number
+        raise ModelError(f"{name} has weights beyond {LARGEST:.0f}, the largest that float16 holds")
+
+
 def linear(source: Source, names: Sequence[str], *, biased: bool, transpose: bool) -> nn.Conv2d:
     """The weights ``names``, one after another, as one 1x1 convolution."""
     weight_OI = torch.cat(
@@ -57,8 +68,8 @@ def linear(source: Source, names: Sequence[str], *, biased: bool, transpose: boo
     )
     bias = torch.cat([source.vector(f"{name}.bias").float() for name in names]) if biased else None
     for tensor in (weight_OI, bias):
-        if tensor is not None and not tensor.abs().max() <= LARGEST:
-            raise ModelError(f"{'/'.join(names)} has weights beyond {LARGEST:.0f}, the largest that float16 holds")
+        if tensor is not None:
+            _check_held(tensor, "/".join(names))
     conv = nn.Conv2d(weight_OI.shape[1], weight_OI.shape[0], 1, bias=biased)
     conv.weight = nn.Parameter(weight_OI[:, :, None, None], requires_grad=False)
     if bias is not None:
@@ -88,7 +99,7 @@ class Block(nn.Module):
             self.out = linear(source, [f"{at}.self_attn.o_proj"], biased=c.out_bias, transpose=False)
             self.up = linear(source, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], biased=c.mlp_bias, transpose=False)
             self.down = linear(source, [f"{mlp}.down_proj"], biased=c.mlp_bias, transpose=False)
-        over_heads = [source.vector(f"{at}.self_attn.{n}_norm.weight") for n in ("qk" if c.qk_norm else "")]
+        over_heads = [_vector(source, f"{at}.self_attn.{n}_norm.weight") for n in ("qk" if c.qk_norm else "")]
         self.qk_norms = nn.ModuleList(
             Norm(weight, None, c.eps, centred=False, shape=(1, 1, 1, c.head_dim)) for weight in over_heads
         )  # fmt: skip
@@ -96,8 +107,8 @@ class Block(nn.Module):
     @staticmethod
     def _norm(source: Source, name: str, config: ModelConfig) -> Norm:
         gpt2 = config.family == "gpt2"
-        bias = source.vector(f"{name}.bias") if gpt2 else None
-        return Norm(source.vector(f"{name}.weight"), bias, config.eps, centred=gpt2, shape=(1, -1, 1, 1))
+        bias = _vector(source, f"{name}.bias") if gpt2 else None
+        return Norm(_vector(source, f"{name}.weight"), bias, config.eps, centred=gpt2, shape=(1, -1, 1, 1))
 
     def project(self, x: Tensor, turns: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), scaled; keys and values (B, K, T, D); turned by their positions where ``turns`` are."""

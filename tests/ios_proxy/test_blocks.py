@@ -121,3 +121,6 @@ def test_weights_that_float16_cannot_hold_are_refused(models: dict[str, Path]) -
 
     with pytest.raises(ModelError, match=r"h.1.attn.c_attn has weights beyond 65504"):
         linear(Large(models["gpt2"]), ["h.1.attn.c_attn"], biased=True, transpose=True)
+    config = model_config(models["llama"])
+    with pytest.raises(ModelError, match=r"layers.1.input_layernorm.weight has weights beyond 65504"):
+        build(config, SPAN, Large(models["llama"]), slots=1, context=16)
