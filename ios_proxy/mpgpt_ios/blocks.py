@@ -46,7 +46,8 @@ class Norm(nn.Module):
         if self._centred:
             z = z - z.mean(self._dim, keepdim=True)
         variance = (z * z).mean(self._dim, keepdim=True) + inverse * inverse * self._eps
-        y = z * torch.rsqrt(variance) * self.weight
+        # Weight and bias apart: next to each other coremltools makes a batch norm of them, of two dtypes.
+        y = z * self.weight * torch.rsqrt(variance)
         return y if self.bias is None else y + self.bias
 
 

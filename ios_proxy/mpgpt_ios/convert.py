@@ -88,6 +88,10 @@ def refuse(config: ModelConfig, span: Span, out: Path, *, slots: int, context: i
     if span.stop > config.layers:
         raise UsageError(f"--layers {span}: the model has layers 0 to {config.layers - 1}")
     if span.start == 0 or span.stop == config.layers:
+        if config.layers < 3:
+            raise UsageError(
+                f"--layers {span}: a model of {config.layers} layers has none between its first and its last"
+            )
         raise UsageError(
             f"--layers {span}: rank 0 embeds and the last rank samples, so an iPad has neither the first nor the last "
             f"layer; 1-{config.layers - 2} is the most"
