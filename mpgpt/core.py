@@ -117,7 +117,8 @@ class Workload:
 class Sampling:
     """How one sequence's logits become a token.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0, ``repetition_penalty`` 1, and 0 of the other two
+    penalties are off.
     The noise for a token depends on ``seed`` and the token's position alone, so a sequence's text does not
     depend on its company, on how many ranks there are, or on being computed twice.
     """
@@ -127,10 +128,21 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    """On all that stands before, the prompt too."""
+    frequency_penalty: float = 0.0
+    """Off a token's logit for each time that it was said; the prompt does not count."""
+    presence_penalty: float = 0.0
+    """Off the logit of a token that was said, however often."""
     seed: int = 0
 
 
 GREEDY = Sampling()
+
+
+Chance = tuple[int, float]
+"""A token id, and the natural logarithm of its probability under the model itself: before penalties and temperature."""
+MAX_CHANCES = 21
+"""With one token: its own, and the twenty likeliest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +158,10 @@ class Row:
     ids: tuple[int, ...]
     outputs: int = 0
     """For how many of the last positions a token is wanted: 0 inside a prompt, 1 at its end and in decoding."""
+    prompt: int = 0
+    """How many of the sequence's first tokens were given to it; it said those behind them."""
+    chances: int = 0
+    """How many chances are wanted with each token: its own first, then those of the likeliest; 0 for none."""
     sampling: Sampling = GREEDY
 
     @property
@@ -182,6 +198,8 @@ class Result:
     epoch: int
     number: int
     ids: tuple[int, ...]
+    chances: tuple[Chance, ...] = ()
+    """``chances`` of each row for each of its ids, flat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,14 +252,18 @@ class DeviceAccount:
     away_s: float
     """For how long it was away, in all."""
     thermal: Thermal = "unknown"
+    away: bool = False
+    """Whether it is away now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Goes once around the ring while nothing else is in it: every rank adds its account and begins a new one."""
+    """Goes once around the ring, behind the steps that are out: every rank adds its account and begins a new one."""
 
     epoch: int
     accounts: tuple[Account, ...]
+    redial: bool = False
+    """Whether ranks that miss the machine behind them should try again now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +275,8 @@ class Request:
     sampling: Sampling = GREEDY
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the text and is not part of it."""
+    chances: int = 0
+    """How many chances are wanted with each new token, up to ``MAX_CHANCES``: its own, and those of the likeliest."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

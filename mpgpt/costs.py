@@ -22,7 +22,7 @@ BUFFERS = 64_000_000
 """And in bytes for every rank that has layers: frames, libraries' scratch space, Python's own."""
 
 # What wire.py's docstring says of frames; a few bytes of padding are left out.
-FRAME_BYTES, ROW_BYTES, ID_BYTES = 32, 64, 4
+FRAME_BYTES, ROW_BYTES, ID_BYTES = 32, 88, 4
 
 
 def interpolate(points: Points, rows: int) -> float:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
-from mpgpt.core import Account, Request, Result, Step
+from mpgpt.core import Account, Chance, Request, Result, Step, Tally
 from mpgpt.core import Sequence as Running
 from mpgpt.errors import RequestError
 from mpgpt.scheduler import Scheduler
@@ -50,7 +51,8 @@ class Ring(Protocol):
     """Steps in, results out, in order (``pipeline.Pipeline``)."""
 
     def push(self, step: Step) -> None: ...
-    def pop(self, timeout: float | None = None) -> Result | None: ...
+    def pop(self, timeout: float | None = None) -> Result | Tally | None: ...
+    def ask(self, epoch: int, *, redial: bool = False) -> None: ...
     def stop(self, epoch: int) -> None: ...
     def tally(self, epoch: int) -> tuple[Account, ...]: ...
 
@@ -62,6 +64,8 @@ class Stream:
         self.request = request
         self._text, self._listener = text, listener
         self.ids: list[int] = []
+        self.chances: list[tuple[Chance, ...]] = []
+        """With each of ``ids``, if the request wants any."""
         self.finish_reason = ""
         self.submitted = time.monotonic()
         self.started = self.first_token = self.finished = 0.0
@@ -99,10 +103,11 @@ class Stream:
     def start(self) -> None:
         self.started = self.started or time.monotonic()
 
-    def push(self, token: int) -> bool:
+    def push(self, token: int, chances: tuple[Chance, ...] = ()) -> bool:
         """Take a token in and tell the listener of the text it makes certain; True if a stop is complete."""
         self.first_token = self.first_token or time.monotonic()
         self.ids.append(token)
+        self.chances.append(chances)
         if token not in self.request.stop_ids and (piece := self._text.push(token)):
             self._listener(self, piece)
         return self._text.stopped
@@ -112,6 +117,14 @@ class Stream:
         rest = self._text.finish()
         self.finished, self.finish_reason = time.monotonic(), reason
         self._listener(self, rest)
+
+
+@dataclass(slots=True)
+class Asked:
+    """Who wants the accounts of all stages."""
+
+    listener: Callable[[tuple[Account, ...]], None]
+    redial: bool
 
 
 class Engine:
@@ -133,6 +146,10 @@ class Engine:
         self._submitted: deque[Stream] = deque()
         self._cancelled: deque[Stream] = deque()
         self._streams: dict[int, Stream] = {}
+        self._asking: deque[Asked] = deque()
+        self._asked: list[Asked] = []
+        """Whose tally is on its way."""
+        self._heard = 0.0
         self._closing = False
         self.drafted = self.accepted = self.decode_steps = 0
         """As in ``Stream``, of all streams that are finished."""
@@ -169,6 +186,34 @@ class Engine:
         self._cancelled.append(stream)
         self._wake()
 
+    def ask(self, listener: Callable[[tuple[Account, ...]], None], *, redial: bool = False) -> None:
+        """Where every stage's time went since the last time that somebody asked, in the ring's order; ``listener`` is
+        called on the engine's thread. With ``redial`` ranks try at once to reach what is away behind them.
+
+        From any thread, at any time: the question travels behind the steps that are out.
+        """
+        self._asking.append(Asked(listener, redial))
+        self._wake()
+
+    @property
+    def running(self) -> int:
+        """Sequences in the ring."""
+        return self._scheduler.running
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a slot."""
+        return self._scheduler.waiting + len(self._submitted)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come out of a ring that has something in it; seconds."""
+        return time.monotonic() - self._heard if self._out else 0.0
+
+    @property
+    def _out(self) -> bool:
+        return bool(self._scheduler.in_flight or self._asked)
+
     def close(self) -> None:
         """Let ``run`` return once all that was submitted is done."""
         self._closing = True
@@ -176,7 +221,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._submitted or self._cancelled or self._scheduler.busy)
+        return bool(self._submitted or self._cancelled or self._asking or self._asked or self._scheduler.busy)
 
     def drain(self) -> None:
         """Step until all that was submitted is done."""
@@ -194,14 +239,21 @@ class Engine:
     def step(self) -> None:
         """Take in what is new, then either send a step into the ring or wait for a result out of it."""
         self._take_in()
+        if not self._out:
+            self._heard = time.monotonic()
+        self._ask()
         flight = self._scheduler.next() if self._scheduler.in_flight < self._depth else None
         if flight:
             for sequence in flight.sequences:
                 self._streams[id(sequence)].start()
             self._ring.push(flight.step)
         # After a push only what is there already, so that the next step goes out at once if there is one.
-        if self._scheduler.in_flight and (result := self._ring.pop(0 if flight else None)):
-            self._commit(result)
+        if self._out and (message := self._ring.pop(0 if flight else None)):
+            self._heard = time.monotonic()
+            if isinstance(message, Tally):
+                self._tell(message)
+            else:
+                self._commit(message)
 
     def tally(self) -> tuple[Account, ...]:
         """Where every stage's time went since the last call, in the ring's order; nothing may be under way."""
@@ -224,11 +276,22 @@ class Engine:
                 self._scheduler.finish(stream.sequence, "cancelled")
                 self._finish(stream.sequence, "cancelled")
 
+    def _ask(self) -> None:
+        """One tally for all who ask; those who come while it is under way have the next one."""
+        if self._asking and not self._asked:
+            self._asked = [self._asking.popleft() for _ in range(len(self._asking))]
+            self._ring.ask(self._scheduler.epoch, redial=any(asked.redial for asked in self._asked))
+
+    def _tell(self, tally: Tally) -> None:
+        told, self._asked = self._asked, []
+        for asked in told:
+            asked.listener(tally.accounts)
+
     def _commit(self, result: Result) -> None:
         for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):
             stream = self._streams[id(sequence)]
             # A stop ends the text; what drafts gave behind it in the same step was never said.
-            if stopped := any(stream.push(token) for _, token in news):
+            if stopped := any(stream.push(token, chances) for _, token, chances in news):
                 self._scheduler.finish(sequence, "stop")
             if sequence.finish_reason:  # a stop that the last token completes is a stop all the same
                 self._finish(sequence, "stop" if stopped else sequence.finish_reason)

@@ -34,8 +34,8 @@ class Pipeline:
         assert answer is not None, "rank 0 computes for itself"
         self._send(answer)
 
-    def pop(self, timeout: float | None = None) -> Result | None:
-        """The next result; None when ``timeout`` seconds have passed without one."""
+    def pop(self, timeout: float | None = None) -> Result | Tally | None:
+        """The next result, or the tally that was asked for; None when ``timeout`` seconds have passed without one."""
         self._ledger.enter(WAIT)
         frame = self._inbound.recv(timeout)
         self._outbound.progress()
@@ -43,17 +43,19 @@ class Pipeline:
         if frame is None:
             return None
         message = self._codec.decode(frame)
-        if not isinstance(message, Result):
-            raise WireError("the last rank sent something that is not a result")
+        if not isinstance(message, Result | Tally):
+            raise WireError("the last rank sent something that is neither a result nor a tally")
         return message
+
+    def ask(self, epoch: int, *, redial: bool = False) -> None:
+        """Send a tally around, behind the steps that are out; ``pop`` gives it."""
+        self._send(Tally(epoch=epoch, accounts=(self._ledger.turn(),), redial=redial))
 
     def tally(self, epoch: int) -> tuple[Account, ...]:
         """Every stage's account, in the order of the ring; new ones begin. Nothing may be in flight."""
-        self._send(Tally(epoch=epoch, accounts=(self._ledger.turn(),)))
-        frame = self._inbound.recv()
-        message = self._codec.decode(frame) if frame is not None else None
-        if not isinstance(message, Tally):
-            raise WireError("the last rank sent something that is not the tally")
+        self.ask(epoch)
+        message = self.pop()
+        assert isinstance(message, Tally), "a result that nobody waits for"
         self._ledger.turn()  # the way round is nobody's work
         return message.accounts
 
@@ -116,6 +118,8 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Led
         settle(owed)
         owed = 0
         if isinstance(message, Tally):
+            if message.redial:
+                stage.redial()
             account = replace(ledger.turn(), device=stage.account())
             message = replace(message, accounts=(*message.accounts, account))
         send(message)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from mpgpt.core import Request, Result, Row, Sequence, Step
+from mpgpt.core import Chance, Request, Result, Row, Sequence, Step
 from mpgpt.drafts import ROW_COST, Lookup, allot
 
 CHUNK = 96
@@ -29,6 +29,10 @@ LEAST_CHUNK = 48
 """And at least. The chunks get smaller towards the end, because the last one passes through the stages alone."""
 DRAFTED_STEP = 16
 """A step that decodes gets no drafts beyond so many tokens: from there on a row costs what it may give."""
+
+
+News = tuple[Sequence, int, tuple[Chance, ...]]
+"""A sequence's new token, and the chances that were wanted with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,16 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self._running or self._waiting or self._flights)
 
+    @property
+    def running(self) -> int:
+        """Sequences that have a slot."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for one."""
+        return len(self._waiting)
+
     def add(self, request: Request) -> Sequence:
         """Queue a request, whose prompt must be shorter than the context."""
         assert 0 < len(request.ids) < self.context and request.max_new_tokens > 0
@@ -118,22 +132,24 @@ class Scheduler:
         self._flights.append(Flight(step=step, sequences=tuple(chosen), decodes=bool(decodes)))
         return self._flights[-1]
 
-    def commit(self, result: Result) -> list[tuple[Sequence, int]]:
+    def commit(self, result: Result) -> list[News]:
         """Take a result in: the new tokens of each sequence that got some and still ran, in order.
 
         A sequence's tokens stand together. It may have ended with the last of them.
         """
         flight = self._flights.popleft()
         assert (result.epoch, result.number) == (flight.step.epoch, flight.step.number), "a result out of order"
-        ids, news = iter(result.ids), []
+        ids, chances, news = iter(result.ids), iter(result.chances), list[News]()
         for sequence, row in zip(flight.sequences, flight.step.rows, strict=True):
             sequence.in_flight -= 1
             tokens = [next(ids) for _ in range(row.outputs)]
+            beside = [tuple(islice(chances, row.chances)) for _ in tokens]
             if sequence.finish_reason:
                 self._release(sequence)
             elif tokens:
-                news += [(sequence, token) for token in self._take(sequence, row, tokens)]
-        assert next(ids, None) is None, "a result with more ids than were asked for"
+                kept = self._take(sequence, row, tokens)
+                news += [(sequence, token, beside[at]) for at, token in enumerate(kept)]
+        assert next(ids, None) is None and next(chances, None) is None, "a result with more than was asked for"
         return news
 
     def _take(self, sequence: Sequence, row: Row, said: list[int]) -> list[int]:
@@ -216,6 +232,8 @@ class Scheduler:
             start=start,
             ids=tuple(sequence.tokens[start:stop]),
             outputs=1 if stop == len(sequence.tokens) else 0,
+            prompt=len(sequence.request.ids),
+            chances=sequence.request.chances,
             sampling=sequence.request.sampling,
         )
 
@@ -230,7 +248,10 @@ class Scheduler:
             drafts = [lookup.take(count) for lookup, count in zip(lookups, counts, strict=True)]
         for s, more in zip(decodes, drafts, strict=True):
             ids = (s.tokens[-1], *more)
-            yield Row(slot=s.slot, start=s.sent, ids=ids, outputs=len(ids), sampling=s.request.sampling)
+            yield Row(
+                slot=s.slot, start=s.sent, ids=ids, outputs=len(ids), prompt=len(s.request.ids),
+                chances=s.request.chances, sampling=s.request.sampling,
+            )  # fmt: skip
 
     def _most_drafts(self, sequence: Sequence) -> int:
         """A row of so many drafts gives one token more, and with it the sequence is at its end at the latest."""

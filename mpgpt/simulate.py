@@ -135,7 +135,7 @@ class _Run:
         step = self._out.popleft()
         news = self._scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(0,) * step.outputs))
         now = self._ring.now
-        for sequence, _ in news:
+        for sequence, *_ in news:
             self._first.setdefault(id(sequence), now)
             self._latest[id(sequence)] = now
         if news:

@@ -38,6 +38,9 @@ class Stage(Protocol):
     def account(self) -> DeviceAccount | None:
         """What the machine behind this stage did since the last call; None where there is none."""
 
+    def redial(self) -> None:
+        """Where there is a machine behind this stage and it is away: try to reach it now, not later."""
+
     def close(self) -> None: ...
 
 
@@ -74,6 +77,9 @@ class AtOnce:
     def account(self) -> DeviceAccount | None:
         return None
 
+    def redial(self) -> None:
+        """Nobody is away."""
+
     def close(self) -> None:
         """Nothing to let go: what there is goes with the process."""
 
@@ -96,8 +102,12 @@ class TorchStage(AtOnce):
             return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(x_TE))
         self._sampler.observe(step.rows)
         wanted = [row for row in step.rows if row.outputs]
-        ids = self._sampler.sample(wanted, model.logits(x_TE)) if wanted else []
-        return Result(epoch=step.epoch, number=step.number, ids=tuple(ids))
+        if not wanted:
+            return Result(epoch=step.epoch, number=step.number, ids=())
+        logits = model.logits(x_TE)
+        ids = self._sampler.sample(wanted, logits)
+        chances = self._sampler.chances(wanted, logits, ids) if any(row.chances for row in wanted) else ()
+        return Result(epoch=step.epoch, number=step.number, ids=tuple(ids), chances=tuple(chances))
 
 
 class PassStage(AtOnce):

@@ -12,21 +12,23 @@ All integers are little-endian. A frame is a 32-byte header and a body:
          6    2  rows; accounts of a tally
          8    4  epoch
         12    4  number (of the step, within its epoch)
-        16    4  tokens: ids in the body
+        16    4  tokens: ids in the body; chances in a result; 1 in a tally that says to dial again
         20    4  outputs: ids that the last stage owes, or gives
         24    4  length of the body, bytes
         28    4  CRC-32 of the whole frame with these four bytes zero
 
-    body of a step      rows x 64 bytes, tokens x int32, zeros up to a multiple of 16, hidden states
-    body of a result    outputs x int32
+    body of a step      rows x 88 bytes, tokens x int32, zeros up to a multiple of 16, hidden states
+    body of a result    outputs x int32, chances x (int32, float32)
     body of a stop      nothing
     body of a tally     accounts x 136 bytes
 
-A row is slot, start, count, outputs, top_k, zero (uint32 each), temperature, top_p, min_p,
-repetition_penalty (float64 each), seed (uint64). An account is rank, device (uint32 each), steps, tokens,
-peak_rss (uint64 each), wall, compute, wait, send, other (float64 each, seconds); and of the machine behind the rank
-requests, sent, received, falls (uint64 each), compute, network, away (float64 each, seconds), thermal (uint64).
-``device`` is 1 where there is such a machine, else it is 0 and so are the eight numbers of the machine.
+A row is slot, start, count, outputs, prompt, chances, top_k, zero (uint32 each), temperature, top_p, min_p,
+repetition_penalty, frequency_penalty, presence_penalty (float64 each), seed (uint64). A chance is a token id and
+the natural logarithm of its probability. An account is rank, device (uint32 each), steps, tokens, peak_rss (uint64
+each), wall, compute, wait, send, other (float64 each, seconds); and of the machine behind the rank requests, sent,
+received, falls (uint64 each), compute, network, away (float64 each, seconds), thermal (uint64).
+``device`` is 1 where there is such a machine and 2 while it is away, else it is 0 and so are the eight numbers of the
+machine.
 
 Whatever is cut, longer than announced, out of bounds or damaged in any bit raises ``WireError``; nothing is
 allocated from a length that has not been checked.
@@ -41,14 +43,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mpgpt.core import Account, Buffer, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally, Thermal
+from mpgpt.core import MAX_CHANCES, Account, Buffer, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally, Thermal
 from mpgpt.errors import WireError
 
 MAGIC = b"mpg1"
 STEP, RESULT, STOP, TALLY = 1, 2, 3, 4
 
 HEADER = struct.Struct("<4sBBHIIIIII")
-ROW = struct.Struct("<6I4dQ")
+ROW = struct.Struct("<8I6dQ")
+CHANCE = struct.Struct("<if")
 ACCOUNT = struct.Struct("<2I3Q5d4Q3dQ")
 THERMAL: tuple[Thermal, ...] = get_args(Thermal)
 CRC_AT = 28
@@ -78,23 +81,29 @@ class Codec:
     def max_frame(self) -> int:
         """The length of the longest frame, bytes."""
         step = _hidden_at(self.rows, self.tokens) + self.tokens * self.token_bytes
-        return max(step, HEADER.size + self.ranks * ACCOUNT.size)
+        result = HEADER.size + self.tokens * (4 + MAX_CHANCES * CHANCE.size)
+        return max(step, result, HEADER.size + self.ranks * ACCOUNT.size)
 
     def encode(self, message: Message) -> bytearray:
         """The frame of ``message``, with the hidden states copied once."""
         if isinstance(message, Step):
             frame = self._encode_step(message)
         elif isinstance(message, Result):
-            count = len(message.ids)
-            frame = bytearray(HEADER.size + 4 * count)
-            HEADER.pack_into(frame, 0, MAGIC, RESULT, 0, 0, message.epoch, message.number, 0, count, 4 * count, 0)
-            struct.pack_into(f"<{count}i", frame, HEADER.size, *message.ids)
+            frame = self._encode_result(message)
         elif isinstance(message, Stop):
             frame = bytearray(HEADER.pack(MAGIC, STOP, 0, 0, message.epoch, 0, 0, 0, 0, 0))
         else:
             frame = self._encode_tally(message)
         struct.pack_into("<I", frame, CRC_AT, zlib.crc32(frame))
         return frame
+
+    def _encode_result(self, result: Result) -> bytearray:
+        count, chances = len(result.ids), b"".join(CHANCE.pack(*chance) for chance in result.chances)
+        length = 4 * count + len(chances)
+        head = HEADER.pack(
+            MAGIC, RESULT, 0, 0, result.epoch, result.number, len(result.chances), count, length, 0
+        )  # fmt: skip
+        return bytearray(b"".join((head, struct.pack(f"<{count}i", *result.ids), chances)))
 
     def _encode_step(self, step: Step) -> bytearray:
         rows, tokens = len(step.rows), step.tokens
@@ -110,8 +119,8 @@ class Codec:
         for row in step.rows:
             s = row.sampling
             ROW.pack_into(
-                frame, at, row.slot, row.start, len(row.ids), row.outputs, s.top_k, 0,
-                s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.seed,
+                frame, at, row.slot, row.start, len(row.ids), row.outputs, row.prompt, row.chances, s.top_k, 0,
+                s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.frequency_penalty, s.presence_penalty, s.seed,
             )  # fmt: skip
             at += ROW.size
         struct.pack_into(f"<{tokens}i", frame, at, *(id for row in step.rows for id in row.ids))
@@ -121,7 +130,7 @@ class Codec:
     def _encode_tally(self, tally: Tally) -> bytearray:
         count = len(tally.accounts)
         assert count <= self.ranks, "more accounts than ranks"
-        head = HEADER.pack(MAGIC, TALLY, 0, count, tally.epoch, 0, 0, 0, count * ACCOUNT.size, 0)
+        head = HEADER.pack(MAGIC, TALLY, 0, count, tally.epoch, 0, int(tally.redial), 0, count * ACCOUNT.size, 0)
         return bytearray(b"".join((head, *map(_pack_account, tally.accounts))))
 
     def decode(self, frame: Buffer) -> Message:
@@ -144,19 +153,23 @@ class Codec:
         if kind == STEP:
             return self._decode_step(view, rows, epoch, number, tokens, outputs)
         if kind == TALLY:
-            if number or tokens or outputs or length != rows * ACCOUNT.size:
+            if number or tokens > 1 or outputs or length != rows * ACCOUNT.size:
                 raise WireError(f"a tally of {rows} accounts with {length} bytes, or with what belongs to a step")
-            return self._decode_tally(view, rows, epoch)
-        if rows or tokens or length != 4 * outputs or (kind == STOP and (number or outputs)):
+            return self._decode_tally(view, rows, epoch, redial=bool(tokens))
+        whole = length == 4 * outputs + CHANCE.size * tokens
+        if rows or not whole or (kind == STOP and (number or outputs or tokens)):
             raise WireError(f"a {type_of[kind]} with rows, tokens or outputs that it cannot have")
         if kind == STOP:
             return Stop(epoch=epoch)
-        if outputs > self.tokens:
-            raise WireError(f"a result of {outputs} ids; {self.tokens} are possible")
+        if outputs > self.tokens or tokens > outputs * MAX_CHANCES:
+            raise WireError(f"a result of {outputs} ids and {tokens} chances; {self.tokens} ids are possible")
         ids = struct.unpack_from(f"<{outputs}i", view, HEADER.size)
-        if min(ids, default=0) < 0:
+        chances = tuple(CHANCE.iter_unpack(view[HEADER.size + 4 * outputs :]))
+        if min(ids, default=0) < 0 or any(id < 0 for id, _ in chances):
             raise WireError("a result with a negative token id")
-        return Result(epoch=epoch, number=number, ids=ids)
+        if not all(math.isfinite(log) for _, log in chances):
+            raise WireError("a result with a chance that is no number")
+        return Result(epoch=epoch, number=number, ids=ids, chances=chances)
 
     def _decode_step(self, view: memoryview, rows: int, epoch: int, number: int, tokens: int, outputs: int) -> Step:
         if not 0 < rows <= self.rows or not rows <= tokens <= self.tokens:
@@ -175,7 +188,7 @@ class Codec:
             raise WireError("a step whose rows do not add up to its outputs")
         return Step(epoch=epoch, number=number, rows=unpacked, hidden=view[hidden_at:])
 
-    def _decode_tally(self, view: memoryview, count: int, epoch: int) -> Tally:
+    def _decode_tally(self, view: memoryview, count: int, epoch: int, *, redial: bool) -> Tally:
         if count > self.ranks:
             raise WireError(f"a tally of {count} accounts; there are {self.ranks} ranks")
         accounts: list[Account] = []
@@ -184,24 +197,30 @@ class Codec:
             if account.rank >= self.ranks or account.rank in {other.rank for other in accounts}:
                 raise WireError(f"a tally with an account of rank {account.rank}; each of {self.ranks} has one")
             accounts.append(account)
-        return Tally(epoch=epoch, accounts=tuple(accounts))
+        return Tally(epoch=epoch, accounts=tuple(accounts), redial=redial)
 
     def _decode_rows(self, view: memoryview, rows: int, ids: Sequence[int]) -> tuple[Row, ...]:
         unpacked, used = [], 0
         for i in range(rows):
-            slot, start, count, outputs, top_k, zero, temperature, top_p, min_p, penalty, seed = ROW.unpack_from(
+            slot, start, count, outputs, prompt, chances, top_k, zero, *numbers, seed = ROW.unpack_from(
                 view, HEADER.size + i * ROW.size
             )
+            temperature, top_p, min_p, repetition, frequency, presence = numbers
             if slot >= self.slots or start + count > self.context or zero:
                 raise WireError(f"a row of slot {slot} and positions {start} to {start + count} is out of bounds")
-            if not 0 < count <= len(ids) - used or outputs > count:
-                raise WireError(f"a row with {count} ids and {outputs} outputs")
+            if not 0 < count <= len(ids) - used or outputs > count or chances > MAX_CHANCES:
+                raise WireError(f"a row with {count} ids, {outputs} outputs and {chances} chances")
             sampling = Sampling(
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                repetition_penalty=penalty, seed=seed,
+                repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence, seed=seed,
             )  # fmt: skip
             row_ids = tuple(ids[used : used + count])
-            unpacked.append(Row(slot=slot, start=start, ids=row_ids, outputs=outputs, sampling=sampling))
+            unpacked.append(
+                Row(
+                    slot=slot, start=start, ids=row_ids, outputs=outputs, prompt=prompt, chances=chances,
+                    sampling=sampling,
+                )
+            )  # fmt: skip
             used += count
         if used != len(ids):
             raise WireError("a step whose rows do not add up to its tokens")
@@ -216,19 +235,19 @@ def _pack_account(a: Account) -> bytes:
         else (0,) * 8
     )
     seconds = (a.wall_s, a.compute_s, a.wait_s, a.send_s, a.other_s)
-    return ACCOUNT.pack(a.rank, int(d is not None), a.steps, a.tokens, a.peak_rss, *seconds, *behind)
+    return ACCOUNT.pack(a.rank, 1 + d.away if d else 0, a.steps, a.tokens, a.peak_rss, *seconds, *behind)
 
 
 def _unpack_account(rank: int, has_device: int, steps: int, tokens: int, peak: int, *rest: Any) -> Account:
     seconds, (requests, sent, received, falls), away, thermal = rest[:5], rest[5:9], rest[9:12], rest[12]
     if not all(math.isfinite(part) and part >= 0 for part in (*seconds, *away)):
         raise WireError(f"an account of {[*seconds, *away]} seconds")
-    if has_device > 1 or thermal >= len(THERMAL) or (not has_device and any(rest[5:])):
+    if has_device > 2 or thermal >= len(THERMAL) or (not has_device and any(rest[5:])):
         raise WireError(f"an account with the device {has_device} and its numbers {list(rest[5:])}")
     wall, compute, wait, send, other = seconds
     device = DeviceAccount(
         requests=requests, compute_s=away[0], network_s=away[1], sent=sent, received=received, falls=falls,
-        away_s=away[2], thermal=THERMAL[thermal],
+        away_s=away[2], thermal=THERMAL[thermal], away=has_device == 2,
     )  # fmt: skip
     return Account(
         rank=rank, steps=steps, tokens=tokens, wall_s=wall, compute_s=compute, wait_s=wait, send_s=send, other_s=other,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from mpgpt.core import Account, Request, Result, Step
+from mpgpt.core import Account, Request, Result, Step, Tally
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError
 from mpgpt.link import Doorbell
@@ -34,7 +36,7 @@ class AlphabetRing:
         self.steps: list[Step] = []
         self.stopped: list[int] = []
         self._delay = delay
-        self._results: deque[Result] = deque()
+        self._results: deque[Result | Tally] = deque()
         self._caches: dict[int, list[int]] = {}
 
     def push(self, step: Step) -> None:
@@ -50,7 +52,11 @@ class AlphabetRing:
         self.steps.append(step)
         self._results.append(Result(epoch=step.epoch, number=step.number, ids=tuple(ids)))
 
-    def pop(self, timeout: float | None = None) -> Result | None:
+    def ask(self, epoch: int, *, redial: bool = False) -> None:
+        self.log.append(f"ask {epoch}{' redial' * redial}")
+        self._results.append(Tally(epoch=epoch, accounts=(), redial=redial))
+
+    def pop(self, timeout: float | None = None) -> Result | Tally | None:
         if timeout == 0 and (not self._results or len(self._results) <= self._delay):
             return None
         assert self._results, "a wait for a result that will never come"
@@ -152,6 +158,67 @@ def test_a_tally_is_of_this_epoch_and_for_an_empty_ring() -> None:
         engine.tally()
     engine.drain()
     assert engine.tally() == () and ring.log[-1] == "tally 3"
+
+
+def test_accounts_are_asked_for_while_sequences_run() -> None:
+    """One tally at a time: who asks while it is under way has the next one; nobody is forgotten in an idle ring."""
+    ring = AlphabetRing(delay=1)
+    engine = make(ring)
+    ear, told = Ear(), list[str]()
+    engine.submit(ask("abc", 4), Letters(), ear)
+
+    def again(accounts: tuple[Account, ...]) -> None:
+        told.append("first")
+        engine.ask(lambda accounts: told.append("later"), redial=True)
+
+    engine.ask(again)
+    engine.ask(lambda accounts: told.append("second"))
+    assert engine.busy and not told
+    engine.drain()
+    assert told == ["first", "second", "later"]
+    assert [entry for entry in ring.log if entry.startswith("ask")] == ["ask 3", "ask 3 redial"]
+    assert ear.events[-1] == ("", "length")
+    engine.ask(lambda accounts: told.append("idle"))
+    engine.drain()
+    assert told[-1] == "idle" and not engine.busy
+
+
+def test_a_ring_that_gives_nothing_back_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    engine = make(AlphabetRing(delay=9), depth=2)
+    assert engine.silent_s == 0
+    now[0] += 50
+    engine.submit(ask("abc", 2), Letters(), Ear())
+    assert (engine.running, engine.waiting) == (0, 1)
+    engine.step()
+    assert (engine.running, engine.waiting) == (1, 0)
+    now[0] += 7
+    assert engine.silent_s == 7
+    engine.step()
+    assert engine.silent_s == 0
+    engine.drain()
+    now[0] += 50
+    assert engine.silent_s == 0 and engine.running == 0
+
+
+def test_chances_reach_the_stream() -> None:
+    class Sure(AlphabetRing):
+        def push(self, step: Step) -> None:
+            super().push(step)
+            result = self._results.pop()
+            assert isinstance(result, Result)
+            chances = tuple(
+                (id, -0.5) for id, row in zip(result.ids, step.rows, strict=True) for _ in range(row.chances)
+            )
+            self._results.append(replace(result, chances=chances))
+
+    engine = make(Sure())
+    sure = engine.submit(replace(ask("abc", 3), chances=2), Letters(), Ear())
+    plain = engine.submit(ask("x", 2), Letters(), Ear())
+    engine.drain()
+    assert sure.chances == [((3, -0.5),) * 2, ((4, -0.5),) * 2, ((5, -0.5),) * 2]
+    assert plain.chances == [(), ()]
 
 
 def test_more_requests_than_slots_are_all_served() -> None:

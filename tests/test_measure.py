@@ -37,6 +37,8 @@ class Ticking:
 
     def stop(self, epoch: int) -> None: ...
 
+    def ask(self, epoch: int, *, redial: bool = False) -> None: ...
+
     def tally(self, epoch: int) -> tuple[Account, ...]:
         wall = self.now - sum(self.tallied)
         self.tallied.append(wall)

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpgpt.core import DeviceAccount, Result, Row, Span, Step
-from mpgpt.errors import WireError
+from mpgpt.core import DeviceAccount, Result, Row, Span, Step, Tally
 from mpgpt.ledger import Ledger
 from mpgpt.link import Doorbell, QueueLink
 from mpgpt.pipeline import Pipeline, relay
@@ -27,13 +26,16 @@ class Naps(AtOnce):
     span = Span(start=0, stop=1)
 
     def __init__(self, last: bool) -> None:
-        self._last, self.closed = last, False
+        self._last, self.closed, self.redialled = last, False, 0
 
     def forward(self, step: Step) -> Step | Result | None:
         time.sleep(NAP_S)
         if self._last:
             return Result(epoch=step.epoch, number=step.number, ids=(step.number,))
         return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=bytes(4 * step.tokens))
+
+    def redial(self) -> None:
+        self.redialled += 1
 
     def close(self) -> None:
         self.closed = True
@@ -177,9 +179,28 @@ def test_one_rank_is_a_ring_too(bell: Doorbell) -> None:
     pipeline.stop(1)
 
 
-def test_a_tally_among_steps_is_noticed(bell: Doorbell) -> None:
+def test_a_tally_that_waits_in_an_empty_ring_notices_a_result(bell: Doorbell) -> None:
     link = QueueLink(bell)
     pipeline = Pipeline(Naps(last=True), CODEC, link, link, Ledger(0))
     pipeline.push(a_step(0))
-    with pytest.raises(WireError, match="tally"):
+    with pytest.raises(AssertionError, match="nobody waits"):
         pipeline.tally(1)
+
+
+def test_a_tally_travels_behind_the_steps_that_are_out() -> None:
+    """All that was computed before it is in it, and nothing that comes later; a question to dial again is passed on."""
+    ring = Ring(later=True)
+    for number in range(3):
+        ring.pipeline.push(a_step(number))
+    ring.pipeline.ask(1)
+    ring.pipeline.push(a_step(3))
+    messages = [ring.pipeline.pop() for _ in range(5)]
+    assert [getattr(message, "number", None) for message in messages] == [0, 1, 2, None, 3]
+    tally = messages[3]
+    assert isinstance(tally, Tally) and [stage.redialled for stage in ring.stages] == [0, 0, 0]
+    assert [(account.rank, account.steps) for account in tally.accounts] == [(0, 3), (1, 3), (2, 3)]
+    assert [account.steps for account in ring.pipeline.tally(1)] == [1, 1, 1]
+    ring.pipeline.ask(1, redial=True)
+    assert isinstance(ring.pipeline.pop(5.0), Tally)
+    assert [stage.redialled for stage in ring.stages] == [0, 1, 1], "rank 0 has no machine behind it"
+    ring.stop()

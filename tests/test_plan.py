@@ -176,7 +176,7 @@ def parts(case: Case, spans: Spans, steps: list[tuple[float, int, int, int, floa
         if after == rank:
             continue
         edge, wide = case.links[rank, after], case.shape.token_bytes if layers else 0
-        sizes = [32 + 4 * outputs if last else 32 + 64 * rows + (4 + wide) * tokens
+        sizes = [32 + 4 * outputs if last else 32 + 88 * rows + (4 + wide) * tokens
                  for _, tokens, rows, outputs, _ in steps]  # fmt: skip
         sending.append(sum(step[0] * size / edge.bytes_per_s for step, size in zip(steps, sizes, strict=True)))
         hops.append(sending[-1] + sum(step[0] for step in steps) * edge.latency_s)

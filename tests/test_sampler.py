@@ -413,3 +413,52 @@ def test_possible_values() -> None:
     check(GREEDY)
     check(Sampling(temperature=2, top_k=0, top_p=1, min_p=1, repetition_penalty=1, seed=2**64 - 1))
     check(Sampling(temperature=1e-9, top_k=10**9, top_p=1e-9, min_p=0.0, repetition_penalty=0.01, seed=0))
+
+
+# --- what OpenAI's clients ask for --------------------------------------------------------------------------
+
+
+def test_penalties_count_what_was_said_and_not_the_prompt() -> None:
+    """OpenAI's formula, by hand: logit - count * frequency - (count > 0) * presence."""
+    logits = torch.zeros(1, 8)
+    logits[0, :4] = torch.tensor([3.0, 2.9, 2.8, 2.7])
+    said = (0, 0, 1)
+    sampling = Sampling(frequency_penalty=0.5, presence_penalty=0.3)
+    sampled = sampler(8)
+    ids = (0, 1, 2, 3, *said)
+    row = Row(slot=1, start=0, ids=ids, outputs=1, prompt=4, sampling=sampling)
+    sampled.observe([row])
+    # 3.0 - 1.0 - 0.3 and 2.9 - 0.5 - 0.3 against 2.8, which stands in the prompt only.
+    assert sampled.sample([row], logits) == [2]
+    assert sampled.sample([replace(row, prompt=len(ids))], logits) == [0]
+    assert sampled.sample([replace(row, sampling=Sampling(frequency_penalty=-0.5))], logits) == [0]
+    assert sampled.sample([replace(row, prompt=0)], logits) == [2], "the prompt counts now, but for all alike"
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 21])
+def test_chances_are_log_softmax_of_the_models_own_logits(count: int) -> None:
+    """torch's, whatever the temperature and the penalties."""
+    logits = randn(3, 50, seed=5)
+    rows = [
+        Row(slot=0, start=0, ids=(1, 2), outputs=1, chances=count, sampling=Sampling(temperature=0.3, top_k=3, seed=9)),
+        Row(slot=1, start=0, ids=(4,), outputs=1),
+        Row(slot=2, start=0, ids=(5,), outputs=1, chances=1, sampling=Sampling(repetition_penalty=1.5)),
+    ]
+    sampled = sampler(50)
+    sampled.observe(rows)
+    ids = sampled.sample(rows, logits)
+    chances = sampled.chances(rows, logits, ids)
+    assert len(chances) == count + 1
+    truth = logits.double().log_softmax(-1)
+    best = truth[0].topk(count - 1)
+    assert [id for id, _ in chances] == [ids[0], *best.indices.tolist(), ids[2]]
+    wanted = [truth[0, ids[0]].item(), *best.values.tolist(), truth[2, ids[2]].item()]
+    assert [log for _, log in chances] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_chances_of_equals_and_of_the_impossible() -> None:
+    logits = torch.full((1, 6), -math.inf)
+    logits[0, [1, 3, 4]] = 2.0
+    row = Row(slot=0, start=0, ids=(0,), outputs=1, chances=5)
+    third = pytest.approx(-math.log(3))
+    assert sampler(6).chances([row], logits, [4]) == [(4, third), (1, third), (3, third), (4, third), (0, -9999.0)]

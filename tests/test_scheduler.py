@@ -6,7 +6,7 @@ import random
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -41,13 +41,14 @@ def push(scheduler: Scheduler) -> Flight:
 
 def answer(scheduler: Scheduler, flight: Flight, token: int = 7) -> list[tuple[Sequence, int]]:
     step = flight.step
-    return scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(token,) * step.outputs))
+    news = scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(token,) * step.outputs))
+    return [(sequence, token) for sequence, token, _ in news]
 
 
 def reply(scheduler: Scheduler, flight: Flight, ids: tuple[int, ...]) -> list[int]:
     """The tokens that are taken of a result of these ids."""
     step = flight.step
-    return [token for _, token in scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids))]
+    return [token for _, token, _ in scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids))]
 
 
 def shape(flight: Flight) -> list[tuple[int, int, int, int]]:
@@ -436,8 +437,47 @@ def test_a_result_with_too_many_ids_is_noticed() -> None:
     scheduler = make()
     scheduler.add(ask(1))
     step = push(scheduler).step
-    with pytest.raises(AssertionError, match="more ids"):
+    with pytest.raises(AssertionError, match="more than"):
         scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(1, 2)))
+
+
+def test_chances_go_to_the_tokens_that_they_belong_to() -> None:
+    scheduler = make(chunk=6)
+    quiet, curious, other = (scheduler.add(replace(ask(2, 9), chances=n)) for n in (0, 2, 1))
+    step = push(scheduler).step
+    assert [(row.prompt, row.chances) for row in step.rows] == [(2, 0), (2, 2), (2, 1)]
+    chances = ((5, -0.5), (6, -1.0), (7, -0.25))
+    result = Result(epoch=step.epoch, number=step.number, ids=(4, 5, 7), chances=chances)
+    assert scheduler.commit(result) == [(quiet, 4, ()), (curious, 5, chances[:2]), (other, 7, chances[2:])]
+    step = push(scheduler).step
+    assert [(row.start, row.prompt, row.chances) for row in step.rows] == [(2, 2, 0), (2, 2, 2), (2, 2, 1)]
+    with pytest.raises(AssertionError, match="more than"):
+        scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(1, 2, 3), chances=(*chances, (1, -1.0))))
+
+
+def test_chances_of_a_draft_that_was_wrong_are_dropped() -> None:
+    """As are those of one that was right behind it."""
+    scheduler = make(drafts=True, chunk=8)
+    sequence = scheduler.add(Request(ids=(1, 2, 3, 1, 2), max_new_tokens=20, chances=1))
+    step = push(scheduler).step
+    scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(3,), chances=((3, -0.5),)))
+    step = push(scheduler).step
+    (row,) = step.rows
+    assert row.ids[:3] == (3, 1, 2)
+    ids = (1, 9, *row.ids[3:], 0)[: row.outputs]
+    chances = tuple((token, -float(n)) for n, token in enumerate(ids))
+    news = scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids, chances=chances))
+    assert news == [(sequence, 1, ((1, -0.0),)), (sequence, 9, ((9, -1.0),))]
+
+
+def test_who_runs_and_who_waits_is_counted() -> None:
+    scheduler = make(slots=2)
+    sequences = [scheduler.add(ask(1, 3)) for _ in range(3)]
+    assert (scheduler.running, scheduler.waiting) == (0, 3)
+    push(scheduler)
+    assert (scheduler.running, scheduler.waiting) == (2, 1)
+    scheduler.finish(sequences[2], "cancelled")
+    assert (scheduler.running, scheduler.waiting) == (2, 0)
 
 
 # -- a simulated ring
@@ -543,7 +583,7 @@ def check_company(model: Callable[[list[int]], int], drafts: bool, data: st.Data
     told: dict[int, list[int]] = {}
 
     def commit() -> None:
-        for sequence, token in scheduler.commit(ring.results.popleft()):
+        for sequence, token, _ in scheduler.commit(ring.results.popleft()):
             told.setdefault(id(sequence), []).append(token)
 
     for action in data.draw(st.lists(actions, max_size=60), "actions"):

@@ -83,7 +83,7 @@ def test_a_hop_takes_its_latency_and_its_bytes() -> None:
     )
     near = simulate(spans, nodes, wires(2), workload)
     far = simulate(spans, nodes, wires(2, 5e-3, 1e5), workload)
-    nbytes = 32 + 64 + 4 + 1000 + 32 + 4
+    nbytes = 32 + 88 + 4 + 1000 + 32 + 4
     assert far.seconds - near.seconds == pytest.approx(2 * (10e-3 + nbytes / 1e5))
 
 
@@ -91,7 +91,7 @@ def test_rank_0_without_layers_hands_ids_on() -> None:
     nodes, workload = [node(0), node(1)], Workload(sequences=1, prompt_tokens=1, new_tokens=2)
     report = simulate((None, Span(start=0, stop=2)), nodes, wires(2, 5e-3, 1e5), workload)
     steps = [1e-4 + stage_seconds(nodes[1], 2, rows=1, outputs=1, context=n) for n in range(2)]
-    assert report.seconds == pytest.approx(sum(steps) + 2 * (10e-3 + (32 + 64 + 4 + 32 + 4) / 1e5))
+    assert report.seconds == pytest.approx(sum(steps) + 2 * (10e-3 + (32 + 88 + 4 + 32 + 4) / 1e5))
     assert [(stage.rank, stage.layers) for stage in report.stages] == [(0, 0), (1, 2)]
 
 

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
+from mpgpt.core import MAX_CHANCES, Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
 from mpgpt.errors import WireError
 from mpgpt.wire import ACCOUNT, ALIGN, CRC_AT, HEADER, MAGIC, RESULT, ROW, STEP, STOP, TALLY, THERMAL, Codec, Message
 
@@ -33,6 +33,7 @@ number = st.floats(allow_nan=False)
 samplings = st.builds(
     Sampling,
     temperature=number, top_k=uint32, top_p=number, min_p=number, repetition_penalty=number,
+    frequency_penalty=number, presence_penalty=number,
     seed=st.integers(0, 2**64 - 1),
 )  # fmt: skip
 
@@ -48,6 +49,8 @@ def steps(draw: st.DrawFn, codec: Codec = CODEC) -> Step:
                 start=draw(st.integers(0, codec.context - len(ids))),
                 ids=tuple(ids),
                 outputs=draw(st.integers(0, len(ids))),
+                prompt=draw(uint32),
+                chances=draw(st.integers(0, MAX_CHANCES)),
                 sampling=draw(samplings),
             )
         )
@@ -56,7 +59,14 @@ def steps(draw: st.DrawFn, codec: Codec = CODEC) -> Step:
     return Step(epoch=draw(uint32), number=draw(uint32), rows=tuple(rows), hidden=hidden)
 
 
-results = st.builds(Result, epoch=uint32, number=uint32, ids=st.lists(token, max_size=CODEC.tokens).map(tuple))
+@st.composite
+def results(draw: st.DrawFn) -> Result:
+    ids = draw(st.lists(token, max_size=CODEC.tokens))
+    chance = st.tuples(token, st.floats(width=32, allow_nan=False, allow_infinity=False))
+    chances = draw(st.lists(chance, max_size=len(ids) * MAX_CHANCES))
+    return Result(epoch=draw(uint32), number=draw(uint32), ids=tuple(ids), chances=tuple(chances))
+
+
 uint64 = st.integers(0, 2**64 - 1)
 seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 accounts = st.builds(
@@ -66,12 +76,12 @@ accounts = st.builds(
     device=st.none()
     | st.builds(
         DeviceAccount, requests=uint64, compute_s=seconds, network_s=seconds, sent=uint64, received=uint64,
-        falls=uint64, away_s=seconds, thermal=st.sampled_from(THERMAL),
+        falls=uint64, away_s=seconds, thermal=st.sampled_from(THERMAL), away=st.booleans(),
     ),
 )  # fmt: skip
 each_once = st.lists(accounts, max_size=CODEC.ranks, unique_by=lambda account: account.rank).map(tuple)
-tallies = st.builds(Tally, epoch=uint32, accounts=each_once)
-messages: st.SearchStrategy[Message] = st.one_of(steps(), results, st.builds(Stop, epoch=uint32), tallies)
+tallies = st.builds(Tally, epoch=uint32, accounts=each_once, redial=st.booleans())
+messages: st.SearchStrategy[Message] = st.one_of(steps(), results(), st.builds(Stop, epoch=uint32), tallies)
 
 
 def seal(frame: bytearray) -> bytearray:
@@ -84,7 +94,8 @@ def seal(frame: bytearray) -> bytearray:
 def small_step(**changes: Any) -> Step:
     """Two rows, three tokens, hidden states; the second row may be changed."""
     first = Row(slot=1, start=7, ids=(5, 6), outputs=0)
-    second = replace(Row(slot=2, start=30, ids=(9,), outputs=1, sampling=Sampling(temperature=0.5, seed=3)), **changes)
+    sampling = Sampling(temperature=0.5, frequency_penalty=0.25, presence_penalty=-1.5, seed=3)
+    second = replace(Row(slot=2, start=30, ids=(9,), outputs=1, prompt=12, chances=6, sampling=sampling), **changes)
     return Step(epoch=1, number=2, rows=(first, second), hidden=bytes(range(18)))
 
 
@@ -117,9 +128,9 @@ def test_whatever_is_encoded_comes_back_equal(message: Message) -> None:
 
 
 def test_the_longest_frame_is_as_long_as_promised() -> None:
-    codec = replace(CODEC, ranks=1)
+    codec = replace(CODEC, ranks=1, token_bytes=200)
     rows = tuple(Row(slot=slot, start=0, ids=(1,) * 6) for slot in range(4))
-    frame = codec.encode(Step(epoch=0, number=0, rows=rows, hidden=bytes(24 * 6)))
+    frame = codec.encode(Step(epoch=0, number=0, rows=rows, hidden=bytes(24 * 200)))
     assert len(frame) == codec.max_frame
 
 
@@ -165,7 +176,8 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
         )
         return Tally(**fields | {"accounts": tuple(accounts)})
     if kind == "result":
-        return Result(**fields | {"ids": tuple(fields["ids"])})
+        chances = tuple((id, log) for id, log in fields["chances"])
+        return Result(**fields | {"ids": tuple(fields["ids"]), "chances": chances})
     rows = tuple(
         Row(**row | {"ids": tuple(row["ids"]), "sampling": Sampling(**row["sampling"])}) for row in fields["rows"]
     )
@@ -174,7 +186,8 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
 
 def test_the_golden_file_has_every_kind() -> None:
     assert [(v["kind"], bool(v["fields"].get("hidden"))) for v in GOLDEN["frames"]] == [
-        ("step", False), ("step", True), ("result", False), ("stop", False), ("tally", False),
+        ("step", False), ("step", True), ("result", False), ("stop", False), ("tally", False), ("result", False),
+        ("tally", False),
     ]  # fmt: skip
 
 
@@ -197,11 +210,11 @@ def test_a_frame_is_laid_out_as_the_docstring_says() -> None:
     assert (uint(4, 1), uint(5, 1), uint(6, 2)) == (1, 0, 2)
     assert [uint(at, 4) for at in (8, 12, 16, 20, 24)] == [1, 2, 3, 1, len(frame) - 32]
     assert uint(28, 4) == zlib.crc32(frame[:28] + bytes(4) + frame[32:])
-    row = 32 + 64
-    assert [uint(row + 4 * i, 4) for i in range(6)] == [2, 30, 1, 1, 0, 0]
-    assert struct.unpack("<4d", frame[row + 24 : row + 56]) == (0.5, 1.0, 0.0, 1.0)
-    assert uint(row + 56, 8) == 3
-    ids = 32 + 2 * 64
+    row = 32 + 88
+    assert [uint(row + 4 * i, 4) for i in range(8)] == [2, 30, 1, 1, 12, 6, 0, 0]
+    assert struct.unpack("<6d", frame[row + 32 : row + 80]) == (0.5, 1.0, 0.0, 1.0, 0.25, -1.5)
+    assert uint(row + 80, 8) == 3
+    ids = 32 + 2 * 88
     assert [uint(ids + 4 * i, 4) for i in range(3)] == [5, 6, 9]
     assert frame[ids + 12 : ids + 16] == bytes(4)
     assert frame[ids + 16 :] == bytes(range(18))
@@ -302,7 +315,7 @@ def header(offset: int, form: str, value: float) -> Callable[[bytearray], None]:
 
 
 def row(index: int, field: int, value: int) -> Callable[[bytearray], None]:
-    """One of a row's six leading integers: slot, start, count, outputs, top_k, zero."""
+    """One of a row's eight leading integers: slot, start, count, outputs, prompt, chances, top_k, zero."""
     return header(HEADER.size + index * ROW.size + 4 * field, "I", value)
 
 
@@ -350,7 +363,8 @@ FORGERIES = {
     "a count from the other row": both(row(0, 2, 3), row(1, 2, 0)),
     "more outputs than ids": both(row(1, 3, 2), header(20, "I", 2)),
     "outputs of 2**32": both(row(0, 3, 2**32 - 1), header(20, "I", 0)),
-    "row's reserved word": row(1, 5, 1),
+    "a chance too many": row(1, 5, MAX_CHANCES + 1),
+    "row's reserved word": row(1, 7, 1),
     "negative id": header(IDS_AT + 8, "i", -1),
     "least id": header(IDS_AT, "i", -(2**31)),
     "padding": header(IDS_AT + 12, "I", 1),
@@ -406,7 +420,8 @@ def test_hidden_states_for_some_tokens_only_are_refused() -> None:
     "fields",
     [
         (RESULT, 0, 1, 0, 0, 0, 2),  # rows
-        (RESULT, 0, 0, 0, 0, 1, 2),  # tokens
+        (RESULT, 0, 0, 0, 0, 1, 2),  # a chance that is not there
+        (RESULT, 0, 0, 0, 0, 1, 0),  # and one of which the ids are taken
         (RESULT, 0, 0, 0, 0, 0, 1),  # fewer ids than there are
         (RESULT, 0, 0, 0, 0, 0, 3),
         (RESULT, 0, 0, 0, 0, 0, 2**30 + 2),  # 4 * outputs is right modulo 2**32
@@ -429,6 +444,27 @@ def test_a_result_gives_no_negative_id_and_no_more_ids_than_a_step_has_tokens() 
             CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=ids)))
 
 
+@pytest.mark.parametrize(
+    "chances", [((-1, -0.5),), ((1, math.nan),), ((1, -math.inf),), ((1, -1.0),) * (MAX_CHANCES + 1)]
+)
+def test_a_result_gives_chances_that_can_be(chances: tuple[tuple[int, float], ...]) -> None:
+    with pytest.raises(WireError):
+        CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=(1,), chances=chances)))
+
+
+def test_a_result_is_laid_out_as_the_docstring_says() -> None:
+    frame = bytes(CODEC.encode(Result(epoch=8, number=9, ids=(5, 6), chances=((6, -0.5), (7, -2.0), (5, -0.25)))))
+    assert [int.from_bytes(frame[at : at + 4], "little") for at in (4, 8, 12, 16, 20, 24)] == [2, 8, 9, 3, 2, 32]
+    assert struct.unpack("<2i", frame[32:40]) == (5, 6)
+    assert struct.unpack("<ififif", frame[40:]) == (6, -0.5, 7, -2.0, 5, -0.25)
+
+
+def test_the_longest_result_fits_a_frame() -> None:
+    tiny = replace(CODEC, token_bytes=1)
+    longest = Result(epoch=0, number=0, ids=(1,) * 24, chances=((1, -1.0),) * (24 * MAX_CHANCES))
+    assert tiny.decode(tiny.encode(longest)) == longest
+
+
 @pytest.mark.parametrize("fields", [(1, 0, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)])
 def test_a_stop_carries_its_epoch_only(fields: tuple[int, ...]) -> None:
     rows, epoch, number, tokens, outputs = fields
@@ -441,13 +477,13 @@ TALLY_FORGERIES = {
     "an account more": header(6, "H", 3),
     "most accounts": header(6, "H", 65535),
     "number": header(12, "I", 1),
-    "tokens": header(16, "I", 1),
+    "tokens": header(16, "I", 2),
     "outputs": header(20, "I", 1),
     "body shorter": header(24, "I", ACCOUNT.size),
     "rank beyond": header(HEADER.size, "I", 5),
     "rank -1": header(HEADER.size, "i", -1),
     "a rank twice": header(HEADER.size, "I", 3),
-    "device 2": header(HEADER.size + 4, "I", 2),
+    "device 3": header(HEADER.size + 4, "I", 3),
     "a device's numbers without one": header(HEADER.size + 72, "Q", 1),
     "thermal state beyond": header(HEADER.size + 2 * ACCOUNT.size - 8, "Q", len(THERMAL)),
     "a device's endless seconds": header(HEADER.size + 2 * ACCOUNT.size - 16, "d", math.inf),

@@ -62,6 +62,7 @@ class Client:
         self._falls = 0
         self._thermal: Thermal = "unknown"
         self._closing = threading.Event()
+        self._stirred = threading.Event()
         self._settled = threading.Event()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -96,7 +97,7 @@ class Client:
             away = self._away_s + (now - self._away_since if self._away_since is not None else 0.0)
             account = DeviceAccount(
                 requests=self._requests, compute_s=self._compute_s, network_s=self._network_s, sent=self._sent,
-                received=self._received, falls=self._falls, away_s=away, thermal=self._thermal,
+                received=self._received, falls=self._falls, away_s=away, thermal=self._thermal, away=self._life is None,
             )  # fmt: skip
             self._begin_account(now)
             if self._away_since is not None:
@@ -107,9 +108,13 @@ class Client:
         self._requests = self._sent = self._received = self._falls = 0
         self._compute_s = self._network_s = self._away_s = 0.0
 
+    def redial(self) -> None:
+        self._stirred.set()
+
     def close(self) -> None:
         """Hang up, and end the thread."""
         self._closing.set()
+        self._stirred.set()
         self._wake()
         self._thread.join(5.0)
         self._wake_read.close()
@@ -135,10 +140,12 @@ class Client:
                 ready_at = self._began_at if self._life is not None else None
                 self._lose(_sentence(error))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
-            self._closing.wait(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] if failures else BACK_OFF_S[0])
+            self._stirred.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
+            self._stirred.clear()
 
     def _serve(self, connection: socket.socket) -> None:
         """Until ``close``; raises when the iPad goes away."""
+        self._stirred.clear()  # asked for while it was there
         session = ProxySession(
             self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._lives + 1,
             timeout_s=self._timeout,

@@ -67,6 +67,9 @@ class Line(Protocol):
     def account(self) -> DeviceAccount:
         """What happened since the last call."""
 
+    def redial(self) -> None:
+        """Dial now, if it is away."""
+
     def close(self) -> None: ...
 
 
@@ -149,6 +152,9 @@ class IPadStage:
 
     def account(self) -> DeviceAccount:
         return self._line.account()
+
+    def redial(self) -> None:
+        self._line.redial()
 
     def close(self) -> None:
         self._line.close()

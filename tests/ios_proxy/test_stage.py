@@ -89,6 +89,9 @@ class Pretended:
     def account(self) -> DeviceAccount:
         return DeviceAccount(requests=len(self.calls), compute_s=0, network_s=0, sent=0, received=0, falls=0, away_s=0)
 
+    def redial(self) -> None:
+        self.dialled = True
+
     def close(self) -> None:
         self.closed = True
 
