@@ -326,3 +326,19 @@ def test_strangers_do_not_disturb(folder: Path, bundle: Bundle, proxies: Callabl
         assert proxy.go(STEPS[1]) and CHUNK
         for stranger in strangers:
             stranger.close()
+
+
+def test_asked_to_dial_again_it_does_not_wait_for_its_time(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpgpt_ios.client.BACK_OFF_S", (600.0,))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        proxy = proxies(port)
+        assert not proxy.client.settle()
+    assert not proxy.go(STEPS[0]) and proxy.stage.account().away
+    with serving(folder, tmp_path, package=bundle, port=port):
+        proxy.stage.redial()
+        proxy.back()
+        assert proxy.go(STEPS[1]) and not proxy.stage.account().away
