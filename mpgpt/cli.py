@@ -13,14 +13,14 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from mpgpt import __version__
-from mpgpt.config import DtypeName
+from mpgpt import __version__, options
 from mpgpt.errors import MpgptError, RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -86,42 +86,17 @@ def pull_command(name: str, folder: Path | None) -> None:
 
 
 @cli.command("generate")
-@click.option("--model", help="A folder, or a name that `mpgpt pull` knows; pulled where it is absent.")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
+@options.source
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @click.option(
     "--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file: .txt, a prompt a line; or .jsonl."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write records here; run again, it does what is missing.")
-@click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000))
-@click.option("--strategy", type=click.Choice(["greedy", "sampling", "top_k", "top_p"]))
-@click.option("--temperature", type=float)
-@click.option("--top-k", type=int, help="Only the K most probable tokens.")
-@click.option("--top-p", type=float, help="Only the most probable tokens that together reach P.")
-@click.option("--min-p", type=float, help="Only tokens at least P times as probable as the most probable.")
-@click.option("--repetition-penalty", type=float, help="Above 1: less of what was already said.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text, on any cluster.")
+@options.decoding
 @click.option("--stop", "stops", multiple=True, help="End the text before this; may be repeated.")
-@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
-@click.option(
-    "--chat/--raw", "chat", default=None, help="Through the chat template or not.  [default: if there is one]"
-)
-@click.option("--system", help="The system message of a chat.")
-@click.option(
-    "--drafts/--no-drafts", "drafts", default=None,
-    help="Foretell tokens from what was said before; faster or not, the same text.  [default: drafts]",
-)  # fmt: skip
-@click.option("--dtype", type=click.Choice(get_args(DtypeName)))
-@click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]')
-@click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What measured layers are to serve.")
-@click.option("--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]")
-@click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were.")
-@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
-@click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
-@click.option(
-    "--context", type=click.IntRange(2), help="Tokens of a sequence at most.  [default: the model's, up to 4096]"
-)
-def generate_command(**options: Any) -> int:
+@options.prompting
+@options.ring
+def generate_command(**given: Any) -> int:
     """Generate text.
 
     Prompts come from --prompt, --prompts or standard input; on a terminal it is a conversation. One prompt
@@ -132,11 +107,32 @@ def generate_command(**options: Any) -> int:
     """
     from mpgpt.generate import Generate
 
-    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
-    launcher = _launcher()
-    config = options["config"] or (launcher.config if launcher else None)
+    launcher, config = _launched(given)
     terminal = launcher.terminal if launcher else sys.stdin is not None and sys.stdin.isatty()
-    return _run(Generate(options, home=_model_home(), config=config, terminal=terminal, behind=_behind))
+    return _run(Generate(given, home=_model_home(), config=config, terminal=terminal, behind=_behind))
+
+
+@cli.command("serve")
+@options.source
+@click.option("--host", help="Where to listen.  [default: the file's, or 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="0: any that is free.  [default: the file's, or 8000]")
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="Holds the keys of who may use it, one a line.")
+@click.option("--insecure", is_flag=True, help="Listen to other machines without any key.")
+@click.option("--origin", "origins", multiple=True, help="A page of another origin that may use it; may be repeated.")
+@click.option("--queue", type=click.IntRange(0, 100_000), help="Answers that may wait for a slot.  [default: 64]")
+@click.option("--time-limit", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds an answer may take.")
+@options.decoding
+@options.prompting
+@options.ring
+def serve_command(**given: Any) -> int:
+    """Serve the model over HTTP, and a page to chat with it.
+
+    Rank 0 listens: OpenAI's API under /v1, the page at /, the ring as it is at /cluster and /metrics. What a request
+    does not say is as these options and the settings say.
+    """
+    from mpgpt_api.serve import Serve
+
+    return _run(Serve(given, home=_model_home(), config=_launched(given)[1], behind=_behind))
 
 
 @cli.command("bench")
@@ -169,33 +165,19 @@ def generate_command(**options: Any) -> int:
 @click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, anew after every run.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw them here: .png, .svg or .pdf.")
 @click.option("--child", is_flag=True, hidden=True)
-def bench_command(**options: Any) -> int:
+def bench_command(**given: Any) -> int:
     """Measure: tokens a second, time to the first token, and where each stage's time goes.
 
     Alone, it starts the rings itself, in turn, several rounds. Under mpirun it measures the ring that it is in.
     """
     from mpgpt.bench import Bench, InRing
 
-    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
-    if options["child"] or "OMPI_COMM_WORLD_SIZE" in os.environ:
-        return _run(InRing(options, home=_model_home(), behind=_behind))
+    _set_mpi_defaults()
+    if given["child"] or "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return _run(InRing(given, home=_model_home(), behind=_behind))
     for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
         signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
-    return Bench(options, home=_model_home(), env=os.environ).run()
-
-
-def _asked(command: Any) -> Any:
-    """The options that say what a plan or a simulation is for."""
-    for option in (
-        click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, too."),
-        click.option("--new-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
-        click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
-        click.option("--sequences", type=click.IntRange(1, 1_000_000), help="How many.  [default: the file's]"),
-        click.option("--dtype", type=click.Choice(get_args(DtypeName))),
-        click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What to be best at."),
-    ):
-        command = option(command)
-    return command
+    return Bench(given, home=_model_home(), env=os.environ).run()
 
 
 @cli.command("plan")
@@ -207,8 +189,8 @@ def _asked(command: Any) -> Any:
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
 @click.option("--context", type=click.IntRange(2), help="Tokens of a sequence at most.")
-@_asked
-def plan_command(**options: Any) -> int:
+@options.asked
+def plan_command(**given: Any) -> int:
     """Say which rank should run which layers, and what that will give.
 
     Under mpirun (or alone) the ranks and the links between them are measured, which takes a second or two; nothing is
@@ -217,32 +199,30 @@ def plan_command(**options: Any) -> int:
     """
     from rich.console import Console
 
-    if options["what_if"] is None:
+    if given["what_if"] is None:
         from mpgpt.planning import Planning
 
-        os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
-        launcher = _launcher()
-        config = options["config"] or (launcher.config if launcher else None)
-        return _run(Planning(options, home=_model_home(), config=config, console=Console(), behind=_behind))
+        config = _launched(given)[1]
+        return _run(Planning(given, home=_model_home(), config=config, console=Console(), behind=_behind))
     from mpgpt.placement import what_if
 
     for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
-        if options[name] is not None:
+        if given[name] is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"
             )
     if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
-        what_if(options["what_if"], options, Console())
+        what_if(given["what_if"], given, Console())
     return 0
 
 
 @cli.command("simulate")
 @click.argument("file", type=click.Path(path_type=Path))
-@_asked
+@options.asked
 @click.option("--spans", help='Every machine\'s layers, such as "0-3,-,4-11"; - for none.  [default: the best plan]')
 @click.option("--arrival", type=click.FloatRange(0, min_open=True), help="Requests a second.  [default: all at once]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of when requests come.")
-def simulate_command(file: Path, **options: Any) -> None:
+def simulate_command(file: Path, **given: Any) -> None:
     """Simulate the ring of the machines that FILE describes, step by step.
 
     FILE is what `mpgpt plan --what-if` takes. --sequences is how many requests there are; as many run at once as FILE
@@ -253,7 +233,7 @@ def simulate_command(file: Path, **options: Any) -> None:
     from mpgpt.placement import simulation
 
     if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
-        simulation(file, options, Console(), Console(stderr=True))
+        simulation(file, given, Console(), Console(stderr=True))
 
 
 @cli.group("convert")
@@ -269,7 +249,7 @@ def convert_group() -> None:
 @click.option("--context", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a sequence at most.")
 @click.option("--chunk", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a prompt in one go.")
 @click.option("--weights", type=click.Choice(["float16", "int8"]), default="float16", show_default=True)
-def convert_coreml_command(**options: Any) -> None:
+def convert_coreml_command(**given: Any) -> None:
     """Make a Core ML package of some layers, for an iPad in the ring.
 
     Beside it are written a manifest, which names the weights, and a self-test, with which the iPad proves that it
@@ -278,7 +258,7 @@ def convert_coreml_command(**options: Any) -> None:
     _need_coremltools()
     from mpgpt_ios.convert_command import run_convert
 
-    run_convert(home=_model_home(), **options)
+    run_convert(home=_model_home(), **given)
 
 
 @cli.command("ipad-node")
@@ -294,7 +274,7 @@ def convert_coreml_command(**options: Any) -> None:
     help="Round as the package declares, or compute in float32 throughout.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-def ipad_node_command(store: Path | None, **options: Any) -> None:
+def ipad_node_command(store: Path | None, **given: Any) -> None:
     """Stand in for the iPad: run a Core ML package for the proxy rank that dials.
 
     On macOS 15 the package runs in Core ML; elsewhere an evaluator executes it. Without --package it waits for one that
@@ -303,7 +283,7 @@ def ipad_node_command(store: Path | None, **options: Any) -> None:
     _need_coremltools()
     from mpgpt_ios.node_command import run_node
 
-    run_node(store=store or _model_home().parent / "ipad", **options)
+    run_node(store=store or _model_home().parent / "ipad", **given)
 
 
 def _need_coremltools() -> None:
@@ -319,6 +299,17 @@ def _behind(ipad: dict[str, Any], world: World) -> Device:
     from mpgpt_ios.proxy import IPad
 
     return IPad(ipad, world.bell, lambda line: click.echo(line, err=True))
+
+
+def _set_mpi_defaults() -> None:
+    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
+
+
+def _launched(given: Mapping[str, Any]) -> tuple[Launcher | None, Path | None]:
+    """The launcher above this process, and the settings file: the one that was given, or the one beside its hostfile."""
+    _set_mpi_defaults()
+    launcher = _launcher()
+    return launcher, given["config"] or (launcher.config if launcher else None)
 
 
 def _run(job: Any) -> int:

@@ -45,6 +45,7 @@ CutToCount = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 CutToMass = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
 MinP = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+OpenAIPenalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
 # A section whose settings are all commented out reads as null in YAML, and means an empty one.
 Blank = BeforeValidator(lambda value: {} if value is None else value)
 
@@ -84,6 +85,8 @@ class Chosen(Strategy):
 
     top_k: CutToCount = 0
     top_p: CutToMass = 1.0
+    frequency_penalty: OpenAIPenalty = 0.0
+    presence_penalty: OpenAIPenalty = 0.0
     seed: Seed
 
 
@@ -129,10 +132,21 @@ class IPad(Settings):
 
 
 class WebInterface(Settings):
+    """What ``mpgpt serve`` takes where the command line does not say."""
+
     host: Text | None = None
     port: Port | None = None
     api_port: Port | None = None
+    """Goes before ``port``, which in the reference's files may be the page's."""
     frontend_port: Port | None = None
+    """Accepted because the reference's files have it: here the API serves the page."""
+    api_key_file: Text | None = None
+    origins: tuple[Text, ...] = ()
+    """Pages of other origins that may use the API."""
+    queue: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 64
+    """Answers that may wait for a slot."""
+    time_limit_s: Annotated[float, Field(strict=True, gt=0, le=86_400)] = 600.0
+    """How long an answer may take, waiting included."""
 
 
 class RunConfig(Settings):

@@ -85,6 +85,12 @@ class Run:
         return GREEDY if sampling == Sampling(seed=seed) else sampling
 
     @property
+    def strategy(self) -> str:
+        """The name of what a request is decoded by that does not say."""
+        named: str = self._given("strategy") or self.config.active_decoding_strategy
+        return named
+
+    @property
     def max_new_tokens(self) -> int:
         """Where a request does not say."""
         most: int = self._given("max_new_tokens") or self.config.max_new_tokens

@@ -7,6 +7,7 @@ Must not know: models' weights, sequences, ranks.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 from mpgpt.errors import ModelError, RequestError
+
+PRINTED = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+UNPRINTED = sorted(set(range(256)) - PRINTED)
+BYTE_OF = {chr(byte): byte for byte in PRINTED} | {chr(256 + n): byte for n, byte in enumerate(UNPRINTED)}
+"""The characters by which byte-level tokenizers write bytes: GPT-2's scheme, in which every byte is seen."""
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""How SentencePiece names a byte."""
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
 
 
 class Tokenizer:
@@ -36,6 +46,7 @@ class Tokenizer:
         end: int | None = self._tokenizer.eos_token_id
         self.stop_ids = frozenset(_stop_ids(folder)) or frozenset([] if end is None else [end])
         self.can_chat = bool(self._tokenizer.chat_template)
+        self._byte_level = "ByteLevel" in json.dumps(json.loads(self._backend.to_str()).get("decoder"))
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``, with the special tokens that the model wants at its beginning.
@@ -64,6 +75,22 @@ class Tokenizer:
             raise RequestError(f"the prompt's character {error.start + 1} is half of a surrogate pair") from None
         ids: list[int] = self._tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"]
         return ids
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for. It may be a part of a character, or, for a control token, its name.
+
+        An id that the tokenizer does not know, which a model with a padded head may give, stands for nothing.
+        """
+        name: str | None = self._backend.id_to_token(token)
+        if name is None:
+            return b""
+        if token in self._backend.get_added_tokens_decoder():
+            return name.encode()
+        if self._byte_level:
+            return bytes(BYTE_OF[character] for character in name)
+        if match := BYTE_TOKEN.fullmatch(name):
+            return bytes([int(match[1], 16)])
+        return name.replace(SPACE, " ").encode()
 
     def stream(self, stops: Sequence[str] = ()) -> TextStream:
         """A fresh way from ids to text, which ends before any of ``stops``."""

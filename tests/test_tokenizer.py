@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from mpgpt.errors import ModelError, RequestError
-from mpgpt.tokenizer import TextStream, Tokenizer
+from mpgpt.tokenizer import BYTE_OF, TextStream, Tokenizer
 
 SPECIALS = ["<|end|>", "<|start|>", "<|user|>"]
 END, START, USER = 0, 1, 2
@@ -312,3 +312,28 @@ def test_the_text_ends_before_the_first_stop_that_is_complete(text: str, stops: 
     else:
         assert ("".join(pieces), stream.stopped) == (whole[: min(whole.find(s) for s in stops if s in whole)], True)
     assert not any(stop in "".join(pieces) for stop in stops)
+
+
+def test_a_token_is_the_bytes_that_it_stands_for(plain: Tokenizer) -> None:
+    """Joined they are the text, where no token alone has to be any."""
+    for sentence in SENTENCES:
+        ids = plain.encode(sentence)
+        assert b"".join(map(plain.bytes_of, ids)) == b"<|start|>" + sentence.encode()
+    assert plain.bytes_of(END) == b"<|end|>"
+    assert plain.bytes_of(10**6) == b""
+
+
+def test_bytes_are_named_as_transformers_names_them() -> None:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    assert {byte: character for character, byte in BYTE_OF.items()} == bytes_to_unicode()  # type: ignore[no-untyped-call]
+
+
+def test_a_sentencepiece_token_is_the_bytes_that_it_stands_for(tmp_path: Path) -> None:
+    vocabulary = {"<unk>": 0, "<0xF0>": 1, "\u2581a": 2, "b": 3}
+    made = cast(Any, Backend)(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    tokenizer = Tokenizer(tmp_path)
+    assert [tokenizer.bytes_of(id) for id in range(4)] == [b"<unk>", b"\xf0", b" a", b"b"]

@@ -1,0 +1,135 @@
+"""The application: endpoints, errors, guard and page, put together.
+
+Knows: which part stands before which.
+Must not know: how any of them works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mpgpt import __version__
+from mpgpt.engine import Engine
+from mpgpt.ring import Place
+from mpgpt.run import Run
+from mpgpt_api import openai, reference
+from mpgpt_api.guard import Access, Guard
+from mpgpt_api.metrics import Metrics
+from mpgpt_api.problems import tell
+from mpgpt_api.service import Limits, Service
+from mpgpt_api.watch import Watch
+
+PAGE = Path(__file__).parent / "page"
+"""Where the built page lies."""
+DAY_S = 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served."""
+
+    engine: Engine
+    run: Run
+    places: tuple[Place, ...]
+    slots: int
+    model: str
+    """Its name for clients."""
+    dtype: str
+
+
+def make_app(
+    served: Served, access: Access, limits: Limits, *, started: Callable[[Service], None] = lambda service: None
+) -> ASGIApp:
+    """The ASGI application. ``started`` hears of the service once the event loop runs."""
+    metrics = Metrics()
+    watch = Watch(served.engine, served.places)
+    service = Service(
+        served.engine, served.run, slots=served.slots, limits=limits, ended=metrics.ended, heard=watch.count
+    )
+    metrics.watch(service, watch)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        service.begin()
+        started(service)
+        yield
+
+    app = FastAPI(
+        title="mpgpt", version=__version__, docs_url=None, redoc_url=None, lifespan=life,
+        description="One model over the machines you own. OpenAI's endpoints under /v1; beside them the page's own.",
+    )  # fmt: skip
+    named = {"model": served.model, "dtype": served.dtype}
+    app.include_router(openai.routes(service, created=int(time.time()), **named))
+    app.include_router(reference.routes(service, watch, metrics, **named))
+    tell(app)
+    _describe(app)
+    if (PAGE / "index.html").is_file():
+        app.mount("/", Page(directory=PAGE, html=True))
+    else:
+        app.get("/", include_in_schema=False)(_no_page)
+    guarded: ASGIApp = Guard(app, access, limits.body_bytes)
+    if access.origins:
+        guarded = CORSMiddleware(
+            guarded, allow_origins=access.origins, allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"], expose_headers=["retry-after"],
+        )  # fmt: skip
+    return Counted(guarded, metrics)
+
+
+class Page(StaticFiles):
+    """The built page. What has a hash in its name never changes; the rest is asked for anew."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        lasting = path.startswith("assets/") and response.status_code == 200
+        response.headers["cache-control"] = f"public, max-age={365 * DAY_S}, immutable" if lasting else "no-cache"
+        return response
+
+
+async def _no_page() -> Response:
+    return PlainTextResponse("The API is here; the page is not built. `make page` in mpgpt's checkout builds it.\n")
+
+
+class Counted:
+    """Counts requests by endpoint and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Endpoints by their own names alone: a client that makes paths up must not make metrics up.
+                route = scope.get("route")
+                self._metrics.request(getattr(route, "path", "other"), message["status"])
+            await send(message)
+
+        await self._app(scope, receive, count if scope["type"] == "http" else send)
+
+
+def _describe(app: FastAPI) -> None:
+    """The OpenAPI document without FastAPI's own form of errors, which is never sent."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = make()
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document.get("components", {}).get("schemas", {}).pop(name, None)
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

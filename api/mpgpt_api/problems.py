@@ -1,0 +1,128 @@
+"""What a client is told when it cannot have what it asked for.
+
+Knows: statuses, OpenAI's form of an error, and the plain one of all other paths.
+Must not know: what any endpoint does.
+
+Nothing of the inside leaves the process: what nobody foresaw is an "internal error", and is told on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import click
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from mpgpt.errors import RequestError, UsageError
+
+TYPES: Mapping[int, str] = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+    500: "server_error", 503: "server_error", 504: "server_error",
+}  # fmt: skip
+"""OpenAI's words; all other statuses are an ``invalid_request_error``."""
+OPENAI = "/v1/"
+
+
+class Problem(Exception):
+    """An answer that is no answer: a status, and a sentence for the person who asked."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self, path: str) -> dict[str, Any]:
+        return {"error": self.error()} if path.startswith(OPENAI) else {"error": self.message}
+
+    def error(self) -> dict[str, Any]:
+        """In OpenAI's form."""
+        kind = TYPES.get(self.status, "invalid_request_error")
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+    def response(self, path: str) -> JSONResponse:
+        return JSONResponse(self.body(path), self.status, self.headers)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """What paths under /v1 say."""
+
+    error: ErrorDetail
+
+
+class PlainError(BaseModel):
+    """What all other paths say."""
+
+    error: str
+
+
+def documented(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For FastAPI's ``responses``: what an endpoint may answer besides what was asked for."""
+    model = OpenAIError if path.startswith(OPENAI) else PlainError
+    return {status: {"model": model, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def tell(app: FastAPI) -> None:
+    """Have ``app`` answer every error in these forms."""
+
+    def answer(request: Request, problem: Problem) -> JSONResponse:
+        return problem.response(request.url.path)
+
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, error: Problem) -> JSONResponse:
+        return answer(request, error)
+
+    @app.exception_handler(RequestError)
+    @app.exception_handler(UsageError)
+    async def _refused(request: Request, error: RequestError | UsageError) -> JSONResponse:
+        return answer(request, Problem(400, str(error)))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(request, invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        status = error.status_code
+        sentence = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
+        return answer(request, Problem(status, sentence.get(status, str(error.detail)), headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+        return answer(request, internal(error))
+
+
+def internal(error: Exception) -> Problem:
+    """What nobody foresaw: the whole story to standard error, none of it to the client."""
+    click.echo(f"mpgpt: internal error: {type(error).__name__}: {error}", err=True)
+    traceback.print_exception(error, file=sys.stderr)
+    return Problem(500, "internal error; the server's standard error says more")
+
+
+def invalid(errors: Any) -> Problem:
+    """The first thing that is wrong with a body, with its place in it."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is no JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing" and not place:
+        message = "there is no body"
+    return Problem(400, f"{place}: {message}" if place else message, param=place or None)

@@ -1,0 +1,153 @@
+"""`mpgpt serve`: the ring, and the API on rank 0.
+
+Knows: where to listen, who may come in, which thread does what, how it ends.
+Must not know: endpoints.
+
+The main thread is the engine's, the only one that calls MPI; uvicorn has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import uvicorn
+
+from mpgpt.agreement import Behind
+from mpgpt.engine import Engine
+from mpgpt.errors import UsageError
+from mpgpt.link import World
+from mpgpt.ring import Ring
+from mpgpt.run import Run
+from mpgpt_api.app import Served, make_app
+from mpgpt_api.guard import Access, is_loopback, origins, read_keys
+from mpgpt_api.service import Limits, Service
+
+PORT = 8000
+PARTING_S = 2
+"""How long those who are being answered have to hear that the server stops."""
+END_S = 5.0
+"""After so long an end that does not come about is forced."""
+
+
+class Serve:
+    """A job for the command line: ``form`` on every rank, ``lead`` on rank 0."""
+
+    def __init__(self, options: Mapping[str, Any], *, home: Path, config: Path | None, behind: Behind) -> None:
+        self._options = options
+        self._run = Run(options, home=home, file=config, behind=behind)
+
+    def form(self, world: World) -> Ring:
+        return self._run.form(world, self._prepare)
+
+    def _prepare(self) -> None:
+        """All that can be wrong is found before anything is loaded, a port that is taken too."""
+        options, web = self._options, self._run.config.web_interface
+        host = options["host"] or web.host or "127.0.0.1"
+        port = options["port"] if options["port"] is not None else web.api_port or web.port or PORT
+        local = is_loopback(host)
+        key_file = options["api_key_file"] or (Path(web.api_key_file) if web.api_key_file else None)
+        self._access = Access(
+            keys=read_keys(key_file) if key_file else (),
+            origins=origins(options["origins"] or web.origins),
+            local=local and not key_file,
+        )
+        if not local and not key_file and not options["insecure"]:
+            raise UsageError(
+                f"on {host} everybody who reaches this machine could use it: give --api-key-file FILE, or --insecure "
+                "if that is meant"
+            )
+        self._limits = Limits(
+            queue=web.queue if options["queue"] is None else options["queue"],
+            time_s=options["time_limit"] or web.time_limit_s,
+        )
+        self._socket = _bind(host, port)
+
+    def lead(self, ring: Ring) -> int:
+        """Serve until somebody ends it; the exit status."""
+        engine = self._run.engine(ring)
+        served = Served(
+            engine=engine, run=self._run, places=tuple(ring.places), slots=ring.slots, model=_public(self._run.model),
+            dtype=self._run.dtype,
+        )  # fmt: skip
+        services: list[Service] = []
+        app = make_app(served, self._access, self._limits, started=services.append)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PARTING_S,
+                timeout_keep_alive=30,
+            )
+        )  # fmt: skip
+        thread = threading.Thread(target=server.run, args=([self._socket],), name="API", daemon=True)
+        with _ended_by_signals(engine, server, services):
+            self._socket.listen(128)
+            thread.start()
+            self._announce(ring)
+            engine.run()
+            thread.join(PARTING_S + 1.0)
+        engine.stop()
+        return 0
+
+    def _announce(self, ring: Ring) -> None:
+        address, port = self._socket.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        layers = ", ".join(f"{place.node.host} {place.span or '-'}" for place in ring.places)
+        name = _public(self._run.model)
+        click.echo(f"mpgpt serves {name} at http://{shown}:{port} (layers: {layers}); Ctrl-C ends it", err=True)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host} is no address of this machine: {error}") from None
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return bound
+
+
+def _public(model: str) -> str:
+    """A model's name without the way to its folder, which is nobody's business."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+@contextlib.contextmanager
+def _ended_by_signals(engine: Engine, server: uvicorn.Server, services: list[Service]) -> Iterator[None]:
+    """SIGINT and SIGTERM end it in order: nothing comes in, who waits is told, the ring stops. The second one, or
+    ``END_S``, ends it at once."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        forced = threading.Timer(END_S, os._exit, (128 + signum,))
+        forced.daemon = True
+        forced.start()
+        threading.Thread(target=part, daemon=True).start()
+
+    def part() -> None:
+        """On a thread of its own: a signal interrupts whoever holds a lock."""
+        for service in services:
+            service.run_in_loop(service.stop)
+        server.should_exit = True
+        engine.close()
+
+    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

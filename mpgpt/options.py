@@ -1,0 +1,90 @@
+"""Options that several commands have.
+
+Knows: names, types and help of options.
+Must not know: commands, or what options do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from mpgpt.config import DtypeName
+
+Option = Callable[[Any], Any]
+
+
+def group(*options: Option) -> Option:
+    """Several options as one decorator; ``--help`` shows them in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+source = group(
+    click.option("--model", help="A folder, or a name that `mpgpt pull` knows; pulled where it is absent."),
+    click.option(
+        "--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]"
+    ),
+)
+"""Which model, and which settings."""
+
+decoding = group(
+    click.option("--max-new-tokens", type=click.IntRange(1, 1_000_000)),
+    click.option("--strategy", type=click.Choice(["greedy", "sampling", "top_k", "top_p"])),
+    click.option("--temperature", type=float),
+    click.option("--top-k", type=int, help="Only the K most probable tokens."),
+    click.option("--top-p", type=float, help="Only the most probable tokens that together reach P."),
+    click.option("--min-p", type=float, help="Only tokens at least P times as probable as the most probable."),
+    click.option("--repetition-penalty", type=float, help="Above 1: less of what was already said."),
+    click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text, on any cluster."),
+)
+"""How tokens are chosen."""
+
+prompting = group(
+    click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token."),
+    click.option(
+        "--chat/--raw", "chat", default=None, help="Through the chat template or not.  [default: if there is one]"
+    ),
+    click.option("--system", help="The system message of a chat."),
+    click.option(
+        "--drafts/--no-drafts", "drafts", default=None,
+        help="Foretell tokens from what was said before; faster or not, the same text.  [default: drafts]",
+    ),
+)  # fmt: skip
+"""How a prompt becomes a sequence."""
+
+ring = group(
+    click.option("--dtype", type=click.Choice(get_args(DtypeName))),
+    click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]'),
+    click.option(
+        "--objective", type=click.Choice(["throughput", "latency"]), help="What measured layers are to serve."
+    ),
+    click.option(
+        "--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]"
+    ),
+    click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were."),
+    click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]"),
+    click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]"),
+    click.option(
+        "--context", type=click.IntRange(2), help="Tokens of a sequence at most.  [default: the model's, up to 4096]"
+    ),
+)
+"""How the ring is formed."""
+
+asked = group(
+    click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What to be best at."),
+    click.option("--dtype", type=click.Choice(get_args(DtypeName))),
+    click.option("--sequences", type=click.IntRange(1, 1_000_000), help="How many.  [default: the file's]"),
+    click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
+    click.option("--new-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
+    click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, too."),
+)
+"""What a plan or a simulation is for."""
