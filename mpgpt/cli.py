@@ -306,7 +306,7 @@ def _set_mpi_defaults() -> None:
 
 
 def _launched(given: Mapping[str, Any]) -> tuple[Launcher | None, Path | None]:
-    """The launcher above this process, and the settings file: the one that was given, or the one beside its hostfile."""
+    """The launcher above this process, and the settings file: the one given, or the one beside its hostfile."""
     _set_mpi_defaults()
     launcher = _launcher()
     return launcher, given["config"] or (launcher.config if launcher else None)

@@ -220,7 +220,7 @@ class Account:
     compute_s: float
     """In the stage."""
     wait_s: float
-    """For frames from the rank before."""
+    """For frames from the rank before; on rank 0 for requests too."""
     send_s: float
     """Making frames, and handing them over."""
     other_s: float

@@ -19,7 +19,7 @@ from mpgpt.architecture import read_config
 from mpgpt.core import Node, Row, Span, Step
 from mpgpt.drafts import ROW_COST
 from mpgpt.engine import Engine
-from mpgpt.ledger import Ledger
+from mpgpt.ledger import OTHER, WAIT, Ledger
 from mpgpt.link import World
 from mpgpt.model import Slice
 from mpgpt.pipeline import Pipeline, relay, stand_by
@@ -156,10 +156,13 @@ class Ring:
         depth = 1 if len(s.members) == 1 else s.stages + 1
         ledger = Ledger(self.world.rank)
         pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, ledger, self._idle)
-        return Engine(
-            pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring,
-            sleep=lambda: bell.sleep(60.0),
-        )  # fmt: skip
+
+        def sleep() -> None:
+            ledger.enter(WAIT)  # for requests, here
+            bell.sleep(60.0)
+            ledger.enter(OTHER)
+
+        return Engine(pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring, sleep=sleep)
 
     def serve(self) -> None:
         """Every other rank's life: until rank 0 stops the ring."""

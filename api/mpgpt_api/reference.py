@@ -130,10 +130,7 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
     @router.get("/health", responses=documented("/health", 403))
     async def health() -> Health:
         """Whether answers can be expected. Needs no key, asks no rank, and is answered at once."""
-        ranks = [
-            RankHealth(rank=p.node.rank, kind="ipad" if p.node.kind == "ipad" else "cpu", state=watch.state(p.node.rank))
-            for p in watch.places
-        ]  # fmt: skip
+        ranks = [RankHealth(rank=rank.rank, kind=rank.kind, state=rank.state) for rank in watch.ranks()]
         status = _status(service, watch)
         return Health(status=status, healthy=status not in ("stalled", "stopping"), model=model, ranks=ranks)
 

@@ -90,7 +90,6 @@ class Serve:
         )  # fmt: skip
         thread = threading.Thread(target=server.run, args=([self._socket],), name="API", daemon=True)
         with _ended_by_signals(engine, server, services):
-            self._socket.listen(128)
             thread.start()
             self._announce(ring)
             engine.run()
@@ -115,6 +114,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(128)  # who comes while the model loads waits; and of two servers one notices at once
     except OSError as error:
         bound.close()
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}") from None

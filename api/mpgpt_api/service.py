@@ -4,8 +4,8 @@ Knows: how many answers may be under way, how long one may take, whose slot is t
 Must not know: HTTP, JSON, or MPI.
 
 The event loop calls ``open``; the engine calls back on its own thread, which only puts a piece into the loop's queue.
-A job is closed by whoever opened it, whatever happened: what of it still runs is cancelled then, and its slot is free at
-the next step.
+A job is closed by whoever opened it, whatever happened: what of it still runs is cancelled then, and its slot is free
+at the next step.
 """
 
 from __future__ import annotations

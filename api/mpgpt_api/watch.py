@@ -3,8 +3,8 @@
 Knows: places, accounts, and how long ago the ring was heard.
 Must not know: HTTP, requests, text.
 
-Nobody is asked while nobody looks: an idle cluster stays asleep. Whoever looks gets accounts that are ``FRESH_S`` old at
-most, or the last there are if the ring is too busy to answer at once.
+Nobody is asked while nobody looks: an idle cluster stays asleep. Whoever looks gets accounts that are ``FRESH_S`` old
+at most, or the last there are if the ring is too busy to answer at once.
 """
 
 from __future__ import annotations
