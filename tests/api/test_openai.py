@@ -1,0 +1,377 @@
+"""OpenAI's endpoints, as OpenAI's own client sees them; what is true of tokens and chances, transformers says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+import transformers
+
+from tests.api.rig import TEMPLATE, Server, events, serving, until
+
+PROMPT = "Once upon a time"
+MESSAGES: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def theirs(truth: Any, ids: list[int], new: int) -> list[int]:
+    """transformers' greedy tokens."""
+    given = torch.tensor([ids])
+    made = truth.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=new)
+    tokens: list[int] = made[0, len(ids) :].tolist()
+    return tokens
+
+
+def text_of(server: Server, ids: list[int]) -> str:
+    stream = server.run.tokenizer.stream()
+    for token in ids:
+        stream.push(token)
+    stream.finish()
+    return stream.text
+
+
+def test_models(client: openai.OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.owned_by) == ("tiny", "mpgpt")
+    assert client.models.retrieve("tiny") == model
+
+
+def test_a_completion_is_what_transformers_says(server: Server, client: openai.OpenAI, truth: Any) -> None:
+    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=12)
+    ids = theirs(truth, server.run.tokenizer.encode(PROMPT), 12)
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason, choice.index) == (text_of(server, ids), "length", 0)
+    assert answer.usage and answer.usage.model_dump(exclude_none=True) == {
+        "prompt_tokens": len(PROMPT), "completion_tokens": 12, "total_tokens": len(PROMPT) + 12,
+    }  # fmt: skip
+    assert answer.model == "tiny" and answer.id.startswith("cmpl-") and answer.system_fingerprint
+
+
+def test_a_chat_goes_through_the_template(server: Server, client: openai.OpenAI, truth: Any) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_completion_tokens=9)
+    rendered = "[system]Be kind.\n[user]Hello?\n[answer]"
+    assert TEMPLATE.count("[answer]") == 1
+    ids = theirs(truth, server.run.tokenizer.encode(rendered), 9)
+    (choice,) = answer.choices
+    assert (choice.message.role, choice.message.content) == ("assistant", text_of(server, ids))
+    assert choice.logprobs is None and choice.finish_reason == "length"
+    parts: Any = [
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]},
+        {"role": "user", "content": "Hello?"},
+    ]
+    same = client.chat.completions.create(model="tiny", messages=parts, max_tokens=9)
+    assert same.choices[0].message.content == choice.message.content
+
+
+def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=30, temperature=0.9, seed=5)
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny", messages=MESSAGES, max_tokens=30, temperature=0.9, seed=5, stream=True,
+            stream_options={"include_usage": True},
+        )
+    )  # fmt: skip
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    told = [chunk.choices[0] for chunk in chunks[:-1]]
+    assert "".join(choice.delta.content or "" for choice in told) == whole.choices[0].message.content
+    assert [choice.finish_reason for choice in told] == [None] * (len(told) - 1) + ["length"]
+    assert len(told) > 5 and len({chunk.id for chunk in chunks}) == 1
+    pieces = list(client.completions.create(model="tiny", prompt=PROMPT, max_tokens=20, stream=True))
+    again = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=20)
+    assert "".join(piece.choices[0].text for piece in pieces) == again.choices[0].text
+    assert pieces[-1].choices[0].finish_reason == "length" and pieces[0].usage is None
+
+
+def test_streams_end_as_openais_do(server: Server) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 3, "stream": True}
+    told = events(server.post("/v1/completions", body))
+    assert told[-1] == "[DONE]" and all("usage" not in chunk for chunk in told[:-1])
+    told = events(server.post("/v1/completions", body | {"stream_options": {"include_usage": True}}))
+    assert all(chunk["usage"] is None for chunk in told[:-2])
+    assert told[-2]["usage"]["completion_tokens"] == 3 and told[-2]["choices"] == []
+
+
+def test_the_same_seed_is_the_same_text_and_choices_differ(client: openai.OpenAI) -> None:
+    """Choice n has the seed counted up by n, so that each can be had again alone."""
+    more: Any = {"model": "tiny", "messages": MESSAGES, "max_tokens": 12, "temperature": 1.2, "top_p": 0.95}
+    both = client.chat.completions.create(**more, seed=7, n=2)
+    assert [choice.index for choice in both.choices] == [0, 1]
+    texts = [choice.message.content for choice in both.choices]
+    for n, text in enumerate(texts):
+        alone = client.chat.completions.create(**more, seed=7 + n)
+        assert alone.choices[0].message.content == text
+    assert texts[0] != texts[1]
+    assert both.usage and both.usage.completion_tokens == 24
+    alone = client.chat.completions.create(**more, seed=7)
+    assert alone.usage and both.usage.prompt_tokens == alone.usage.prompt_tokens, "a prompt counts once"
+    unseeded = {client.chat.completions.create(**more).choices[0].message.content for _ in range(4)}
+    assert len(unseeded) > 1, "without a seed each has its own"
+
+
+def test_choices_of_a_stream_are_told_apart(client: openai.OpenAI) -> None:
+    more: Any = {"model": "tiny", "messages": MESSAGES, "max_tokens": 12, "temperature": 1.2, "seed": 7, "n": 3}
+    whole = [choice.message.content for choice in client.chat.completions.create(**more).choices]
+    texts, reasons = ["", "", ""], [0, 0, 0]
+    for chunk in client.chat.completions.create(**more, stream=True):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        reasons[choice.index] += choice.finish_reason is not None
+    assert texts == whole and reasons == [1, 1, 1]
+
+
+def test_several_prompts_of_text_or_ids(server: Server, client: openai.OpenAI) -> None:
+    prompts = ["One", "Two two", "Three three three"]
+    answer = client.completions.create(model="tiny", prompt=prompts, max_tokens=5, n=2, seed=1)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    ids = [server.run.tokenizer.encode(prompt) for prompt in prompts]
+    assert client.completions.create(model="tiny", prompt=ids, max_tokens=5, n=2, seed=1).choices == answer.choices
+    assert answer.usage and answer.usage.prompt_tokens == sum(map(len, ids))
+    for at, one in enumerate(ids):
+        alone = client.completions.create(model="tiny", prompt=one, max_tokens=5)
+        assert alone.choices[0].text == answer.choices[2 * at].text
+
+
+@pytest.mark.parametrize("stop", ["x", ["x", "q!"]])
+def test_a_stop_ends_the_text_before_it(server: Server, stop: Any) -> None:
+    """A stop that is in the text: whatever character comes fifth."""
+    plain = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 40}).json()["choices"][0]["text"]
+    mark = plain[5]
+    stops = mark if isinstance(stop, str) else [mark, *stop[1:]]
+    answer = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 40, "stop": stops}).json()
+    assert answer["choices"][0]["text"] == plain[: plain.index(mark)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] < 40
+    told = events(server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 40, "stop": stops, "stream": True}))
+    assert "".join(chunk["choices"][0]["text"] for chunk in told[:-1]) == answer["choices"][0]["text"]
+
+
+def test_an_end_token_ends_the_text(folder: Path) -> None:
+    """It is counted, and not said."""
+    with serving(folder, ignore_eos=False) as server:
+        server.run.tokenizer.stop_ids = frozenset()
+        ids = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "logprobs": 0}).json()
+        third = server.run.tokenizer
+        tokens = ids["choices"][0]["logprobs"]["tokens"]
+        wanted = [id for id in range(257) if third.bytes_of(id).decode(errors="replace") == tokens[2]]
+        server.run.tokenizer.stop_ids = frozenset(wanted)
+        ended = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "logprobs": 0}).json()
+    (choice,) = ended["choices"]
+    first = tokens.index(tokens[2])
+    assert choice["finish_reason"] == "stop" and ended["usage"]["completion_tokens"] == first + 1
+    assert choice["logprobs"]["tokens"] == tokens[:first]
+
+
+# -- log probabilities
+
+
+def test_logprobs_are_transformers_log_softmax(server: Server, client: openai.OpenAI, truth: Any) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=6, logprobs=True, top_logprobs=5, temperature=0.7, seed=3
+    )
+    content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
+    assert content and len(content) == 6
+    ids = server.run.tokenizer.encode("[system]Be kind.\n[user]Hello?\n[answer]")
+    with torch.inference_mode():
+        for token in content:
+            logs = truth(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            best = logs.topk(5)
+            assert [likely.logprob for likely in token.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-4)
+            named = [server.run.tokenizer.bytes_of(id) for id in best.indices.tolist()]
+            assert [bytes(likely.bytes or []) for likely in token.top_logprobs] == named
+            (id,) = [id for id in range(300) if logs[id].item() == pytest.approx(token.logprob, abs=1e-4)]
+            assert bytes(token.bytes or []) == server.run.tokenizer.bytes_of(id)
+            ids.append(id)
+
+
+def test_a_streams_logprobs_are_the_whole_answers(client: openai.OpenAI, server: Server) -> None:
+    more: Any = {"model": "tiny", "messages": MESSAGES, "max_tokens": 8, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**more).choices[0].logprobs
+    told = [chunk.choices[0].logprobs for chunk in client.chat.completions.create(**more, stream=True)]
+    pieces = [token for logprobs in told if logprobs for token in logprobs.content or []]
+    assert whole and pieces == whole.content and len(pieces) == 8
+    body = {"prompt": PROMPT, "max_tokens": 8, "logprobs": 2}
+    old = server.post("/v1/completions", body).json()["choices"][0]["logprobs"]
+    assert [len(old[key]) for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [8] * 4
+    chunks = events(server.post("/v1/completions", body | {"stream": True}))[:-1]
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    for key in old:
+        assert [each for part in parts if part for each in part[key]] == old[key]
+    assert (
+        server.post("/v1/completions", body | {"logprobs": 0}).json()["choices"][0]["logprobs"]["top_logprobs"] is None
+    )
+
+
+# -- penalties and the rest
+
+
+def test_penalties_keep_from_saying_it_again(server: Server) -> None:
+    """What they do to logits is the sampler's test; here they arrive."""
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60}
+    plain = server.post("/v1/completions", body).json()["choices"][0]["text"]
+    lowered = server.post("/v1/completions", body | {"frequency_penalty": 2, "presence_penalty": 2}).json()
+    assert lowered["choices"][0]["text"] != plain
+    assert server.post("/v1/completions", body | {"presence_penalty": 0}).json()["choices"][0]["text"] == plain
+
+
+def test_keys_that_are_not_known_are_passed_over(server: Server) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 3, "user": "me", "store": False, "something": {"new": [1]}, "n": None}
+    assert server.post("/v1/completions", body).status_code == 200
+
+
+# -- errors
+
+
+def test_errors_are_those_of_openais_client(server: Server, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="the model gpt-9 is not here; this server runs tiny") as missing:
+        client.completions.create(model="gpt-9", prompt="x")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match=r"512 tokens.*511") as long:
+        client.completions.create(model="tiny", prompt="x" * 512)
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="tools are not supported"):
+        tool: Any = {"type": "function", "function": {"name": "f"}}
+        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=[tool])
+    with pytest.raises(openai.BadRequestError, match="temperature") as hot:
+        client.completions.create(model="tiny", prompt="x", temperature=-1)
+    assert hot.value.param == "temperature"
+
+
+BAD: dict[str, tuple[str, Any]] = {
+    "no JSON": ("/v1/completions", b"{"),
+    "no object": ("/v1/completions", b"[]"),
+    "nothing": ("/v1/completions", b""),
+    "no prompt": ("/v1/completions", {}),
+    "an empty prompt": ("/v1/completions", {"prompt": ""}),
+    "no prompts": ("/v1/completions", {"prompt": []}),
+    "an empty list of ids": ("/v1/completions", {"prompt": [[]]}),
+    "a negative id": ("/v1/completions", {"prompt": [-1]}),
+    "an id that the model lacks": ("/v1/completions", {"prompt": [300]}),
+    "text and ids": ("/v1/completions", {"prompt": ["a", 1]}),
+    "too many prompts": ("/v1/completions", {"prompt": ["a"] * 17}),
+    "half a character": ("/v1/completions", b'{"prompt": "\\ud83d"}'),
+    "no tokens": ("/v1/completions", {"prompt": "a", "max_tokens": 0}),
+    "half a token": ("/v1/completions", {"prompt": "a", "max_tokens": 1.5}),
+    "tokens in words": ("/v1/completions", {"prompt": "a", "max_tokens": "many"}),
+    "n 0": ("/v1/completions", {"prompt": "a", "n": 0}),
+    "n 17": ("/v1/completions", {"prompt": "a", "n": 17}),
+    "five stops": ("/v1/completions", {"prompt": "a", "stop": ["a", "b", "c", "d", "e"]}),
+    "an empty stop": ("/v1/completions", {"prompt": "a", "stop": ""}),
+    "a long stop": ("/v1/completions", {"prompt": "a", "stop": "x" * 201}),
+    "top_p 0": ("/v1/completions", {"prompt": "a", "top_p": 0}),
+    "top_p 2": ("/v1/completions", {"prompt": "a", "top_p": 2}),
+    "top_k -1": ("/v1/completions", {"prompt": "a", "top_k": -1}),
+    "a temperature that is none": ("/v1/completions", b'{"prompt": "a", "temperature": NaN}'),
+    "an endless temperature": ("/v1/completions", b'{"prompt": "a", "temperature": 1e999}'),
+    "a seed below 0": ("/v1/completions", {"prompt": "a", "seed": -1}),
+    "a seed too large": ("/v1/completions", {"prompt": "a", "seed": 2**63}),
+    "frequency_penalty 3": ("/v1/completions", {"prompt": "a", "frequency_penalty": 3}),
+    "logprobs 21": ("/v1/completions", {"prompt": "a", "logprobs": 21}),
+    "logit_bias": ("/v1/completions", {"prompt": "a", "logit_bias": {"5": 1}}),
+    "echo": ("/v1/completions", {"prompt": "a", "echo": True}),
+    "suffix": ("/v1/completions", {"prompt": "a", "suffix": "b"}),
+    "best_of": ("/v1/completions", {"prompt": "a", "best_of": 3}),
+    "stream_options without a stream": ("/v1/completions", {"prompt": "a", "stream_options": {}}),
+    "no messages": ("/v1/chat/completions", {"messages": []}),
+    "messages of text": ("/v1/chat/completions", {"messages": "hello"}),
+    "a strange role": ("/v1/chat/completions", {"messages": [{"role": "king", "content": "a"}]}),
+    "no content": ("/v1/chat/completions", {"messages": [{"role": "user"}]}),
+    "an image": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+    "too many messages": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}] * 1001}),
+    "top_logprobs alone": ("/v1/chat/completions", {"messages": MESSAGES, "top_logprobs": 2}),
+    "a JSON answer": ("/v1/chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}),
+}
+
+
+@pytest.mark.parametrize("path, body", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_a_sentence(server: Server, path: str, body: Any) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = server.post(path, None, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    (error,) = answer.json().values()
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert len(error["message"]) > 10 and "Traceback" not in answer.text
+    assert not server.service._streams
+
+
+def test_other_methods_and_paths(server: Server) -> None:
+    answer = server.get("/v1/completions")
+    assert answer.status_code == 405 and answer.json()["error"]["message"] == "GET is not for this path"
+    assert server.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+
+
+# -- who goes away, and who is too many
+
+
+def test_a_client_that_goes_away_frees_its_slot(server: Server) -> None:
+    body: Any = {"model": "tiny", "prompt": PROMPT, "max_tokens": 400}
+    with server.slow():
+        with server.client().completions.create(**body, stream=True) as stream:
+            next(iter(stream))
+            assert server.engine.running == 1
+        until(lambda: not server.engine.running, 2.0)
+        with pytest.raises(openai.APITimeoutError):
+            server.client(timeout=0.3).completions.create(**body)
+        until(lambda: not server.engine.running, 2.0)
+        with pytest.raises(openai.APITimeoutError):
+            server.client(timeout=0.3).completions.create(**body, n=8)
+        until(lambda: not server.engine.running and not server.engine.waiting, 2.0)
+    server.idle()
+
+
+def test_a_full_queue_says_when_to_come_back(folder: Path) -> None:
+    from mpgpt_api.service import Limits
+
+    with serving(folder, max_sequences=2, limits=Limits(queue=1)) as server:
+        body: Any = {"model": "tiny", "prompt": PROMPT, "max_tokens": 60}
+        with server.slow():
+            texts: list[str] = []
+
+            def ask() -> None:
+                texts.append(server.client().completions.create(**body).choices[0].text)
+
+            clients = [threading.Thread(target=ask) for _ in range(3)]
+            for thread in clients:
+                thread.start()
+            until(lambda: server.engine.running == 2 and server.engine.waiting == 1)
+            with pytest.raises(openai.RateLimitError, match="the queue is full") as full:
+                server.client().completions.create(**body)
+            assert 1 <= int(full.value.response.headers["retry-after"]) <= 60
+            assert server.get("/health").json() | {"ranks": 0} == {
+                "status": "busy", "healthy": True, "model": "tiny", "ranks": 0,
+            }  # fmt: skip
+        for thread in clients:
+            thread.join()
+        assert len(texts) == 3 and len(set(texts)) == 1
+        server.idle()
+        with pytest.raises(openai.BadRequestError, match="4 answers are more than"):
+            server.client().completions.create(**body, n=4)
+
+
+def test_an_answer_that_takes_too_long_is_ended(folder: Path) -> None:
+    from mpgpt_api.service import Limits
+
+    with serving(folder, limits=Limits(time_s=0.4)) as server, server.slow():
+        body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 400}
+        answer = server.post("/v1/completions", body)
+        assert answer.status_code == 504 and answer.headers["x-should-retry"] == "false"
+        assert answer.json()["error"]["code"] == "timeout"
+        told = events(server.post("/v1/completions", body | {"stream": True}))
+        assert told[0]["choices"][0]["text"] and told[-1]["error"]["code"] == "timeout"
+        told = events(server.post("/chat", {"text": PROMPT, "max_tokens": 400}))
+        assert told[-1] == {"error": "the answer took longer than this server allows", "done": True}
+        until(lambda: not server.engine.running, 2.0)
