@@ -35,7 +35,7 @@ from mpgpt_ios.frames import VERSION
 from mpgpt_ios.listening import Asked, NodeSession
 from mpgpt_ios.messages import Ask, Code, Data, Load, Offer, Reset
 from mpgpt_ios.session import SessionError
-from mpgpt_ios.store import Arrival, Store
+from mpgpt_ios.store import Arrival, NoRoom, Store
 
 TICK_S = 0.2
 RECEIVE = 256 << 10
@@ -262,7 +262,7 @@ class Visit:
         try:
             arrival = self._arrival = self._node.receive(offer)
         except ModelError as error:
-            self._refuse("NO_SPACE" if "no room" in str(error) else "BAD_BUNDLE", error)
+            self._refuse(error)
         self._session.want(arrival.have)
         if arrival.have == arrival.total:
             self._store(b"")
@@ -275,9 +275,10 @@ class Visit:
                 self._bundle = self._arrival.finish()
                 self._session.stored()
         except ModelError as error:
-            self._refuse("BAD_BUNDLE", error)
+            self._refuse(error)
 
-    def _refuse(self, code: Code, error: MpgptError) -> NoReturn:
+    def _refuse(self, error: MpgptError, code: Code = "BAD_BUNDLE") -> NoReturn:
+        code = "NO_SPACE" if isinstance(error, NoRoom) else code
         self._session.trouble(code, str(error))
         raise SessionError(str(error), code)
 
@@ -298,7 +299,7 @@ class Visit:
         try:
             loaded = self._node.load(bundle)
         except MpgptError as error:
-            self._post(partial(self._refuse, "LOAD_FAILED", error))
+            self._post(partial(self._refuse, error, "LOAD_FAILED"))
             return
 
         def tell() -> None:
