@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from tests.models import save_random
 pytest.importorskip("coremltools")
 
 from mpgpt_ios import convert as conversion
+from mpgpt_ios import convert_command
 from mpgpt_ios.blocks import Decode, Prefill, build
 from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.check import check
@@ -289,3 +293,34 @@ def test_on_the_command_line(folders: dict[str, Path], tmp_path: Path) -> None:
     assert run.returncode == 0 and not run.stderr.strip(), run.stderr
     assert Bundle.at(out).hash.hex()[:12] in run.stdout and "self-test within 0.0" in run.stdout
     assert f"package: {out}" in run.stdout and "its layers are 1 to 2" in run.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
+    folders: dict[str, Path], bundles: dict[str, tuple[Bundle, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+
+    def slow(*args: Any, report: Callable[[str], None], **more: Any) -> tuple[Bundle, float]:
+        with conversion._quiet():
+            for line in ("reading layers", "converting prefill"):
+                report(line)
+                print("a library's bar", file=sys.stderr)
+                deadline = time.monotonic() + 10.0
+                while line not in terminal.getvalue():
+                    assert time.monotonic() < deadline, "it is not seen"
+                    time.sleep(0.01)
+        return bundles["gpt2"]
+
+    monkeypatch.setattr(convert_command, "convert", slow)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    convert_command.run_convert(
+        model=str(folders["gpt2"]), layers="1-2", out=tmp_path / "a.mlpackage", slots=1, context=32, chunk=8,
+        weights="float16", home=tmp_path,
+    )  # fmt: skip
+    assert sys.stderr is terminal and "a library's bar" not in terminal.getvalue()
