@@ -40,6 +40,7 @@ TICK_S = 0.2
 RECEIVE = 256 << 10
 TOLD_S = 5.0
 """How often a proxy hears that loading goes on."""
+LAST_WORDS_S = 1.0
 STRANGERS = 8
 """Connections at once that have not proved themselves yet."""
 
@@ -164,9 +165,21 @@ class Visit:
                 if self._session.late(time.monotonic()):
                     raise SessionError("it did not prove itself in time")
         finally:
-            with contextlib.suppress(OSError):  # the reason, if there is one
-                self._socket.settimeout(TICK_S)
-                self._socket.sendall(self._session.out)
+            if self._session.out:
+                with contextlib.suppress(OSError):
+                    self._say_why()
+
+    def _say_why(self) -> None:
+        """The last words. What is still coming is read until the other end has closed, or for a while: closed over
+        unread bytes, a connection is reset, and the words may be lost with it."""
+        self._socket.settimeout(TICK_S)
+        self._socket.sendall(self._session.out)
+        self._socket.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + LAST_WORDS_S
+        while (left := deadline - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            if not self._socket.recv(RECEIVE):
+                break
 
     def leave(self) -> None:
         """End it, from another thread."""

@@ -327,11 +327,12 @@ def test_a_node_whose_disk_is_full_says_so(
         raise NoRoom("the disk is full")
 
     monkeypatch.setattr(NodeSession, "trouble", trouble)
-    monkeypatch.setattr(*((Store, "receive") if when == "before it comes" else (Arrival, "write")), full)
+    owner, name = (Store, "receive") if when == "before it comes" else (Arrival, "write")
+    monkeypatch.setattr(owner, name, full)
     with serving(folder, tmp_path) as (node, executor):
         proxy = proxies(node.port)
         assert not proxy.client.settle() and not executor.calls
-        assert "the disk is full" in proxy.said[-1] and codes[0] == "NO_SPACE"
+        assert "the disk is full" in proxy.said[-1] and codes[0] == "NO_SPACE", (proxy.said, codes)
         assert not proxy.go(STEPS[0])
 
 
