@@ -206,15 +206,36 @@ Script = list[tuple[str, list[tuple[int, int, int]]]]
 
 def script(slots: int, context: int, chunk: int) -> Script:
     """What a self-test does: (kind, [(slot, position, tokens)]). Prompts one after another, one of them longer than a
-    chunk; single tokens at different positions; a slot used again."""
-    a, b, c = 0, min(1, slots - 1), min(2, slots - 1)
-    long = min(chunk + 3, context - 8)
-    calls: Script = [("prefill", [(a, 0, long)]), ("decode", [(a, long, 1)])]
+    chunk; single tokens at different positions; in every slot decodes one after another, since what one writes only a
+    later one reads back; a slot used again, nearly all of which decodes write, so that a write that is lost weighs
+    more than rounding; and a last look at what the other slots held meanwhile."""
+    calls: Script = []
+    filled: dict[int, int] = {}
+
+    def prefill(slot: int, tokens: int) -> None:
+        calls.append(("prefill", [(slot, 0, tokens)]))
+        filled[slot] = tokens
+
+    def decode(*those: int) -> None:
+        calls.append(("decode", [(slot, filled[slot], 1) for slot in those]))
+        filled.update({slot: filled[slot] + 1 for slot in those})
+
+    prefill(0, min(chunk + 3, context - 8))
+    decode(0)
+    decode(0)
     if slots > 1:
-        calls += [("prefill", [(b, 0, 5)]), ("decode", [(a, long + 1, 1), (b, 5, 1)])]
+        prefill(1, 5)
+        decode(0, 1)
+        decode(1, 0)
     if slots > 2:
-        calls += [("prefill", [(c, 0, 2)]), ("decode", [(c, 2, 1), (a, long + 2, 1), (b, 6, 1)])]
-    return [*calls, ("prefill", [(a, 0, 3)]), ("decode", [(a, 3, 1)])]
+        prefill(2, 2)
+        decode(2, 0, 1)
+        decode(2)
+    prefill(0, 1)
+    for _ in range(8):
+        decode(0)
+    decode(*sorted(filled))
+    return calls
 
 
 def _write_selftest(

@@ -6,6 +6,7 @@ Must not know: how a package is made or checked.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -30,7 +31,7 @@ def run_convert(
     spans = [span for span in parse_layers(layers) if span]
     if len(spans) != 1 or "," in layers:
         raise UsageError(f"--layers {layers}: one range, such as 4-7, makes one package")
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # this very one: while it converts, what writes to sys.stderr is not heard
     folder = find(model, home) or pull(model, home=home, report=lambda line: click.echo(line, err=True))
     with console.status("converting") as status:
         bundle, difference = convert(

@@ -1,7 +1,8 @@
 """The Python stand-in for the iPad: listens, takes a package, runs it, answers.
 
 Knows: sockets, threads, which proxy is being served, what to do for each message.
-Must not know: bytes on the wire (``listening.py``), how a package is run (``execute.py``) or kept (``store.py``).
+Must not know: bytes on the wire (``listening.py``), how a package is loaded (``computing.py``), run (``execute.py``) or
+kept (``store.py``).
 
 Each connection has a thread, which alone touches its session; one more thread computes, so that a PING is answered
 while it does. There is one cache, so one proxy is served: one that proves itself takes over from the one before, whose
@@ -13,45 +14,35 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import queue
 import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-import numpy as np
 import psutil
 
 from mpgpt import __version__
 from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
 from mpgpt_ios.bundle import Bundle
-from mpgpt_ios.execute import BadPosition, Executor, run_selftest
+from mpgpt_ios.computing import Computing
+from mpgpt_ios.execute import BadPosition, Executor
 from mpgpt_ios.frames import VERSION
 from mpgpt_ios.listening import Asked, NodeSession
 from mpgpt_ios.messages import Ask, Code, Data, Load, Offer, Reset
 from mpgpt_ios.session import SessionError
-from mpgpt_ios.store import Arrival, Store
+from mpgpt_ios.store import Arrival, NoRoom, Store
 
 TICK_S = 0.2
 RECEIVE = 256 << 10
 TOLD_S = 5.0
 """How often a proxy hears that loading goes on."""
+LAST_WORDS_S = 1.0
 STRANGERS = 8
 """Connections at once that have not proved themselves yet."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A package that is ready to run."""
-
-    bundle: Bundle
-    executor: Executor
-    facts: Mapping[str, Any]
 
 
 class Node:
@@ -64,15 +55,14 @@ class Node:
         """Listens at once; ``serve`` does the rest. ``open_`` makes a bundle ready to run, and says by what;
         ``package`` is one that needs not be sent. Port 0 takes any. Raises ``UsageError`` when it cannot listen there.
         """
-        self._token, self._store, self._open, self._say, self._package = token, store, open_, say, package
+        self._token, self._store, self._say, self._package = token, store, say, package
+        self.computing = Computing(open_)
         try:
             self._listener = socket.create_server((host, port), reuse_port=False)
         except (OSError, OverflowError) as error:
             reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
             raise UsageError(f"cannot listen on {host}:{port}: {reason}") from None
         self.port: int = self._listener.getsockname()[1]
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._loaded: Loaded | None = None
         self.guest: Visit | None = None
         self._visits: set[Visit] = set()
         self._closing = threading.Event()
@@ -81,8 +71,7 @@ class Node:
         """Until ``close``. Computes on the thread that calls it, and listens on another."""
         listening = threading.Thread(target=self._listen, name="listen", daemon=True)
         listening.start()
-        while (job := self._jobs.get()) is not None:
-            job()
+        self.computing.run()
         self._listener.close()
         for visit in list(self._visits):
             visit.leave()
@@ -91,7 +80,7 @@ class Node:
     def close(self) -> None:
         """Let ``serve`` return. May be called from any thread, and from a signal's handler."""
         self._closing.set()
-        self._jobs.put(None)
+        self.computing.close()
 
     def _listen(self) -> None:
         self._listener.settimeout(TICK_S)
@@ -135,11 +124,6 @@ class Node:
         if before:
             before.leave()
 
-    # -- work, on the computing thread
-
-    def ask(self, job: Callable[[], None]) -> None:
-        self._jobs.put(job)
-
     def find(self, digest: bytes) -> Bundle | None:
         if self._package and self._package.hash == digest:
             return self._package
@@ -147,27 +131,6 @@ class Node:
 
     def receive(self, offer: Offer) -> Arrival:
         return self._store.receive(offer)
-
-    def load(self, bundle: Bundle) -> Loaded:
-        """Raises ``ModelError`` when the package cannot be run here, or fails its self-test."""
-        if self._loaded is None or self._loaded.bundle.hash != bundle.hash:
-            self._loaded = None  # two at once may be more than there is memory for
-            begun, manifest = time.monotonic(), bundle.manifest
-            executor, unit = self._open(bundle)
-            largest = run_selftest(executor, bundle.selftest, manifest.tolerance)
-            facts = {
-                "load_s": round(time.monotonic() - begun, 3), "unit": unit, "selftest": largest,
-                "layers": list(manifest.layers), "embed": manifest.embed, "slots": manifest.slots,
-                "context": manifest.context, "chunk": manifest.chunk, "dtype": np.dtype(executor.dtype).name,
-            }  # fmt: skip
-            self._loaded = Loaded(bundle=bundle, executor=executor, facts=facts)
-        self._loaded.executor.reset()
-        return self._loaded
-
-    @property
-    def executor(self) -> Executor:
-        assert self._loaded, "nothing is loaded"
-        return self._loaded.executor
 
 
 class Visit:
@@ -202,9 +165,21 @@ class Visit:
                 if self._session.late(time.monotonic()):
                     raise SessionError("it did not prove itself in time")
         finally:
-            with contextlib.suppress(OSError):  # the reason, if there is one
-                self._socket.settimeout(TICK_S)
-                self._socket.sendall(self._session.out)
+            if self._session.out:
+                with contextlib.suppress(OSError):
+                    self._say_why()
+
+    def _say_why(self) -> None:
+        """The last words. What is still coming is read until the other end has closed, or for a while: closed over
+        unread bytes, a connection is reset, and the words may be lost with it."""
+        self._socket.settimeout(TICK_S)
+        self._socket.sendall(self._session.out)
+        self._socket.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + LAST_WORDS_S
+        while (left := deadline - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            if not self._socket.recv(RECEIVE):
+                break
 
     def leave(self) -> None:
         """End it, from another thread."""
@@ -247,11 +222,11 @@ class Visit:
             case Load():
                 assert self._bundle
                 self._loading_since = time.monotonic()
-                self._node.ask(partial(self._load, self._bundle))
+                self._node.computing.ask(partial(self._load, self._bundle))
             case Reset():
-                self._node.ask(self._mine(lambda: self._node.executor.reset()))
+                self._node.computing.ask(self._mine(lambda: self._node.computing.executor.reset()))
             case Ask():
-                self._node.ask(self._mine(partial(self._compute, asked)))
+                self._node.computing.ask(self._mine(partial(self._compute, asked)))
 
     def _offered(self, offer: Offer) -> None:
         self._bundle = self._node.find(offer.bundle)
@@ -262,7 +237,7 @@ class Visit:
         try:
             arrival = self._arrival = self._node.receive(offer)
         except ModelError as error:
-            self._refuse("NO_SPACE" if "no room" in str(error) else "BAD_BUNDLE", error)
+            self._refuse(error)
         self._session.want(arrival.have)
         if arrival.have == arrival.total:
             self._store(b"")
@@ -275,9 +250,10 @@ class Visit:
                 self._bundle = self._arrival.finish()
                 self._session.stored()
         except ModelError as error:
-            self._refuse("BAD_BUNDLE", error)
+            self._refuse(error)
 
-    def _refuse(self, code: Code, error: MpgptError) -> NoReturn:
+    def _refuse(self, error: MpgptError, code: Code = "BAD_BUNDLE") -> NoReturn:
+        code = "NO_SPACE" if isinstance(error, NoRoom) else code
         self._session.trouble(code, str(error))
         raise SessionError(str(error), code)
 
@@ -296,9 +272,9 @@ class Visit:
         if self._node.guest is not self:
             return
         try:
-            loaded = self._node.load(bundle)
+            loaded = self._node.computing.load(bundle)
         except MpgptError as error:
-            self._post(partial(self._refuse, "LOAD_FAILED", error))
+            self._post(partial(self._refuse, error, "LOAD_FAILED"))
             return
 
         def tell() -> None:
@@ -311,7 +287,7 @@ class Visit:
         begun = time.perf_counter()
         slots, positions = [slot for slot, _ in ask.places], [position for _, position in ask.places]
         try:
-            executor = self._node.executor
+            executor = self._node.computing.executor
             y = (
                 executor.prefill(slots[0], positions[0], ask.x)
                 if ask.prefill

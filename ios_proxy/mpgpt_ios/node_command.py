@@ -43,7 +43,7 @@ def run_node(
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda signum, frame: node.close())
     if bundle:
-        node.load(bundle)
+        node.computing.load(bundle)
     _say(f"listening on {host}:{node.port}")
     node.serve()
 

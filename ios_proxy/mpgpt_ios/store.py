@@ -10,6 +10,7 @@ again with every attempt.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -25,7 +26,12 @@ MAX_BUNDLE = 64 << 30
 SPARE = 64 << 20
 """Bytes that must stay free on the disk."""
 KEPT = 4
-"""Bundles; the one that was used longest ago makes room."""
+"""Bundles at most, those that came half included; the one that was used longest ago makes room for the next."""
+PART = ".part"
+
+
+class NoRoom(ModelError):
+    """The disk is full, or would be. NO_SPACE on the wire."""
 
 
 class Store:
@@ -59,36 +65,36 @@ class Store:
         return bundle
 
     def receive(self, offer: Offer) -> Arrival:
-        """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it says, or has no room."""
-        files = [(file.name, file.length, file.sha256) for file in offer.files]
-        if files != sorted(files, key=lambda file: file[0].encode()) or bundle_hash(files) != offer.bundle:
-            raise ModelError("the package is not the one that its hash names")
-        for file in offer.files:
-            _check_name(file.name)
-        if len({name for name, _, _ in files}) != len(files) or not {MANIFEST, SELFTEST} < {
-            name for name, _, _ in files
-        }:
-            raise ModelError("the package lacks its manifest or its self-test, or names a file twice")
+        """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it says, ``NoRoom`` when
+        there is too little even after old bundles have made room."""
+        _check(offer)
         total = sum(file.length for file in offer.files)
         if total > MAX_BUNDLE:
             raise ModelError(f"a package of {total / 1e9:.1f} GB is more than is taken here")
-        part = self._folder / f"{offer.bundle.hex()}.part"
-        part.mkdir(exist_ok=True)
-        data = part / "bytes"
-        have = data.stat().st_size if data.exists() else 0
-        if have > total:
-            data.unlink()
-            have = 0
-        if shutil.disk_usage(self._folder).free < 2 * (total - have) + SPARE:
-            raise ModelError(
-                f"there is no room for a package of {total / 1e6:.0f} MB; free some, or delete old packages"
-            )
-        self._make_room()
-        return Arrival(part, self._folder / offer.bundle.hex(), offer, have)
+        folder = self._folder / offer.bundle.hex()
+        part = folder.with_suffix(PART)
+        try:
+            self._make_room(part)
+            data = part / "bytes"
+            have = data.stat().st_size if data.exists() else 0
+            if have > total:
+                data.unlink()
+                have = 0
+            # What is still to come, and then every file once more.
+            if shutil.disk_usage(self._folder).free < total - have + total + SPARE:
+                raise NoRoom(
+                    f"there is no room for a package of {total / 1e6:.0f} MB; free some, or delete old packages"
+                )
+            part.mkdir(exist_ok=True)
+            return Arrival(part, folder, offer, have)
+        except OSError as error:
+            raise _disk(error) from None
 
-    def _make_room(self) -> None:
-        kept = sorted((path for path in self._folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-        for path in kept[: max(0, len(kept) - KEPT - 1)]:
+    def _make_room(self, part: Path) -> None:
+        """For one bundle more, whose beginning may be in ``part`` already."""
+        others = [path for path in self._folder.iterdir() if path.is_dir() and path != part]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in others[KEPT - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -109,12 +115,12 @@ class Arrival:
         self.have += len(piece)
 
     def finish(self) -> Bundle:
-        """All is here: check it, and give it its place. Raises ``ModelError`` when it is not what was offered; then
-        nothing of it is kept."""
-        self.close()
+        """All is here: check it, and give it its place. Raises ``ModelError`` when it is not what was offered, or
+        cannot be written; then nothing of it is kept."""
         fresh = self._part / "files"
-        shutil.rmtree(fresh, ignore_errors=True)
         try:
+            self._file.close()  # writes what is left, for which the disk may be too full
+            shutil.rmtree(fresh, ignore_errors=True)
             with (self._part / "bytes").open("rb") as data:
                 for file in self._offer.files:
                     _write_out(data, file, fresh / file.name)
@@ -123,15 +129,14 @@ class Arrival:
             os.replace(fresh, self._folder)
         except OSError as error:
             raise _disk(error) from None
-        except ModelError:
+        finally:
             shutil.rmtree(self._part, ignore_errors=True)
-            raise
-        shutil.rmtree(self._part, ignore_errors=True)
         return Bundle.at(self._folder)
 
     def close(self) -> None:
-        """What has come so far stays."""
-        self._file.close()
+        """What has come so far stays; what the disk has no room for is asked for again."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _write_out(data: BinaryIO, file: File, path: Path) -> None:
@@ -149,6 +154,22 @@ def _write_out(data: BinaryIO, file: File, path: Path) -> None:
         raise ModelError(f"the package's {file.name} was damaged on the way: its hash does not fit")
 
 
+def _check(offer: Offer) -> None:
+    """Whether these files can be a bundle, before any of them comes."""
+    files = [(file.name, file.length, file.sha256) for file in offer.files]
+    if files != sorted(files, key=lambda file: file[0].encode()) or bundle_hash(files) != offer.bundle:
+        raise ModelError("the package is not the one that its hash names")
+    names = {name for name, _, _ in files}
+    for name in names:
+        _check_name(name)
+    if len(names) != len(files) or not {MANIFEST, SELFTEST} < names:
+        raise ModelError("the package lacks its manifest or its self-test, or names a file twice")
+    for name in sorted(names):
+        for folder in map(str, PurePosixPath(name).parents):
+            if folder in names:
+                raise ModelError(f"the package has {folder!r} as a file and as the folder of {name!r}")
+
+
 def _check_name(name: str) -> None:
     """A name that cannot leave the folder, on any system."""
     path = PurePosixPath(name)
@@ -160,5 +181,5 @@ def _check_name(name: str) -> None:
 
 def _disk(error: OSError) -> ModelError:
     if error.errno == errno.ENOSPC:
-        return ModelError("the disk is full")
+        return NoRoom("the disk is full")
     return ModelError(f"the package cannot be kept: {error.strerror}")

@@ -16,7 +16,7 @@ from mpgpt.weights import Checkpoint, model_config
 from mpgpt_ios.bundle import Bundle, bundle_hash, slice_hash
 from mpgpt_ios.messages import File, Offer
 from mpgpt_ios.secret import read_token
-from mpgpt_ios.store import Store
+from mpgpt_ios.store import KEPT, SPARE, NoRoom, Store
 from tests.ios_proxy.rig import make_bundle
 from tests.models import save_random
 
@@ -179,23 +179,125 @@ def test_offers_that_cannot_be(bundle: Bundle, tmp_path: Path, monkeypatch: pyte
     large = tuple(File(name=f.name, length=1 << 40, sha256=f.sha256) for f in files)
     assert "more than is taken here" in refused(large)
 
-    class Usage(NamedTuple):
-        free: int
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1000))
     assert "there is no room for a package" in refused(files)
+    assert not list(tmp_path.iterdir())
 
 
-def test_old_bundles_make_room(models: dict[str, Path], tmp_path: Path) -> None:
-    store, made = Store(tmp_path / "store"), list[Bundle]()
-    for n in range(7):
-        (tmp_path / str(n)).mkdir()
-        made.append(make_bundle(models["llama"], tmp_path / str(n), padding=100 + n))
-        arrival = store.receive(offer(made[-1]))
-        arrival.write(made[-1].read(0, 1 << 20))
+def test_a_name_that_is_anothers_folder(bundle: Bundle, tmp_path: Path) -> None:
+    """Refused before anything comes: not when all of it lies there and is to be written out."""
+    for folder, name in (("Data/weight.bin", "Data/weight.bin/a"), ("a", "a/b/c"), ("a-b/a", "a-b/a/a")):
+        both = [File(name=f"model.mlpackage/{each}", length=1, sha256=bytes(32)) for each in (folder, name)]
+        files = {file.name: file for file in (*offer(bundle).files, *both)}
+        listed = tuple(files[name] for name in sorted(files, key=str.encode))
+        hostile = Offer(bundle=bundle_hash([(f.name, f.length, f.sha256) for f in listed]), files=listed)
+        with pytest.raises(ModelError) as caught:
+            Store(tmp_path).receive(hostile)
+        assert f"'model.mlpackage/{folder}' as a file and as the folder of 'model" in str(caught.value)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def many(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    root, made = tmp_path_factory.mktemp("many"), list[Bundle]()
+    for n in range(KEPT + 2):
+        (root / str(n)).mkdir()
+        made.append(make_bundle(models["llama"], root / str(n), padding=100 + n))
+    return made
+
+
+def keep(store: Store, bundle: Bundle) -> None:
+    arrival = store.receive(offer(bundle))
+    arrival.write(bundle.read(0, 1 << 20))
+    arrival.finish()
+
+
+def test_old_bundles_make_room(many: list[Bundle], tmp_path: Path) -> None:
+    """There are never more than ``KEPT``, and the one that was used longest ago goes first."""
+    store = Store(tmp_path / "store")
+    for at, bundle in enumerate(many[:KEPT]):
+        keep(store, bundle)
+        assert len(store.hashes()) == at + 1
+    assert store.find(many[0].hash)
+    keep(store, many[KEPT])
+    assert store.hashes() == sorted(bundle.hash.hex() for bundle in (many[0], *many[2 : KEPT + 1]))
+    arrival = store.receive(offer(many[KEPT + 1]))
+    arrival.close()
+    assert len(list((tmp_path / "store").iterdir())) == KEPT, "what came half is counted too"
+    keep(store, many[KEPT + 1])
+    assert store.hashes() == sorted(bundle.hash.hex() for bundle in (many[0], *many[3:]))
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+def test_what_is_free_is_asked_when_old_bundles_have_made_room(
+    many: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    for bundle in many[:KEPT]:
+        keep(store, bundle)
+    disk = SPARE + 2 * many[KEPT].length + sum(bundle.length for bundle in many[1:KEPT])
+
+    def usage(path: Path) -> Usage:
+        return Usage(disk - sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    keep(store, many[KEPT])
+    disk -= 1000
+    with pytest.raises(NoRoom):
+        store.receive(offer(many[KEPT + 1]))
+
+
+def test_half_a_bundle_needs_room_for_its_rest_and_for_all_its_files(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, half = Store(tmp_path), bundle.length // 2
+    arrival = store.receive(offer(bundle))
+    arrival.write(bundle.read(0, half))
+    arrival.close()
+    need = SPARE + (bundle.length - half) + bundle.length
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(need - 1))
+    with pytest.raises(NoRoom):
+        store.receive(offer(bundle))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(need))
+    again = store.receive(offer(bundle))
+    again.close()
+    assert again.have == half, "it was not thrown away"
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device here is always full")
+def test_a_disk_that_is_full_when_the_last_bytes_are_written(bundle: Bundle, tmp_path: Path) -> None:
+    part = tmp_path / f"{bundle.hash.hex()}.part"
+    part.mkdir()
+    (part / "bytes").symlink_to(FULL)
+    arrival = Store(tmp_path).receive(offer(bundle))
+    arrival.write(b"a few bytes, which wait for more")
+    with pytest.raises(NoRoom, match="the disk is full"):
         arrival.finish()
-    kept = store.hashes()
-    assert len(kept) <= 5 and made[-1].hash.hex() in kept and made[0].hash.hex() not in kept
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device here is always full")
+def test_a_disk_that_is_full_on_the_way(bundle: Bundle, tmp_path: Path) -> None:
+    part = tmp_path / f"{bundle.hash.hex()}.part"
+    part.mkdir()
+    (part / "bytes").symlink_to(FULL)
+    arrival = Store(tmp_path).receive(offer(bundle))
+    with pytest.raises(NoRoom, match="the disk is full"):
+        arrival.write(bytes(1 << 20))
+    arrival.write(b"a few bytes")
+    arrival.close()
+
+
+def test_a_place_where_nothing_can_be_made(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / f"{bundle.hash.hex()}.part").write_text("a file where a folder should be")
+    with pytest.raises(ModelError, match="cannot be kept: File exists"):
+        Store(tmp_path).receive(offer(bundle))
 
 
 def test_a_store_that_cannot_be(tmp_path: Path) -> None:

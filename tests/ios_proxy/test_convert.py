@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from tests.models import save_random
 pytest.importorskip("coremltools")
 
 from mpgpt_ios import convert as conversion
+from mpgpt_ios import convert_command
 from mpgpt_ios.blocks import Decode, Prefill, build
 from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.check import check
@@ -111,7 +116,24 @@ def test_a_self_test_has_prompts_single_tokens_and_a_slot_used_again() -> None:
     assert [kind for kind, _ in calls].count("decode") >= 4
     prompts = [places[0] for kind, places in calls if kind == "prefill"]
     assert max(tokens for _, _, tokens in prompts) > 32 and [place[:2] for place in prompts].count((0, 0)) == 2
-    assert len(script(1, 32, 32)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("slots", "context", "chunk"), [(1, 32, 32), (2, 32, 8), (3, 64, 8), (4, 512, 32), (64, 32, 2)]
+)
+def test_a_self_test_reads_back_what_every_decode_wrote(slots: int, context: int, chunk: int) -> None:
+    """In each slot, and once where most of what is read was written by decodes; all of it where it may be."""
+    written: dict[int, list[str]] = {}
+    read: dict[int, set[int]] = {}
+    for kind, places in script(slots, context, chunk):
+        for slot, start, tokens in places:
+            held = written.setdefault(slot, [])[:start]
+            assert len(held) == start and start + tokens <= context and slot < slots
+            if kind == "decode":
+                read.setdefault(slot, set()).add(held.count("decode"))
+            written[slot] = held + [kind] * tokens
+    assert len(written) == min(slots, 3) and all(max(read[slot]) >= 1 for slot in written)
+    assert written[0].count("decode") > written[0].count("prefill") + 1
 
 
 class Dropped(Decode):
@@ -139,6 +161,51 @@ def test_a_cache_write_that_is_lost_is_caught(
     monkeypatch.setattr(conversion, "build", broken)
     with pytest.raises(ModelError, match=r"writes to its cache \d+ times, not 4: a write was lost"):
         convert(folders["gpt2"], SPAN, tmp_path / "a.mlpackage", slots=1, context=64, chunk=8)
+    assert not list(tmp_path.iterdir()), "nothing is kept of it"
+
+
+class Elsewhere(Decode):
+    """Attends rightly, and writes rightly but for the last slot, whose keys and values go where ``moved`` says."""
+
+    def __init__(self, like: Decode, config: Any, moved: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(like.blocks, config, like.slots, like.context)
+        self._moved = moved
+
+    def forward(self, x: Tensor, mask: Tensor, wmask: Tensor, *turns: Tensor) -> Tensor:
+        shape = (self.slots, self._kv_heads, self.context, self._dim)
+        flat = (1, self.slots * self._kv_heads, self.context, self._dim)
+        last = self._moved(wmask[-1:])
+        there = last if self.slots == 1 else torch.cat((wmask[:-1], last))
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.project(x, turns)  # type: ignore[operator]
+            held = [self.kv[j : j + 1].view(shape) for j in (2 * i, 2 * i + 1)]
+            keys, values = (old * (1 - wmask) + new * wmask for old, new in zip(held, (k, v), strict=True))
+            for j, (old, new) in enumerate(zip(held, (k, v), strict=True)):
+                self.kv[2 * i + j : 2 * i + j + 1] = (old * (1 - there) + new * there).view(flat)
+            x = block.finish(x, q, keys, values, mask)  # type: ignore[operator]
+        return x
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "lost": lambda wmask: wmask * 0.0,
+    "one position further": lambda wmask: torch.cat((wmask[:, :, -1:], wmask[:, :, :-1]), 2),
+}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("moved", MOVED)
+def test_a_decodes_write_that_is_lost_or_misplaced_fails_the_self_test(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str, slots: int
+) -> None:
+    """There are as many writes as there should be, and each decode by itself is right."""
+
+    def broken(config: Any, span: Span, source: Any, **sizes: int) -> tuple[Prefill, Decode]:
+        prefill, decode = build(config, span, source, **sizes)
+        return prefill, Elsewhere(decode, config, MOVED[moved]).eval()
+
+    monkeypatch.setattr(conversion, "build", broken)
+    with pytest.raises(ModelError, match="fails its self-test"):
+        convert(folders["gpt2"], Span(start=1, stop=2), tmp_path / "a.mlpackage", slots=slots, context=32, chunk=8)
     assert not list(tmp_path.iterdir()), "nothing is kept of it"
 
 
@@ -226,3 +293,34 @@ def test_on_the_command_line(folders: dict[str, Path], tmp_path: Path) -> None:
     assert run.returncode == 0 and not run.stderr.strip(), run.stderr
     assert Bundle.at(out).hash.hex()[:12] in run.stdout and "self-test within 0.0" in run.stdout
     assert f"package: {out}" in run.stdout and "its layers are 1 to 2" in run.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
+    folders: dict[str, Path], bundles: dict[str, tuple[Bundle, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+
+    def slow(*args: Any, report: Callable[[str], None], **more: Any) -> tuple[Bundle, float]:
+        with conversion._quiet():
+            for line in ("reading layers", "converting prefill"):
+                report(line)
+                print("a library's bar", file=sys.stderr)
+                deadline = time.monotonic() + 10.0
+                while line not in terminal.getvalue():
+                    assert time.monotonic() < deadline, "it is not seen"
+                    time.sleep(0.01)
+        return bundles["gpt2"]
+
+    monkeypatch.setattr(convert_command, "convert", slow)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    convert_command.run_convert(
+        model=str(folders["gpt2"]), layers="1-2", out=tmp_path / "a.mlpackage", slots=1, context=32, chunk=8,
+        weights="float16", home=tmp_path,
+    )  # fmt: skip
+    assert sys.stderr is terminal and "a library's bar" not in terminal.getvalue()

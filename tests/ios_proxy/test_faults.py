@@ -15,6 +15,9 @@ import pytest
 from mpgpt.errors import LinkError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.frames import HEADER, MAGIC
+from mpgpt_ios.listening import NodeSession
+from mpgpt_ios.messages import Ask, Code
+from mpgpt_ios.store import Arrival, NoRoom, Store
 from tests.ios_proxy.rig import CHUNK, Proxy, Wire, a_step, make_bundle, serving
 
 STEPS = [a_step(1, (0, 0, 20), (1, 0, 3)), *(a_step(n, (0, 18 + n, 1), (1, 1 + n, 1)) for n in range(2, 12))]
@@ -302,6 +305,35 @@ def test_a_package_that_is_changed_on_the_way_is_not_kept(
         assert not proxy.go(STEPS[0])
         proxy.close()
         assert not any((tmp_path / "store").iterdir())
+
+
+@pytest.mark.parametrize("when", ["before it comes", "on the way"])
+def test_a_node_whose_disk_is_full_says_so(
+    folder: Path,
+    bundle: Bundle,
+    proxies: Callable[..., Proxy],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    codes: list[str] = []
+    told = NodeSession.trouble
+
+    def trouble(session: NodeSession, code: Code, text: str, ask: Ask | None = None) -> None:
+        codes.append(code)
+        told(session, code, text, ask)
+
+    def full(*args: object) -> None:
+        raise NoRoom("the disk is full")
+
+    monkeypatch.setattr(NodeSession, "trouble", trouble)
+    owner, name = (Store, "receive") if when == "before it comes" else (Arrival, "write")
+    monkeypatch.setattr(owner, name, full)
+    with serving(folder, tmp_path) as (node, executor):
+        proxy = proxies(node.port)
+        assert not proxy.client.settle() and not executor.calls
+        assert "the disk is full" in proxy.said[-1] and codes[0] == "NO_SPACE", (proxy.said, codes)
+        assert not proxy.go(STEPS[0])
 
 
 def test_a_newer_proxy_takes_the_place_of_an_older_one(
