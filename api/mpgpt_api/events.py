@@ -22,6 +22,9 @@ T = TypeVar("T")
 TICK_S = 15.0
 """After so long a silence something is sent, so that nothing between takes the connection for dead."""
 ALIVE = ": waiting\n\n"
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
+"""A stream in an OpenAPI document: the schema is that of an event."""
 GONE = 499
 """What nobody reads: the client went away."""
 

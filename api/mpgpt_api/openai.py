@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from mpgpt import __version__
 from mpgpt.core import Chance
-from mpgpt_api.events import ALIVE, TICK_S, Events, event, unless_gone
+from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.problems import Problem, documented
 from mpgpt_api.service import Job, Piece, Service, Wanted
 from mpgpt_api.shapes import (
@@ -43,7 +43,6 @@ from mpgpt_api.shapes import (
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 MAX_SEED = 2**63
 REFUSALS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
-STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

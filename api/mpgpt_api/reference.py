@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from mpgpt import __version__
 from mpgpt.engine import Stream
-from mpgpt_api.events import ALIVE, TICK_S, Events, event, unless_gone
+from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.metrics import Metrics
 from mpgpt_api.problems import documented
 from mpgpt_api.service import Job, Service, Wanted
@@ -30,7 +30,6 @@ RECONNECT_S = 5.0
 BACK_S = 6.0
 """How long an iPad may take to come back: to dial, and to prove that it still has its layers."""
 REFUSALS = (400, 401, 403, 408, 413, 429, 500, 503, 504)
-STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
 class Parameters(BaseModel):

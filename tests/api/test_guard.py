@@ -32,8 +32,13 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-@pytest.mark.parametrize("given", [{}, bearer("wrong"), bearer(""), bearer(KEY + "x"), bearer(KEY[:-1]), bearer("ä"),
-                                   {"authorization": KEY}, {"authorization": f"Basic {KEY}"}])  # fmt: skip
+GIVEN = [
+    {}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}, {"authorization": "Bearer"},
+    *map(bearer, ("wrong", KEY + "x", KEY[:-1], "ä")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=range(len(GIVEN)))
 @pytest.mark.parametrize("path", ["/v1/models", "/config", "/cluster", "/metrics", "/openapi.json"])
 def test_without_the_key_nothing_is_said(keyed: Server, path: str, given: dict[str, str]) -> None:
     answer = keyed.get(path, headers={name: value.encode() for name, value in given.items()})
@@ -85,7 +90,7 @@ def test_a_listed_origin_may(keyed: Server) -> None:
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", ""])
 def test_this_machine_only_under_its_own_name(server: Server, name: str) -> None:
     """A page from elsewhere whose name leads here (DNS rebinding) is of another origin than it looks."""
-    assert server.get("/health", headers={"host": name}).status_code == (403 if name else 400)
+    assert server.get("/health", headers={"host": name}).status_code == 403
 
 
 @pytest.mark.parametrize("name", ["localhost", "LOCALHOST:9", "127.0.0.1", "127.1.2.3:80", "[::1]:80"])
@@ -151,10 +156,9 @@ def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
         read_keys(tmp_path / "none")
 
 
-@pytest.mark.parametrize("host, local", [("127.0.0.1", True), ("localhost", True), ("::1", True), ("[::1]", True),
-                                         ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("mini", False)])  # fmt: skip
-def test_which_hosts_are_this_one(host: str, local: bool) -> None:
-    assert is_loopback(host) is local
+def test_which_hosts_are_this_one() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.8.7", "localhost", "LocalHost", "::1", "[::1]")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "mini", "localhost.example", "")))
 
 
 def test_origins_are_as_browsers_send_them() -> None:

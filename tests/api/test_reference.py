@@ -141,9 +141,10 @@ def test_the_cluster_as_it_is(server: Server) -> None:
 
 
 def test_the_cluster_is_seen_while_it_is_busy(server: Server) -> None:
-    with server.slow():
+    with server.slow(0.1):
         with httpx.stream("POST", server.url + "/chat", json={"text": PROMPT, "max_tokens": 400}) as answer:
-            next(answer.iter_bytes())
+            pieces = answer.iter_bytes()  # held: the connection goes with it
+            next(pieces)
             time.sleep(1.05)
             told = server.get("/cluster").json()
             assert told["running"] == 1 and told["ranks"][0]["steps"] > 5 and told["tokens_per_second"] > 5
@@ -166,7 +167,7 @@ def test_metrics_are_prometheus(server: Server) -> None:
     server.idle()
     before = samples()
     server.post("/query", {"text": PROMPT, "max_tokens": 11})
-    server.post("/query", {"text": ""})
+    server.post("/query", {"text": "", "raw": True})
     server.get("/made/up")
     time.sleep(1.05)
     after = samples()
@@ -175,12 +176,12 @@ def test_metrics_are_prometheus(server: Server) -> None:
         return after[key] - before.get(key, 0.0)
 
     assert grown("mpgpt_requests_total", "path=/query", "status=200") == 1
-    assert grown("mpgpt_requests_total", "path=/query", "status=400") == 0, "an empty message is a message"
+    assert grown("mpgpt_requests_total", "path=/query", "status=400") == 1
     assert grown("mpgpt_requests_total", "path=other", "status=404") == 1
     assert grown("mpgpt_tokens_total", "kind=generated") >= 11
     assert grown("mpgpt_stage_steps_total", "rank=0") >= 11
     assert grown("mpgpt_stage_seconds_total", "rank=0", "what=compute") > 0
-    assert grown("mpgpt_time_to_first_token_seconds_count") == 2
+    assert grown("mpgpt_time_to_first_token_seconds_count") == 1
     assert after["mpgpt_running",] == 0 and after["mpgpt_slots",] == 4
 
 
@@ -231,15 +232,15 @@ def test_an_ipad_that_is_away_is_said_to_be(server: Server, monkeypatch: pytest.
 def test_a_stalled_ring_is_said_to_be(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpgpt_api.watch.STALLED_S", 0.2)
     monkeypatch.setattr("mpgpt_api.reference.RECONNECT_S", 0.3)
-    with server.slow(1.0):
-        with httpx.stream("POST", server.url + "/chat", json={"text": PROMPT, "max_tokens": 3}, timeout=9) as answer:
-            until(lambda: server.engine.silent_s > 0.2)
-            health = server.get("/health").json()
-            assert (health["status"], health["healthy"], health["ranks"][0]["state"]) == ("stalled", False, "stalled")
-            told = server.post("/reconnect", None).json()
-            assert told["success"] is False and "has not answered" in told["message"]
-            server.nap_s[0] = 0.0
-            answer.read()
+    body = {"text": PROMPT, "max_tokens": 3}
+    with server.slow(1.0), httpx.stream("POST", server.url + "/chat", json=body, timeout=9) as answer:
+        until(lambda: server.engine.silent_s > 0.2)
+        health = server.get("/health").json()
+        assert (health["status"], health["healthy"], health["ranks"][0]["state"]) == ("stalled", False, "stalled")
+        told = server.post("/reconnect", None).json()
+        assert told["success"] is False and "has not answered" in told["message"]
+        server.nap_s[0] = 0.0
+        answer.read()
     assert server.post("/reconnect", None).json()["success"] is True
     assert server.get("/health").json()["status"] == "ok"
 
