@@ -26,8 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ring import FOLDER, make_model, prompt
-
 from mpgpt.agreement import Settings, measure, settle
 from mpgpt.core import Request, Span, Workload
 from mpgpt.engine import Engine, IdsOnly, Stream
@@ -36,6 +34,7 @@ from mpgpt.link import MPIWorld
 from mpgpt.plan import Objective, divide, place, predict
 from mpgpt.ring import Ring
 from mpgpt.weights import model_config
+from ring import FOLDER, make_model, prompt
 
 WORK = Workload(sequences=8, prompt_tokens=128, new_tokens=64)
 GROUP = Path("/sys/fs/cgroup/cpu/mpgpt-bench")

@@ -22,8 +22,6 @@ import sys
 import time
 from typing import Any
 
-from ring import FOLDER, make_model, prompt
-
 from mpgpt.agreement import measure, settle
 from mpgpt.core import Request, Workload
 from mpgpt.engine import IdsOnly
@@ -34,6 +32,7 @@ from mpgpt.plan import divide
 from mpgpt.ring import Ring
 from mpgpt.simulate import run
 from mpgpt.weights import model_config
+from ring import FOLDER, make_model, prompt
 
 CONTEXT = 512
 WORKS = (

@@ -17,12 +17,12 @@ import sys
 import time
 
 import torch
-from ring import FOLDER, make_model
 
 from mpgpt.core import Row, Span
 from mpgpt.kernels import Kernels
 from mpgpt.model import Slice
 from mpgpt.weights import Checkpoint, model_config
+from ring import FOLDER, make_model
 
 ROWS = (1, 2, 4, 8, 16, 32)
 

@@ -81,7 +81,11 @@ class Serve:
         )  # fmt: skip
         services: list[Service] = []
         app = make_app(served, self._access, self._limits, started=services.append)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        for noisy, level in (
+            ("uvicorn", logging.WARNING),
+            ("asyncio", logging.ERROR),
+        ):  # clients that go away are no news
+            logging.getLogger(noisy).setLevel(level)
         server = uvicorn.Server(
             uvicorn.Config(
                 app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PARTING_S,

@@ -64,7 +64,13 @@ def test_config_says_what_the_server_was_started_with(server: Server, folder: Pa
     assert told["parameters"] == {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
     wanted = {"model": "tiny", "strategy": "greedy", "max_new_tokens": 256, "context": 512, "chat": True, "nodes": 1}
     assert {key: told[key] for key in wanted} == wanted and told["system"] is None and told["dtype"] == "float32"
-    options = {"strategy": "top_p", "temperature": 0.5, "top_p": 0.8, "max_new_tokens": 7, "system": "Be brief."}
+    options: dict[str, Any] = {
+        "strategy": "top_p",
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "max_new_tokens": 7,
+        "system": "Be brief.",
+    }
     with serving(folder, **options) as other:
         told = other.get("/config").json()
         assert (told["strategy"], told["max_new_tokens"], told["system"]) == ("top_p", 7, "Be brief.")
