@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from mpgpt.core import Span
+from soak import served
 from tests.launch import ENV, ROOT, mpgpt, records
 
 pytest.importorskip("coremltools")
@@ -70,19 +72,10 @@ def settings(place: Path, port: int, **more: Any) -> str:
 
 
 @contextlib.contextmanager
-def node(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def node(place: Path, *options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """`mpgpt ipad-node` as a process of its own, and the port on which it listens."""
-    command = [
-        sys.executable,
-        "-m",
-        "mpgpt",
-        "ipad-node",
-        "--port",
-        "0",
-        "--token-file",
-        str(place / "token"),
-        *options,
-    ]
+    where = ("--port", str(port), "--token-file", str(place / "token"))
+    command = [sys.executable, "-m", "mpgpt", "ipad-node", *where, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT)
     try:
         assert process.stdout
@@ -160,6 +153,34 @@ def test_layers_that_are_not_the_packages(place: Path) -> None:
     run = generate(place, name, "bad.jsonl")
     assert run.returncode == 2
     assert "holds layers 14-16, but the rank is to have 15-16" in run.stderr
+
+
+def test_a_server_says_that_its_ipad_is_away_and_fetches_it_back(place: Path) -> None:
+    package = ("--precision", "float32", "--package", str(place / "smol.mlpackage"))
+    body = {"text": PROMPTS[2], "max_tokens": 16}
+    with contextlib.ExitStack() as nodes:
+        process, port = nodes.enter_context(node(place, *package))
+        config = str(with_model(place / settings(place, port)))
+        with served(3, "--config", config, "--threads", "1", "--no-drafts", "--context", "256") as (url, _):
+            truth = httpx.post(f"{url}/query", json=body, timeout=60).json()["generated_text"]
+            told = httpx.get(f"{url}/cluster").json()["ranks"][1]
+            assert (told["kind"], told["layers"], told["state"]) == ("ipad", [14, 16], "ok")
+            assert told["device"]["requests"] >= 16 and told["device"]["sent"] > 0 and told["device"]["falls"] == 0
+            process.kill()
+            process.wait(30)
+            assert httpx.post(f"{url}/query", json=body, timeout=60).json()["generated_text"] == truth
+            time.sleep(1.05)
+            told = httpx.get(f"{url}/cluster").json()["ranks"][1]
+            assert told["state"] == "away" and told["device"]["falls"] == 1
+            assert httpx.get(f"{url}/health").json()["status"] == "degraded"
+            assert 'mpgpt_ipad_fallbacks_total{rank="1"} 1.0' in httpx.get(f"{url}/metrics").text
+            told = httpx.post(f"{url}/reconnect", timeout=30).json()
+            assert told["success"] is False and "dialled rank 1's iPad again" in told["did"]
+            nodes.enter_context(node(place, *package, port=port))
+            told = httpx.post(f"{url}/reconnect", timeout=30).json()
+            assert told["success"] is True, told
+            assert httpx.post(f"{url}/query", json=body, timeout=60).json()["generated_text"] == truth
+            assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
 
 def test_bench_and_plan_know_the_ipad(place: Path, tmp_path: Path) -> None:
