@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -24,9 +25,9 @@ from mpgpt.engine import Engine
 from mpgpt.ring import Place
 from mpgpt.run import Run
 from mpgpt_api import openai, reference
-from mpgpt_api.guard import Access, Guard
+from mpgpt_api.guard import API, Access, Guard
 from mpgpt_api.metrics import Metrics
-from mpgpt_api.problems import tell
+from mpgpt_api.problems import missing, tell
 from mpgpt_api.service import Limits, Service
 from mpgpt_api.watch import Watch
 
@@ -74,11 +75,8 @@ def make_app(
     app.include_router(reference.routes(service, watch, metrics, **named))
     tell(app)
     _describe(app)
-    if (PAGE / "index.html").is_file():
-        app.mount("/", Page(directory=PAGE, html=True))
-    else:
-        app.get("/", include_in_schema=False)(_no_page)
-    guarded: ASGIApp = Guard(app, access, limits.body_bytes)
+    page: ASGIApp = Page(directory=PAGE, html=True) if (PAGE / "index.html").is_file() else NO_PAGE
+    guarded: ASGIApp = Guard(Site(app, page), access, limits.body_bytes)
     if access.origins:
         guarded = CORSMiddleware(
             guarded, allow_origins=access.origins, allow_methods=["GET", "POST"],
@@ -97,8 +95,23 @@ class Page(StaticFiles):
         return response
 
 
-async def _no_page() -> Response:
-    return PlainTextResponse("The API is here; the page is not built. `make page` in mpgpt's checkout builds it.\n")
+NO_PAGE = PlainTextResponse("The API is here; the page is not built: `make page` in mpgpt's checkout builds it.\n")
+
+
+class Site:
+    """The API at its paths, the page at all others."""
+
+    def __init__(self, api: ASGIApp, page: ASGIApp) -> None:
+        self._api, self._page = api, page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(API):
+            await self._api(scope, receive, send)
+            return
+        try:
+            await self._page(scope, receive, send)
+        except HTTPException as error:
+            await missing(error, scope["method"], scope["path"]).response(scope["path"])(scope, receive, send)
 
 
 class Counted:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -96,17 +96,23 @@ def tell(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(request, invalid(error.errors()))
+        return answer(request, invalid(error.errors(), error.body))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        status = error.status_code
-        sentence = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
-        return answer(request, Problem(status, sentence.get(status, str(error.detail)), headers=error.headers))
+        return answer(request, missing(error, request.method, request.url.path))
 
     @app.exception_handler(Exception)
     async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
         return answer(request, internal(error))
+
+
+def missing(error: HTTPException, method: str, path: str) -> Problem:
+    """What is not there, or not for this method."""
+    sentences = {404: f"there is nothing at {path}", 405: f"{method} is not for this path"}
+    return Problem(
+        error.status_code, sentences.get(error.status_code, str(error.detail)), headers=error.headers
+    )  # fmt: skip
 
 
 def internal(error: Exception) -> Problem:
@@ -116,13 +122,31 @@ def internal(error: Exception) -> Problem:
     return Problem(500, "internal error; the server's standard error says more")
 
 
-def invalid(errors: Any) -> Problem:
-    """The first thing that is wrong with a body, with its place in it."""
-    first = errors[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "json_invalid":
-        return Problem(400, f"the body is no JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing" and not place:
-        message = "there is no body"
+def invalid(errors: Sequence[Any], body: Any) -> Problem:
+    """What is wrong with a body, with its place in it.
+
+    Of a value that may be of several kinds there is an error for each: told is the one of the kind that it is likest,
+    which is wrong in something else than its type, or deepest inside.
+    """
+    told = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(_place(error, body))))
+    parts = _place(told, body)
+    if told["type"] == "json_invalid":
+        return Problem(400, f"the body is no JSON: {told.get('ctx', {}).get('error', 'it cannot be read')}")
+    if told["type"] == "missing" and not parts:
+        return Problem(400, "there is no body")
+    place = ".".join(map(str, parts))
+    message = told["msg"].removeprefix("Value error, ").replace(" after validation", "")
     return Problem(400, f"{place}: {message}" if place else message, param=place or None)
+
+
+def _place(error: Any, body: Any) -> list[str | int]:
+    """The keys and indices on the way to an error; pydantic's names of kinds between them are left out."""
+    parts: list[str | int] = []
+    for part in error["loc"][1:]:
+        inside = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if inside:
+            parts.append(part)
+            body = body[part]
+    if error["type"] == "missing" and isinstance(body, dict):
+        parts.append(error["loc"][-1])
+    return parts

@@ -308,6 +308,31 @@ def test_bad_input_is_a_sentence(server: Server, path: str, body: Any) -> None:
     assert not server.service._streams
 
 
+@pytest.mark.parametrize(
+    "body, param, said",
+    [
+        ({"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+        ({"prompt": []}, "prompt", "at least 1 item"),
+        ({"prompt": ["a"] * 17}, "prompt", "at most 16 items"),
+        ({"prompt": {"a": 1}}, "prompt", "should be a valid"),
+        ({"prompt": "a", "stop": list("abcde")}, "stop", "at most 4 items"),
+        ({"prompt": "a", "stop": ["a", ""]}, "stop.1", "at least 1 character"),
+        ({"prompt": "a", "stop": 5}, "stop", "should be a valid"),
+        ({}, "prompt", "required"),
+    ],
+)
+def test_a_value_of_several_kinds_has_one_sentence(server: Server, body: Any, param: str, said: str) -> None:
+    """That of the kind which it is likest."""
+    error = server.post("/v1/completions", body).json()["error"]
+    assert error["param"] == param and said in error["message"], error
+
+
+def test_a_message_that_is_no_text_is_named(server: Server) -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]}
+    error = server.post("/v1/chat/completions", body).json()["error"]
+    assert error["param"].startswith("messages.0.content.1") and "'text'" in error["message"]
+
+
 def test_other_methods_and_paths(server: Server) -> None:
     answer = server.get("/v1/completions")
     assert answer.status_code == 405 and answer.json()["error"]["message"] == "GET is not for this path"

@@ -6,7 +6,6 @@ No test may make the browser complain, of the Content-Security-Policy least of a
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from mpgpt_api.guard import Access
 from scripts.build_page import MARK, fingerprint
 from soak import ranks_of, served
 from tests.api.rig import save_model, serving
-from tests.page.rig import AXE, SCREENS, browsing, downloaded, need, tab
+from tests.page.rig import SCREENS, browsing, downloaded, tab
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
@@ -261,21 +260,6 @@ def test_axe_finds_no_serious_fault(browser: Browser, url: str, scheme: str, npm
         page.page.get_by_label("Theme").select_option("light" if scheme == "dark" else "dark")
         page.page.wait_for_timeout(500)  # colours change softly
         assert page.faults() == []
-
-
-@pytest.fixture(scope="module")
-def npm_modules() -> None:
-    """What npm brings, axe among it."""
-    from scripts.build_page import npm, run_npm
-
-    if AXE.is_file():
-        return
-    if npm() is None:
-        need("there is no npm: install Node 20.19 or later")
-    try:
-        run_npm("ci")
-    except subprocess.CalledProcessError:
-        need("npm ci failed: the registry cannot be reached")
 
 
 @pytest.mark.parametrize("width", [320, 375])

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-
-import pytest
-
-from scripts.build_page import MARK, PAGE, WEB, npm, run_npm
-from tests.page.rig import need
+from scripts.build_page import MARK, PAGE, WEB, run_npm
 
 
-@pytest.fixture(scope="module")
-def modules() -> Iterator[None]:
-    if npm() is None:
-        need("there is no npm: install Node 20.19 or later")
-    try:
-        run_npm("ci")
-    except subprocess.CalledProcessError:
-        need("npm ci failed: the registry cannot be reached")
-    yield
-
-
-def test_the_pages_own_tests(modules: None) -> None:
+def test_the_pages_own_tests(npm_modules: None) -> None:
     run_npm("run", "check")
     run_npm("test")
 
 
-def test_the_committed_page_is_what_its_sources_give(modules: None) -> None:
+def test_the_committed_page_is_what_its_sources_give(npm_modules: None) -> None:
     """Whoever reads the sources reads what runs."""
     out = WEB.parent.parent / "build" / "page"
     run_npm("exec", "--", "vite", "build", "--outDir", str(out), "--emptyOutDir", "--logLevel", "warn")

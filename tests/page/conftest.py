@@ -1,0 +1,21 @@
+"""What the page's test modules share."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from scripts.build_page import npm, run_npm
+from tests.page.rig import need
+
+
+@pytest.fixture(scope="session")
+def npm_modules() -> None:
+    """What npm brings to api/web, as the lock file has it."""
+    if npm() is None:
+        need("there is no npm: install Node 20.19 or later")
+    try:
+        run_npm("ci")
+    except subprocess.CalledProcessError:
+        need("npm ci failed: the registry cannot be reached")
