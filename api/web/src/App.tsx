@@ -140,7 +140,7 @@ export function App({ store, server, chat }: { store: Store; server: Server; cha
             <img src="/favicon.svg" alt="" width="24" height="24" /> mpgpt
           </h1>
           <span className="model" data-testid="model">
-            {config?.model ?? view.health?.model ?? ""}
+            <Model name={config?.model ?? view.health?.model ?? ""} />
           </span>
           <span className="state" data-state={view.phase === "here" ? (view.health?.status ?? "ok") : view.phase} data-testid="state">
             {stateInWords(view)}
@@ -244,6 +244,17 @@ export function App({ store, server, chat }: { store: Store; server: Server; cha
         }}
         onClose={() => setKeyOpen(false)}
       />
+    </>
+  );
+}
+
+/** A model's name; where there is little room, without whose it is. */
+function Model({ name }: { name: string }) {
+  const at = name.lastIndexOf("/") + 1;
+  return (
+    <>
+      {at > 0 && <span className="org">{name.slice(0, at)}</span>}
+      {name.slice(at)}
     </>
   );
 }

@@ -23,7 +23,7 @@ export interface Layout {
 }
 
 export const BOX_HEIGHT = 116;
-const WIDEST = 250;
+const WIDEST = 296;
 const NARROWEST = 168;
 const GAP_X = 48;
 const GAP_Y = 38;
