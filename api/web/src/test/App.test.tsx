@@ -218,8 +218,10 @@ test("export and import; a bad file changes nothing and says why", async () => {
   await screen.findByText(/Nothing was imported\. The file is JSON, but/);
   expect(store.get().book.conversations).toHaveLength(1);
   fireEvent.change(screen.getByTestId("file"), { target: { files: [file(text)] } });
+  await screen.findByText("Imported 0 conversations. 1 was here already.");
+  fireEvent.change(screen.getByTestId("file"), { target: { files: [file(text.replace(/"changed": \d+/, '"changed": 1'))] } });
   await screen.findByText("Imported 1 conversation.");
-  expect(store.get().book.conversations).toHaveLength(2); // the same id is not taken twice
+  expect(store.get().book.conversations).toHaveLength(2); // an older state of the same one does not replace it
 });
 
 test("the cluster, its table, and Reconnect where a rank is away", async () => {
