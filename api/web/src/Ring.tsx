@@ -14,7 +14,7 @@ export const SHARES = [
 ] as const;
 
 /** Pixels a character. */
-const [BOLD, PLAIN, SMALL] = [8.2, 7.4, 6.9];
+const [BOLD, PLAIN, SMALL] = [8.2, 7.1, 6.9];
 
 interface Props {
   cluster: Cluster;
