@@ -8,10 +8,10 @@ import { keep, newId, recall, save } from "./browser";
 import type { Chat } from "./chat";
 import { ClusterPanel } from "./Cluster";
 import { Composer, draftName } from "./Composer";
-import { Banner, KeyDialog, stateInWords } from "./Connection";
+import { Banner, KeyDialog } from "./Connection";
 import { inOrder, lastAnswer, type Conversation } from "./conversations";
+import { Header } from "./Header";
 import { useKept, useMedia, useSaid } from "./hooks";
-import { Icon } from "./Icon";
 import { Parameters } from "./Parameters";
 import { exportJson, exportMarkdown, fileName, readExport, Unreadable } from "./reading";
 import type { Server, View } from "./server";
@@ -77,7 +77,7 @@ export function App({ store, server, chat }: { store: Store; server: Server; cha
   const setRaw = (raw: boolean): void => {
     const draft = recall(draftName(active.id));
     const id = begin(raw);
-    if (id === active.id || draft === null) return;
+    if (id === active.id || draft === null || recall(draftName(id)) !== null) return;
     keep(draftName(id), draft);
     keep(draftName(active.id), null);
   };
@@ -97,10 +97,12 @@ export function App({ store, server, chat }: { store: Store; server: Server; cha
     try {
       if (file.size > LARGEST_FILE) throw new Unreadable("The file is larger than 50 MB.");
       const read = readExport(await file.text());
-      const taken = new Set(conversations.map(({ id }) => id));
-      store.dispatch({ type: "import", conversations: read.map((one) => (taken.has(one.id) ? { ...one, id: newId() } : one)) });
-      say(read.length === 1 ? "Imported 1 conversation." : `Imported ${read.length} conversations.`);
-      if (read[0] && !taken.has(read[0].id)) open(read[0].id);
+      const here = new Map(conversations.map((one) => [one.id, one.changed]));
+      const made = read.filter(({ id, changed }) => here.get(id) !== changed); // the others are here already
+      const renamed = made.map((one) => (here.has(one.id) ? { ...one, id: newId() } : one));
+      store.dispatch({ type: "import", conversations: renamed });
+      say(importedInWords(made.length, read.length - made.length));
+      if (renamed[0]) open(renamed[0].id);
     } catch (error) {
       say(`Nothing was imported. ${error instanceof Unreadable ? error.message : "The file could not be read."}`);
     }
@@ -130,35 +132,16 @@ export function App({ store, server, chat }: { store: Store; server: Server; cha
         Skip to the text box
       </a>
       <div className={`app${isParametersOpen ? " with-parameters" : ""}`}>
-        <header>
-          {isNarrow && (
-            <button type="button" className="quiet" aria-label="Conversations" aria-expanded={isDrawerOpen} onClick={() => setDrawerOpen(true)}>
-              <Icon name="menu" />
-            </button>
-          )}
-          <h1>
-            <img src="/favicon.svg" alt="" width="24" height="24" /> mpgpt
-          </h1>
-          <span className="model" data-testid="model">
-            {config?.model ?? view.health?.model ?? ""}
-          </span>
-          <span className="state" data-state={view.phase === "here" ? (view.health?.status ?? "ok") : view.phase} data-testid="state">
-            {stateInWords(view)}
-          </span>
-          <button type="button" className="toggle" aria-expanded={isClusterOpen} aria-controls="cluster" onClick={() => setClusterOpen(!isClusterOpen)}>
-            <Icon name="ring" /> <span>Cluster</span>
-          </button>
-          <button
-            ref={toParameters}
-            type="button"
-            className="toggle"
-            aria-expanded={isParametersOpen}
-            aria-controls="parameters"
-            onClick={() => setParametersOpen(!isParametersOpen)}
-          >
-            <Icon name="sliders" /> <span>Parameters</span>
-          </button>
-        </header>
+        <Header
+          view={view}
+          onDrawer={isNarrow ? () => setDrawerOpen(true) : null}
+          isDrawerOpen={isDrawerOpen}
+          isClusterOpen={isClusterOpen}
+          onCluster={setClusterOpen}
+          isParametersOpen={isParametersOpen}
+          onParameters={setParametersOpen}
+          parametersButton={toParameters}
+        />
         {isNarrow ? (
           <Drawer isOpen={isDrawerOpen} onClose={() => setDrawerOpen(false)}>
             {sidebar}
@@ -246,6 +229,12 @@ export function App({ store, server, chat }: { store: Store; server: Server; cha
       />
     </>
   );
+}
+
+function importedInWords(made: number, known: number): string {
+  const imported = made === 1 ? "Imported 1 conversation." : `Imported ${made} conversations.`;
+  if (known === 0) return imported;
+  return `${imported} ${known === 1 ? "1 was" : `${known} were`} here already.`;
 }
 
 /** Asks for the key when the server wants one; when it has taken it, goes on. */

@@ -16,7 +16,13 @@ export function ClusterPanel({ server, isHere }: { server: Server; isHere: boole
   const { cluster, problem } = useCluster(server, isHere);
   const isStill = useMedia("(prefers-reduced-motion: reduce)");
   const [box, width] = useWidth();
-  if (!cluster) return <div className="cluster-body"><p className="hint" ref={box}>{problem ?? (isHere ? "Asking the ring…" : "The ring is shown when the server is here.")}</p></div>;
+  if (!cluster) {
+    return (
+      <div className="cluster-body">
+        <p className="hint">{problem ?? (isHere ? "Asking the ring…" : "The ring is shown when the server is here.")}</p>
+      </div>
+    );
+  }
   const isWhole = cluster.ranks.every(({ state }) => state === "ok");
   return (
     <div className="cluster-body">
@@ -26,7 +32,7 @@ export function ClusterPanel({ server, isHere }: { server: Server; isHere: boole
       </div>
       <Legend hasRing={cluster.ranks.filter(({ layers }) => layers).length > 1} />
       {!isWhole && <Reconnect server={server} cluster={cluster} />}
-      <details>
+      <details onToggle={(event) => event.currentTarget.open && event.currentTarget.scrollIntoView({ block: "nearest" })}>
         <summary>As a table</summary>
         <Table cluster={cluster} />
       </details>

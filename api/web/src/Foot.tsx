@@ -3,6 +3,7 @@
  *
  * Knows: the states of an answer, in words. Must not know: how anything is sent.
  */
+import type { ReactNode } from "react";
 import type { Figures } from "./api";
 import type { Answer } from "./conversations";
 import { CopyButton } from "./CopyButton";
@@ -21,9 +22,11 @@ interface Props extends Deeds {
   isRaw: boolean;
   isMine: boolean;
   isAway: boolean;
+  /** More that can be done. */
+  children?: ReactNode;
 }
 
-export function Foot({ answer, copied, isLast, isRaw, isMine, isAway, onAgain, onGoOn }: Props) {
+export function Foot({ answer, copied, isLast, isRaw, isMine, isAway, onAgain, onGoOn, children }: Props) {
   const { state, text, figures } = answer;
   const isOpen = state === "waiting" || state === "streaming";
   const canGoOn = state === "cut" || (isRaw && text !== "" && (state === "done" || state === "stopped"));
@@ -49,6 +52,7 @@ export function Foot({ answer, copied, isLast, isRaw, isMine, isAway, onAgain, o
               <Icon name="further" /> Continue
             </button>
           )}
+          {children}
         </div>
       )}
     </div>

@@ -70,9 +70,10 @@ export function Running({ messages, isMine, isAway, canEdit, onEdit, ...deeds }:
         ))}
       </div>
       {last?.role === "assistant" && (
-        <Foot answer={last} copied={last.text} isLast isRaw isMine={isMine} isAway={isAway} {...deeds} />
+        <Foot answer={last} copied={last.text} isLast isRaw isMine={isMine} isAway={isAway} {...deeds}>
+          {canEdit && asked && <EditButton onPress={() => setOpen(true)} />}
+        </Foot>
       )}
-      {canEdit && asked && <EditButton onPress={() => setOpen(true)} />}
     </div>
   );
 }

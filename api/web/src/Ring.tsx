@@ -13,6 +13,9 @@ export const SHARES = [
   ["other", "other"],
 ] as const;
 
+/** Pixels a character. */
+const [BOLD, PLAIN, SMALL] = [8.2, 7.1, 6.9];
+
 interface Props {
   cluster: Cluster;
   width: number;
@@ -77,6 +80,7 @@ function RankBox({ box: { rank, x, y }, width }: { box: Box; width: number }) {
   const isIdle = rank.layers === null;
   const state = rank.state === "ok" ? null : rank.state;
   const kind = kindInWords(rank);
+  const [slice, kv] = [bytes(rank.slice_bytes), bytes(rank.kv_bytes)];
   const glyph = rank.kind === "ipad" ? 18 : 0;
   return (
     <g
@@ -86,7 +90,7 @@ function RankBox({ box: { rank, x, y }, width }: { box: Box; width: number }) {
     >
       <rect className="box" width={width} height={BOX_HEIGHT} rx="10" />
       <text className="name" x="12" y="23">
-        {cut(`${rank.rank} · ${rank.host}`, inner - (state ? 62 : 0), 7.4)}
+        {fit(inner - (state ? 62 : 0), BOLD, `${rank.rank} · ${rank.host}`)}
       </text>
       {state && (
         <g className="badge" transform={`translate(${width - 66} 9)`}>
@@ -98,12 +102,12 @@ function RankBox({ box: { rank, x, y }, width }: { box: Box; width: number }) {
       )}
       {rank.kind === "ipad" && <Tablet />}
       <text className="kind" x={12 + glyph} y="44">
-        {cut(`${kind} · ${layersInWords(rank.layers)}`, inner - glyph, 6.8)}
+        {fit(inner - glyph, PLAIN, `${kind} · ${layersInWords(rank.layers)}`)}
       </text>
       <text className="note" x="12" y="63">
-        {isIdle ? "not in the ring" : cut(`${bytes(rank.slice_bytes)} of weights · ${bytes(rank.kv_bytes)} KV`, inner, 6.2)}
+        {isIdle ? "not in the ring" : fit(inner, SMALL, `${slice} of weights · ${kv} KV`, `${slice} · ${kv} KV`)}
       </text>
-      <Shares rank={rank} width={inner} />
+      {!isIdle && <Shares rank={rank} width={inner} />}
     </g>
   );
 }
@@ -111,6 +115,7 @@ function RankBox({ box: { rank, x, y }, width }: { box: Box; width: number }) {
 /** A bar of what the window's time went to, and its largest part in words. */
 function Shares({ rank, width }: { rank: Rank; width: number }) {
   const total = rank.compute + rank.wait + rank.send + rank.other;
+  const computing = `${percent(rank.compute)} computing`;
   let x = 0;
   return (
     <g className="shares" transform="translate(12 76)">
@@ -122,8 +127,9 @@ function Shares({ rank, width }: { rank: Rank; width: number }) {
           x += part;
           return part < 0.5 ? null : <rect key={name} className={name} x={from} width={Math.max(part - 1, 0.5)} height="8" rx="2" />;
         })}
+      <rect className="frame" width={width} height="8" rx="3" />
       <text className="note" y="25">
-        {total > 0 ? cut(`${percent(rank.compute)} computing, ${percent(rank.wait)} waiting`, width, 6.2) : "nothing to do yet"}
+        {total > 0 ? fit(width, SMALL, `${computing}, ${percent(rank.wait)} waiting`, computing) : "nothing known yet"}
       </text>
     </g>
   );
@@ -138,7 +144,9 @@ function Tablet() {
   );
 }
 
-function cut(text: string, width: number, perCharacter: number): string {
+/** The first text that fits, else as much as does of the last. Widths are those of wide letters: fonts differ. */
+function fit(width: number, perCharacter: number, ...texts: string[]): string {
   const most = Math.max(4, Math.floor(width / perCharacter));
-  return text.length <= most ? text : `${text.slice(0, most - 1)}…`;
+  const last = texts.at(-1) ?? "";
+  return texts.find((text) => text.length <= most) ?? `${last.slice(0, most - 1)}…`;
 }

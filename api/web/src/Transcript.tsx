@@ -11,6 +11,8 @@ import { Answered, Running, Said } from "./Message";
 import { Welcome } from "./Welcome";
 
 const NEAR_PX = 56;
+/** Once it has been told it goes, so that who reads on does not meet the answer twice. */
+const SAID_MS = 2000;
 
 interface Props extends Deeds {
   conversation: Conversation;
@@ -27,6 +29,7 @@ export function Transcript({ conversation, model, isRaw, isAway, tab, onEdit, on
   const box = useRef<HTMLDivElement>(null);
   const [isAtEnd, setAtEnd] = useState(true);
   const follows = useRef(true);
+  const top = useRef(0);
 
   const toEnd = (): void => {
     const element = box.current;
@@ -37,7 +40,10 @@ export function Transcript({ conversation, model, isRaw, isAway, tab, onEdit, on
   const onScroll = (): void => {
     const element = box.current;
     if (!element) return;
-    follows.current = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_PX;
+    const isNear = element.scrollHeight - element.scrollTop - element.clientHeight < NEAR_PX;
+    if (isNear) follows.current = true;
+    else if (element.scrollTop < top.current) follows.current = false; // up: the reader's doing, not the text's
+    top.current = element.scrollTop;
     setAtEnd(follows.current);
   };
   useLayoutEffect(toEnd, [conversation.id, messages.length]); // another conversation, or something was said
@@ -96,6 +102,10 @@ function Finished({ conversation }: { conversation: Conversation }) {
       say(answer.state === "failed" ? `No answer: ${answer.problem?.sentence ?? ""}` : `Answer: ${answer.text}`);
     }
   }, [answer]);
+  useEffect(() => {
+    const timer = setTimeout(() => say(""), SAID_MS);
+    return () => clearTimeout(timer);
+  }, [said]);
   return (
     <div className="hidden" aria-live="polite" data-testid="announced">
       {said}

@@ -12,7 +12,9 @@ import { applyTheme, themeChosen } from "./theme";
 import "./styles/base.css";
 import "./styles/layout.css";
 import "./styles/chat.css";
+import "./styles/markdown.css";
 import "./styles/panels.css";
+import "./styles/cluster.css";
 
 applyTheme(themeChosen());
 const store = new Store(storageOf("localStorage"), tabName());

@@ -23,13 +23,14 @@ export interface Layout {
 }
 
 export const BOX_HEIGHT = 116;
-const WIDEST = 250;
-const NARROWEST = 168;
+const WIDEST = 296;
+const NARROWEST = 176;
 const GAP_X = 48;
 const GAP_Y = 38;
 const EDGE = 4;
 const MARGIN = 26;
-const BELOW = 44;
+/** Room for the way back, under one row and under several. */
+const BELOW = [44, 28] as const;
 
 export function layout(ranks: readonly Rank[], width: number): Layout {
   const working = ranks.filter(({ layers }) => layers !== null);
@@ -51,7 +52,7 @@ export function layout(ranks: readonly Rank[], width: number): Layout {
     boxes,
     boxWidth,
     width: left + columns * (boxWidth + GAP_X) - GAP_X + EDGE,
-    height: 2 * EDGE + rows * (BOX_HEIGHT + GAP_Y) - GAP_Y + (ring.length > 1 ? BELOW : 0),
+    height: 2 * EDGE + rows * (BOX_HEIGHT + GAP_Y) - GAP_Y + (ring.length > 1 ? BELOW[isOneRow ? 0 : 1] : 0),
     hops: ring.slice(1).map((box, at) => hop(ring[at] ?? box, box, boxWidth)),
     back: back(ring, boxWidth, rows === 1),
   };

@@ -14,7 +14,7 @@ import { readBook, Unreadable, writeBook } from "./reading";
 export const BOOK = "mpgpt.conversations.v1";
 export const ASIDE = "mpgpt.conversations.aside.";
 const PAUSE_MS = 400;
-const DEAD_MS = 10_000;
+const DEAD_MS = 60_000;
 
 export interface Kept {
   book: Book;
@@ -128,6 +128,10 @@ export class Store {
 
   #isChanged = (conversation: Conversation): boolean => !this.#stored.conversations.includes(conversation);
 
+  #isReceiving({ messages }: Conversation): boolean {
+    return messages.some((message) => isOpen(message) && message.role === "assistant" && message.owner === this.tab);
+  }
+
   /** What is stored, with this tab's changes; what has not changed stays the same object. */
   #merged(theirs: Book): Book {
     const mine = new Map(this.#kept.book.conversations.map((conversation) => [conversation.id, conversation]));
@@ -136,7 +140,7 @@ export class Store {
       const my = mine.get(their.id);
       mine.delete(their.id);
       if (my === undefined) return known.has(their.id) ? [] : [their]; // deleted here, or made there
-      return [this.#isChanged(my) || my.changed === their.changed ? my : their];
+      return [this.#isChanged(my) || this.#isReceiving(my) || my.changed === their.changed ? my : their];
     });
     const made = [...mine.values()].filter((my) => this.#isChanged(my)); // the others were deleted there
     const last = this.#kept.book.last === this.#stored.last ? theirs.last : this.#kept.book.last;
