@@ -29,7 +29,7 @@ def sources() -> list[Path]:
     """What the page is made of, in an order that is the same everywhere."""
     found = [path for path in WEB.rglob("*") if path.is_file() and not path.name.startswith(".")]
     parts = {path: path.relative_to(WEB).parts for path in found}
-    made_of = [path for path in found if not set(OTHERS) & set(parts[path]) and ".test." not in path.name]
+    made_of = [path for path in found if not set(OTHERS) & set(parts[path]) and path.suffix != ".md"]
     return sorted(made_of, key=lambda path: parts[path])
 
 

@@ -27,6 +27,7 @@ export default defineConfig({
     sourcemap: false,
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    license: { fileName: "assets/licenses.md" },
   },
   server: { port: 3000, strictPort: true, proxy: Object.fromEntries(PATHS.map((path) => [path, proxied])) },
   test: { environment: "jsdom", setupFiles: ["src/test/setup.ts"], restoreMocks: true, unstubGlobals: true },
