@@ -125,7 +125,8 @@ class Guard:
         given = headers.get("authorization", "")
         kind, _, key = given.partition(" ")
         # All keys are compared, and each in constant time: how long it takes tells nothing.
-        if kind.lower() != "bearer" or not any([hmac.compare_digest(key.strip().encode(), own) for own in access.keys]):
+        raw = key.strip().encode("latin-1")  # as it came
+        if kind.lower() != "bearer" or not any([hmac.compare_digest(raw, own) for own in access.keys]):
             message = "the API key is wrong" if given else "this server wants an API key: Authorization: Bearer KEY"
             raise Problem(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 

@@ -8,6 +8,7 @@ Nothing of the inside leaves the process: what nobody foresaw is an "internal er
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from mpgpt.errors import RequestError, UsageError
 
@@ -50,8 +51,10 @@ class Problem(Exception):
         kind = TYPES.get(self.status, "invalid_request_error")
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
-    def response(self, path: str) -> JSONResponse:
-        return JSONResponse(self.body(path), self.status, self.headers)
+    def response(self, path: str) -> Response:
+        # In ASCII: a sentence may quote what somebody sent, half a surrogate pair for example.
+        body = json.dumps(self.body(path)).encode()
+        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 class ErrorDetail(BaseModel):
@@ -82,28 +85,28 @@ def documented(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
 def tell(app: FastAPI) -> None:
     """Have ``app`` answer every error in these forms."""
 
-    def answer(request: Request, problem: Problem) -> JSONResponse:
+    def answer(request: Request, problem: Problem) -> Response:
         return problem.response(request.url.path)
 
     @app.exception_handler(Problem)
-    async def _problem(request: Request, error: Problem) -> JSONResponse:
+    async def _problem(request: Request, error: Problem) -> Response:
         return answer(request, error)
 
     @app.exception_handler(RequestError)
     @app.exception_handler(UsageError)
-    async def _refused(request: Request, error: RequestError | UsageError) -> JSONResponse:
+    async def _refused(request: Request, error: RequestError | UsageError) -> Response:
         return answer(request, Problem(400, str(error)))
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
         return answer(request, invalid(error.errors(), error.body))
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> Response:
         return answer(request, missing(error, request.method, request.url.path))
 
     @app.exception_handler(Exception)
-    async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
+    async def _unforeseen(request: Request, error: Exception) -> Response:
         return answer(request, internal(error))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mpgpt.config import StrategyName
 from mpgpt.core import MAX_CHANCES
@@ -33,6 +33,15 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None
 Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Top = Annotated[int, Field(ge=0, lt=MAX_CHANCES)]
+
+
+def _encodable(text: str) -> str:
+    """Half a surrogate pair, which JSON can write, could not be given back."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
+    return text
 
 
 class Body(BaseModel):
@@ -191,7 +200,7 @@ class Asked(Sampled):
     messages: Messages | None = None
     max_tokens: NewTokens = None
     decoding_strategy: StrategyName | None = None
-    session_id: Annotated[str, Field(max_length=200)] | None = None
+    session_id: Annotated[str, Field(max_length=200), AfterValidator(_encodable)] | None = None
     """Given back as it came; conversations are the client's to keep."""
     stop: Stops = None
     raw: bool | None = None

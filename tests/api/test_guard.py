@@ -23,7 +23,9 @@ PAGE = "http://localhost:3000"
 @pytest.fixture(scope="module")
 def keyed(folder: Path) -> Iterator[Server]:
     """As on a host that others reach."""
-    access = Access(keys=(b"another-key-of-others", KEY.encode()), origins=(PAGE,), local=False)
+    access = Access(
+        keys=(b"another-key-of-others", KEY.encode(), "schlüssel-für-mich".encode()), origins=(PAGE,), local=False
+    )
     with serving(folder, access=access, limits=Limits(body_bytes=2000)) as server:
         yield server
 
@@ -51,8 +53,9 @@ def test_without_the_key_nothing_is_said(keyed: Server, path: str, given: dict[s
 
 
 def test_with_a_key_it_is_open(keyed: Server) -> None:
-    for key in (KEY, "another-key-of-others"):
-        assert keyed.get("/v1/models", headers=bearer(key)).status_code == 200
+    for key in (KEY, "another-key-of-others", "schlüssel-für-mich"):
+        given = {name: value.encode() for name, value in bearer(key).items()}
+        assert keyed.get("/v1/models", headers=given).status_code == 200
     assert keyed.post("/query", {"text": "a", "max_tokens": 2}, headers=bearer(KEY)).status_code == 200
     assert keyed.post("/query", {"text": "a", "max_tokens": 2}).status_code == 401
     assert keyed.get("/health").json()["status"] == "ok", "a monitor needs none"

@@ -333,6 +333,28 @@ def test_a_message_that_is_no_text_is_named(server: Server) -> None:
     assert error["param"].startswith("messages.0.content.1") and "'text'" in error["message"]
 
 
+HALF = b'"\\ud83d"'
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v1/completions", b'{"prompt": "a", "model": %s}'),
+        ("/v1/completions", b'{"prompt": "a", "logit_bias": {%s: "x"}}'),
+        ("/v1/completions", b'{"prompt": "a", "stop": %s, "n": 0}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": %s, "content": "a"}]}'),
+        ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": %s}]}'),
+        ("/query", b'{"text": "a", "session_id": %s}'),
+        ("/query", b'{"text": %s, "raw": true}'),
+    ],
+)
+def test_half_a_character_breaks_nothing(server: Server, path: str, body: bytes) -> None:
+    """Wherever it stands, and whatever is said of it."""
+    content = body.replace(b"%s", HALF)
+    answer = server.post(path, None, content=content, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500 and answer.json()["error"]
+
+
 def test_other_methods_and_paths(server: Server) -> None:
     answer = server.get("/v1/completions")
     assert answer.status_code == 405 and answer.json()["error"]["message"] == "GET is not for this path"
