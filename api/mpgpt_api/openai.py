@@ -10,7 +10,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -41,7 +41,7 @@ from mpgpt_api.shapes import (
 )  # fmt: skip
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-MAX_SEED = 2**63
+SEEDS = 2**64
 REFUSALS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 
@@ -119,12 +119,8 @@ def _wanted(
     service: Service, body: OpenAIRequest, prompts: Sequence[tuple[int, ...]], most: int | None, chances: int
 ) -> list[Wanted]:
     """``n`` answers to each prompt. Each has a seed of its own, counted up from the one that was given."""
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-    overrides = {name: value for name in names if (value := getattr(body, name)) is not None}
-    first = service.run.sampling(overrides, body.seed)
-    samplings = [
-        first if n == 0 else service.run.sampling(overrides, (first.seed + n) % MAX_SEED) for n in range(body.choices)
-    ]
+    first = service.run.sampling(body.overrides, body.seed)
+    samplings = [replace(first, seed=(first.seed + n) % SEEDS) for n in range(body.choices)]
     return [
         Wanted(ids=ids, sampling=sampling, max_new_tokens=most, stops=body.stops, chances=chances)
         for ids in prompts

@@ -161,9 +161,7 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
 
 
 def _wanted(service: Service, body: Asked, ids: tuple[int, ...]) -> Wanted:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-    overrides = {name: value for name in names if (value := getattr(body, name)) is not None}
-    sampling = service.run.sampling(overrides, body.seed, body.decoding_strategy)
+    sampling = service.run.sampling(body.overrides, body.seed, body.decoding_strategy)
     return Wanted(ids=ids, sampling=sampling, max_new_tokens=body.max_tokens, stops=body.stops)
 
 

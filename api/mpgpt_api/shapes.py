@@ -87,6 +87,12 @@ class Sampled(Body):
     presence_penalty: Penalty = None
     seed: Seed = None
 
+    @property
+    def overrides(self) -> dict[str, float]:
+        """What is wanted otherwise than the server was started."""
+        names = set(Sampled.model_fields) - {"seed"}
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
 
 class OpenAIRequest(Sampled):
     model: str | None = None
