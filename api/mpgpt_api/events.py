@@ -15,7 +15,7 @@ from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mpgpt_api.problems import OPENAI, Problem, internal
+from mpgpt_api.problems import Problem, internal
 from mpgpt_api.service import Job
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Events(StreamingResponse):
                 yield text
         except Exception as error:
             problem = error if isinstance(error, Problem) else internal(error)
-            yield event(problem.body(path) | ({} if path.startswith(OPENAI) else {"done": True}))
+            yield event(problem.event(path))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

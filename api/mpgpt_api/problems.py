@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import click
 from fastapi import FastAPI, Request
@@ -44,7 +44,11 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def body(self, path: str) -> dict[str, Any]:
-        return {"error": self.error()} if path.startswith(OPENAI) else {"error": self.message}
+        return {"error": self.error()} if path.startswith(OPENAI) else {"error": self.message, "success": False}
+
+    def event(self, path: str) -> dict[str, Any]:
+        """The last event of a stream that it ends."""
+        return {"error": self.error()} if path.startswith(OPENAI) else {"error": self.message, "done": True}
 
     def error(self) -> dict[str, Any]:
         """In OpenAI's form."""
@@ -74,6 +78,7 @@ class PlainError(BaseModel):
     """What all other paths say."""
 
     error: str
+    success: Literal[False]
 
 
 def documented(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:

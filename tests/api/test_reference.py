@@ -115,7 +115,8 @@ BAD: dict[str, Any] = {
 def test_bad_input_is_a_sentence(server: Server, path: str, body: Any) -> None:
     answer = server.post(path, body)
     assert answer.status_code == 400
-    assert set(answer.json()) == {"error"} and len(answer.json()["error"]) > 10
+    told = answer.json()
+    assert set(told) == {"error", "success"} and told["success"] is False and len(told["error"]) > 10
 
 
 def test_a_client_that_leaves_a_chat_frees_its_slot(server: Server) -> None:
@@ -125,6 +126,19 @@ def test_a_client_that_leaves_a_chat_frees_its_slot(server: Server) -> None:
             assert server.engine.running == 1
         until(lambda: not server.engine.running, 2.0)
     server.idle()
+
+
+@pytest.mark.parametrize("path", ["/chat", "/v1/completions"])
+def test_a_stream_that_waits_shows_that_it_lives(server: Server, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Comments, which mean nothing: between the events, and while no token has come."""
+    for module in ("reference", "openai"):
+        monkeypatch.setattr(f"mpgpt_api.{module}.TICK_S", 0.05)
+    body = {"text": PROMPT, "prompt": PROMPT, "max_tokens": 3, "stream": True}
+    with server.slow(0.3):
+        answer = server.post(path, body)
+    assert answer.text.startswith(": waiting\n\n") and answer.text.count(": waiting\n\n") > 3
+    last = events(answer)[-1]
+    assert last == "[DONE]" or last["done"] is True
 
 
 # -- the ring as it is
@@ -264,5 +278,5 @@ def test_a_server_that_stops_says_so(folder: Path) -> None:
         assert told[-1] == {"error": "the server is stopping", "done": True}
         until(lambda: not server.engine.running, 2.0)
         refused = server.post("/query", {"text": "a"})
-        assert refused.status_code == 503 and refused.json() == {"error": "the server is stopping"}
+        assert refused.status_code == 503 and refused.json()["error"] == "the server is stopping"
         assert server.get("/health").json()["status"] == "stopping"
