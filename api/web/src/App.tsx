@@ -247,6 +247,5 @@ function useLockedUntilKey({ phase, asked }: View, setOpen: (isOpen: boolean) =>
       onUnlocked();
     }
     before.current = phase;
-    // eslint-disable-next-line react-hooks/exhaustive-deps -- only a change of phase counts
-  }, [phase, asked]);
+  }, [phase, asked]); // only a change of phase counts
 }
