@@ -54,4 +54,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info api/web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

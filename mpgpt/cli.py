@@ -12,6 +12,8 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -317,6 +319,8 @@ def _run(job: Any) -> int:
     from mpgpt.link import MPIWorld, SoloWorld
 
     world: World = MPIWorld() if "OMPI_COMM_WORLD_SIZE" in os.environ else SoloWorld()
+    if world.launched:
+        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
     signal.signal(signal.SIGTERM, _terminated if world.rank == 0 else signal.SIG_DFL)
     if world.rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers for all
@@ -343,6 +347,13 @@ def _run(job: Any) -> int:
         _end(world, cause if world.size == 1 else f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1)
     world.close()
     return status
+
+
+def _end_with_launcher(launcher: int) -> None:
+    """A rank must not outlive the mpirun that started it: a server would keep its port, and nobody would end it."""
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _end(world: Any, message: str, status: int) -> NoReturn:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from soak import ranks_of, served, soak
@@ -128,6 +129,18 @@ def test_it_ends_when_told_to(models: dict[str, Path]) -> None:
         assert process.wait(20) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")
+
+
+def test_no_rank_outlives_mpirun(models: dict[str, Path]) -> None:
+    """Killed so that it can end nothing: an idle server must not keep its port, nor its memory."""
+    with served(2, "--model", str(models["gpt2"]), "--layers", "0-2,3-4") as (_, process):
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        process.kill()
+        _, alive = psutil.wait_procs(ranks, timeout=15)
+        for rank in alive:
+            rank.kill()
+        assert not alive, "they live on"
 
 
 @pytest.mark.parametrize(
