@@ -44,7 +44,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
             sentences.append(f"{where} {found['ctx']['error']}".lstrip())
         else:
             wanted = message.replace("Input should", "it should").partition(" or instance of")[0]
-            sentences.append(f"{where} is {shown(found['input'])}; {wanted}")
+            sentences.append(f"{where} is {shown(found['input'])}; {wanted.replace('a valid tuple', 'a list')}")
     return sentences
 
 
