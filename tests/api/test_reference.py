@@ -124,7 +124,7 @@ def test_a_client_that_leaves_a_chat_frees_its_slot(server: Server) -> None:
         with httpx.stream("POST", server.url + "/chat", json={"text": PROMPT, "max_tokens": 400}) as answer:
             next(answer.iter_bytes())
             assert server.engine.running == 1
-        until(lambda: not server.engine.running, 2.0)
+        until(lambda: not server.engine.running, 5.0)
     server.idle()
 
 
@@ -156,7 +156,7 @@ def test_the_cluster_as_it_is(server: Server) -> None:
     assert rank["steps"] >= 20 and rank["tokens"] >= 20
     shares = [rank[name] for name in ("compute", "wait", "send", "other")]
     assert sum(shares) == pytest.approx(1, abs=1e-6) and rank["compute"] > 0
-    assert rank["wait"] > 0.5, "for a second there was nothing to do"
+    assert rank["wait"] > 0.2, "for a second there was nothing to do"
     assert told["window_s"] > 1 and told["tokens_per_second"] == pytest.approx(20 / told["window_s"], rel=0.2)
 
 
@@ -169,7 +169,7 @@ def test_the_cluster_is_seen_while_it_is_busy(server: Server) -> None:
             told = server.get("/cluster").json()
             assert told["running"] == 1 and told["ranks"][0]["steps"] > 5 and told["tokens_per_second"] > 5
             assert server.get("/health").json()["status"] == "ok"
-        until(lambda: not server.engine.running, 2.0)
+        until(lambda: not server.engine.running, 5.0)
 
 
 def test_metrics_are_prometheus(server: Server) -> None:
@@ -276,7 +276,7 @@ def test_a_server_that_stops_says_so(folder: Path) -> None:
             server.service.run_in_loop(server.service.stop)
             told = [json.loads(line.removeprefix("data: ")) for line in lines if line]
         assert told[-1] == {"error": "the server is stopping", "done": True}
-        until(lambda: not server.engine.running, 2.0)
+        until(lambda: not server.engine.running, 5.0)
         refused = server.post("/query", {"text": "a"})
         assert refused.status_code == 503 and refused.json()["error"] == "the server is stopping"
         assert server.get("/health").json()["status"] == "stopping"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from scripts.build_page import ROOT, WEB
 
@@ -19,6 +19,7 @@ SCREENS = ROOT / "build" / "screens"
 """Where screenshots are left, for whoever looks after the tests."""
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)
 AXE = WEB / "node_modules" / "axe-core" / "axe.min.js"
 
 
