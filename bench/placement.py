@@ -30,7 +30,7 @@ from mpgpt.agreement import Settings, measure, settle
 from mpgpt.core import Request, Span, Workload
 from mpgpt.engine import Engine, IdsOnly, Stream
 from mpgpt.kernels import Kernels
-from mpgpt.link import MPIWorld
+from mpgpt.mpi import MPIWorld
 from mpgpt.plan import Objective, divide, place, predict
 from mpgpt.ring import Ring
 from mpgpt.weights import model_config

@@ -68,7 +68,7 @@ def measure_ring(layers: str) -> dict[str, float] | None:
     from mpgpt.config import parse_layers
     from mpgpt.core import Request
     from mpgpt.engine import IdsOnly
-    from mpgpt.link import MPIWorld
+    from mpgpt.mpi import MPIWorld
     from mpgpt.ring import Ring
 
     world = MPIWorld()

@@ -26,8 +26,8 @@ from mpgpt.agreement import measure, settle
 from mpgpt.core import Request, Workload
 from mpgpt.engine import IdsOnly
 from mpgpt.kernels import Kernels
-from mpgpt.link import MPIWorld
 from mpgpt.measure import Moments
+from mpgpt.mpi import MPIWorld
 from mpgpt.plan import divide
 from mpgpt.ring import Ring
 from mpgpt.simulate import run

@@ -1,4 +1,4 @@
-"""What waiting costs: the doorbell of ``link.wait`` against the ways around it.
+"""What waiting costs: the doorbell of ``doorbell.wait`` against the ways around it.
 
     python bench/wait.py [--rounds 3]
 
@@ -25,17 +25,16 @@ FRAME = 3072
 
 def measure(way: str) -> dict[str, float]:
     """This rank's part; the figures on rank 0."""
-    from mpgpt import link as links
+    from mpgpt import doorbell, mpi
 
-    world = links.MPIWorld()
+    world = mpi.MPIWorld()
     if way != "usual":  # "usual" is what the ring does: wake up shortly before a message usually comes
-        links.USUAL_MOST_S = 0.0
+        doorbell.USUAL_MOST_S = 0.0
     if way == "spin":
-        links.SPIN_S = 1e9
+        doorbell.SPIN_S = 1e9
     if way == "naps":  # as where bells do not get through
-        links.SLEEP_S = links.DEAF_S
-        world.bell.patience = links.DEAF_S
-        world.bell.ring = lambda address=None: None  # type: ignore[method-assign]
+        doorbell.SLEEP_S = world.bell.patience = doorbell.NAP_S
+        doorbell.ring = lambda ringer: None
     there = world.connect(0, 1, FRAME) if world.rank in (0, 1) else None
     back = world.connect(1, 0, FRAME)
     assert there is not None

@@ -10,26 +10,32 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from mpgpt import __version__, options
-from mpgpt.errors import MpgptError, RequestError, UsageError
+from mpgpt.errors import LinkError, MpgptError, RequestError, UsageError
 
 if TYPE_CHECKING:
-    import psutil
-
+    from mpgpt.launcher import Guard, Launcher, SettingsFile
     from mpgpt.link import World
     from mpgpt.stage import Device
+
+GRACE_S = 3.0
+"""How long a rank that failed waits for rank 0 to end the run."""
+LAST_S = 0.3
+"""How long rank 0 lets the others end first where its status is not 0."""
+FORWARD_S = 0.15
+"""How long mpirun may take to forward the last words before it is ended."""
 
 MPI_DEFAULTS = {
     # The plain TCP and shared-memory transport: starts in a tenth of the time, and is what macOS has anyway.
@@ -61,6 +67,10 @@ def main() -> NoReturn:
     if message and rank == 0:
         click.echo(f"mpgpt: {message}", err=True)
     sys.stdout.flush()
+    if status and "OMPI_COMM_WORLD_RANK" in os.environ:
+        if rank:
+            os._exit(0)  # the run's status is rank 0's, and mpirun makes many words of two
+        time.sleep(LAST_S)
     sys.exit(status)
 
 
@@ -307,44 +317,79 @@ def _set_mpi_defaults() -> None:
     os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
 
 
-def _launched(given: Mapping[str, Any]) -> tuple[Launcher | None, Path | None]:
-    """The launcher above this process, and the settings file: the one given, or the one beside its hostfile."""
+def _launched(given: Mapping[str, Any]) -> tuple[Launcher | None, SettingsFile | None]:
+    """The launcher above this process, and the settings: the file given, or the one beside its hostfile."""
+    from mpgpt.launcher import SettingsFile, find, settings
+
     _set_mpi_defaults()
-    launcher = _launcher()
-    return launcher, given["config"] or (launcher.config if launcher else None)
+    above = find(os.environ)
+    return above, SettingsFile(path=given["config"]) if given["config"] else settings(above, os.environ)
 
 
 def _run(job: Any) -> int:
     """Form a ring of whatever ranks there are and do ``job`` in it. Every rank comes through here."""
-    from mpgpt.link import MPIWorld, SoloWorld
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        from mpgpt.link import SoloWorld
 
-    world: World = MPIWorld() if "OMPI_COMM_WORLD_SIZE" in os.environ else SoloWorld()
-    if world.launched:
-        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
-    signal.signal(signal.SIGTERM, _terminated if world.rank == 0 else signal.SIG_DFL)
-    if world.rank:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers for all
+        return _work(job, SoloWorld(), None)
+    from mpgpt.launcher import Guard, find
+    from mpgpt.mpi import MPIWorld
+
+    threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
+    first = os.environ["OMPI_COMM_WORLD_RANK"] == "0"
+    above = find(os.environ) if first else None
+    guard = Guard(above, f"rank 0 on {platform.node()}") if above else None
+    try:
+        world = MPIWorld()
+    except MpgptError as error:
+        if not first:
+            time.sleep(GRACE_S)
+            os._exit(1)
+        click.echo(f"mpgpt: {error}", err=True)
+        _abandon(guard, lambda: None, 1)
+    if not first:
+        # rank 0 answers for all; a signal from mpirun ends this one whatever it computes
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda signum, frame: None)
+        signal.set_wakeup_fd(world.wakeup, warn_on_full_buffer=False)
+    status = _work(job, world, guard)
+    if guard:
+        guard.done()
+    return status
+
+
+def _work(job: Any, world: World, guard: Guard | None) -> int:
+    """Form the ring, do the job, and end: in order, or all ranks at once."""
+    if world.rank == 0:
+        signal.signal(signal.SIGTERM, lambda signum, frame: _terminated(signum, world, guard))
     try:
         ring = job.form(world)
+    except LinkError as error:
+        _end(world, guard, str(error), 1)
     except MpgptError:  # the same on every rank
         world.close()
+        if guard:
+            guard.done()
         raise
     except KeyboardInterrupt:
-        _end(world, "", 130)
+        _end(world, guard, "", 130)
     try:
         status: int = 0 if world.rank else job.lead(ring)
         if world.rank:
             ring.serve()
     except KeyboardInterrupt:
-        _end(world, "interrupted", 130)
+        _end(world, guard, "interrupted", 130)
     except (RequestError, UsageError):
         world.close()  # rank 0 has stopped the ring in order; no other rank raises these
+        if guard:
+            guard.done()
         raise
     except Exception as error:
         if "MPGPT_TRACEBACK" in os.environ:
             traceback.print_exc()
         cause = str(error) if isinstance(error, MpgptError) else f"{type(error).__name__}: {error}"
-        _end(world, cause if world.size == 1 else f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1)
+        here = world.size == 1 or isinstance(error, LinkError)
+        _end(world, guard, cause if here else f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1, error)
     world.close()
     return status
 
@@ -356,18 +401,42 @@ def _end_with_launcher(launcher: int) -> None:
     os._exit(1)
 
 
-def _end(world: Any, message: str, status: int) -> NoReturn:
+def _end(world: World, guard: Guard | None, message: str, status: int, error: Exception | None = None) -> NoReturn:
     """The end of every rank, now, with one message."""
+    if world.rank and isinstance(error, LinkError):
+        time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
+    if world.loss and (world.loss.said or world.rank):
+        message = ""  # it stands there already, or rank 0 says it
     if message:
         click.echo(f"mpgpt: {message}", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    world.abort(status)
+    world.part(message)
+    if world.rank:
+        time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
+        os._exit(status)
+    _abandon(guard, lambda: world.abort(status), status)
+
+
+def _abandon(guard: Guard | None, abort: Callable[[], None], status: int) -> NoReturn:
+    """End mpirun by the guard, or from within, where that is not to be or mpirun runs on another host."""
+    if guard and "MPGPT_TRACEBACK" not in os.environ:
+        time.sleep(FORWARD_S)
+        guard.end()
+    abort()
     os._exit(status)
 
 
-def _terminated(signum: int, frame: object) -> NoReturn:
-    """SIGTERM on rank 0: mpirun is ending the run, or somebody is. What was written stays written."""
+def _terminated(signum: int, world: World, guard: Guard | None) -> NoReturn:
+    """SIGTERM on rank 0: somebody ends it, or mpirun does, because of the user or of a rank that it saw die. What was
+    written stays written."""
+    if guard:
+        guard.stopping()
+    deadline = time.monotonic() + GRACE_S / 10
+    while world.size > 1 and world.loss is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if world.loss and not world.loss.said:
+        _end(world, guard, world.loss.sentence, 1)
     sys.stdout.flush()
     os._exit(128 + signum)
 
@@ -377,38 +446,3 @@ def _model_home() -> Path:
 
     home = os.environ.get("MPGPT_HOME")
     return Path(home) / "models" if home else model_home()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launcher:
-    """The mpirun above this process, on rank 0's host."""
-
-    config: Path | None
-    """The settings beside its hostfile."""
-    terminal: bool
-    """Whether a person sits at its standard input; ours is a pipe from it."""
-
-
-def _launcher() -> Launcher | None:
-    import psutil
-
-    from mpgpt.config import beside, hostfile_of, is_launcher
-
-    for process in psutil.Process().parents():
-        try:
-            argv, cwd = process.cmdline(), Path(process.cwd())
-            if not is_launcher(argv):
-                continue
-            hostfile = hostfile_of(argv)
-            return Launcher(config=beside(hostfile, cwd) if hostfile else None, terminal=_on_terminal(process))
-        except psutil.Error:
-            continue
-    return None
-
-
-def _on_terminal(process: psutil.Process) -> bool:
-    """Whether a process reads from a terminal; where that cannot be seen (macOS), whether it was started on one."""
-    try:
-        return os.readlink(f"/proc/{process.pid}/fd/0").startswith(("/dev/pts", "/dev/tty"))
-    except OSError:
-        return sys.platform != "linux" and process.terminal() is not None

@@ -1,7 +1,7 @@
 """A run's settings: a YAML file that becomes a checked, frozen ``RunConfig``.
 
-Knows: the file's keys and their bounds; how the file is found from the launcher's command line; how layers
-are written down for ranks, in the file and on the command line; how settings become bytes for the broadcast.
+Knows: the file's keys and their bounds; how layers are written down for ranks, in the file and on the command line;
+how settings become bytes for the broadcast.
 Must not know: torch, MPI, models (a layer count is told to it), nor YAML.
 
 All that is wrong with a file is reported at once, one sentence a line: who fixes one mistake only to meet the
@@ -11,8 +11,8 @@ next has to start a cluster twice.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -27,7 +27,7 @@ from pydantic import (
 
 from mpgpt.core import Sampling, Span, Workload
 from mpgpt.errors import UsageError
-from mpgpt.yamlfile import printable, problems, read_yaml, shown
+from mpgpt.yamlfile import parse_yaml, printable, problems, read_yaml, shown
 
 DtypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 StrategyName = Literal["greedy", "sampling", "top_k", "top_p"]
@@ -54,8 +54,6 @@ RANK_KEY = re.compile("rank_[0-9]+")
 LAYER_RANGE = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):([0-9]{1,5})")
 IPAD_FORM = "ipad: {rank: 1, address: HOST:PORT, token_file: FILE, package: NAME.mlpackage}"
-LAUNCHERS = frozenset({"mpirun", "mpiexec", "prterun", "orterun"})
-HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(.*))?", re.DOTALL)
 
 
 class Settings(BaseModel):
@@ -105,6 +103,19 @@ class Placing(Settings):
     sequences: Count = 8
     prompt_tokens: Count = 256
     new_tokens: Count = 128
+
+
+class Heartbeats(Settings):
+    """How often ranks tell one another that they live, and after how long a silence the run ends."""
+
+    interval_s: Annotated[float, Field(ge=0.05, le=3600, allow_inf_nan=False)] = 1.0
+    timeout_s: Annotated[float, Field(ge=0.2, le=86400, allow_inf_nan=False)] = 10.0
+
+    @model_validator(mode="after")
+    def _several_in_time(self) -> Self:
+        if self.timeout_s < 2 * self.interval_s:
+            raise ValueError("timeout_s must be at least twice interval_s: one late beat is no loss")
+        return self
 
 
 class IPad(Settings):
@@ -168,6 +179,7 @@ class RunConfig(Settings):
     """How weights are stored and multiplied: measured, or one by name (``kernels.py`` has the names)."""
     drafts: Annotated[bool, Field(strict=True)] = True
     plan: Annotated[Placing, Blank] = Placing()
+    heartbeat: Annotated[Heartbeats, Blank] = Heartbeats()
     threads: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
     max_sequences: Annotated[int, Field(strict=True, ge=1, le=65535)] = 16
     seed: Seed | None = None
@@ -325,34 +337,10 @@ def parse_layers(text: str, option: str = "--layers") -> tuple[Span | None, ...]
     return tuple(spans)
 
 
-def is_launcher(argv: Sequence[str]) -> bool:
-    """Whether a command line is that of mpirun, under any of its names."""
-    return bool(argv) and PurePath(argv[0]).name in LAUNCHERS
-
-
-def hostfile_of(argv: Sequence[str]) -> str | None:
-    """The hostfile in a launcher's argument list; None if it names none, or is not a launcher's.
-
-    The first one counts: the launcher's own options come before the program, whose arguments are anybody's.
-    """
-    if not is_launcher(argv):
-        return None
-    words = iter(argv[1:])
-    for word in words:
-        if match := HOSTFILE_OPTION.fullmatch(word):
-            return next(words, None) if match[1] is None else match[1]
-    return None
-
-
-def beside(hostfile: str, cwd: Path) -> Path | None:
-    """The settings beside a hostfile, ``NAME.yaml`` for ``NAME``, if there are any."""
-    path = cwd / f"{hostfile}.yaml"
-    return path if path.exists() else None
-
-
-def load(path: Path) -> RunConfig:
-    """Read and check a settings file. The UsageError holds all that is wrong with it, one sentence a line."""
-    tree, wrong = read_yaml(path)
+def load(path: Path, text: str | None = None) -> RunConfig:
+    """Read and check a settings file, or its ``text`` if it lies on another machine. The UsageError holds all that is
+    wrong with it, one sentence a line."""
+    tree, wrong = read_yaml(path) if text is None else parse_yaml(text, path)
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:

@@ -21,6 +21,7 @@ from mpgpt.agreement import Behind
 from mpgpt.batch import Message, Prompt, Records, read_prompts, record
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError, UsageError
+from mpgpt.launcher import SettingsFile
 from mpgpt.link import World
 from mpgpt.ring import Ring
 from mpgpt.run import Run
@@ -30,7 +31,7 @@ class Generate:
     """One run. ``form`` is called on every rank, ``lead`` on rank 0 alone; only rank 0 looks at prompts and files."""
 
     def __init__(
-        self, options: Mapping[str, Any], *, home: Path, config: Path | None, terminal: bool, behind: Behind
+        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, terminal: bool, behind: Behind
     ) -> None:
         """``config`` is the settings file, if there is one; ``terminal`` says that a person sits at standard input;
         ``behind`` reaches for the iPad behind a rank."""

@@ -20,6 +20,7 @@ from mpgpt.console import explain
 from mpgpt.errors import UsageError
 from mpgpt.folder import read_json
 from mpgpt.kernels import Kernels
+from mpgpt.launcher import SettingsFile
 from mpgpt.link import World
 from mpgpt.placement import check_target, plan_tree, save, show
 from mpgpt.plan import AT_HOME, alternatives, choose
@@ -30,7 +31,7 @@ class Planning:
     """One run. ``form`` is called on every rank, then ``lead`` on rank 0 and ``serve`` on the others."""
 
     def __init__(
-        self, options: Mapping[str, Any], *, home: Path, config: Path | None, console: Console, behind: Behind
+        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, console: Console, behind: Behind
     ) -> None:
         """``config`` is the settings file, if there is one; the tables go to ``console``; ``behind`` reaches for the
         iPad behind a rank."""
@@ -62,7 +63,7 @@ class Planning:
     def _prepare(self) -> dict[str, Any]:
         """What every rank must know to be measured; all that can be found wrong before."""
         options = self._options
-        self._config = config = configs.load(self._file) if self._file else configs.RunConfig()
+        self._config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
         model = options["model"] or config.hf_model_name
         if not model:
             raise UsageError("no model: give --model, or a config with hf_model_name, or --what-if FILE")

@@ -147,7 +147,7 @@ class Ring:
     def engine(self, *, drafts: bool = False) -> Engine:
         """Rank 0's end: what takes requests. ``drafts`` are foretold tokens, checked in one step with the next."""
         assert self.world.rank == 0
-        s, bell = self._settings, self.world.bell
+        s, world, bell = self._settings, self.world, self.world.bell
         scheduler = Scheduler(
             slots=s.slots, context=s.context, stages=s.stages, drafts=drafts, row_cost=self._row_cost
         )  # fmt: skip
@@ -160,6 +160,7 @@ class Ring:
         def sleep() -> None:
             ledger.enter(WAIT)  # for requests, here
             bell.sleep(60.0)
+            world.check()
             ledger.enter(OTHER)
 
         return Engine(pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring, sleep=sleep)

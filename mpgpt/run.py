@@ -23,6 +23,7 @@ from mpgpt.batch import Message
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.engine import Engine
 from mpgpt.errors import RequestError, UsageError
+from mpgpt.launcher import SettingsFile
 from mpgpt.link import World
 from mpgpt.plan import Objective
 from mpgpt.ring import Ring
@@ -39,7 +40,7 @@ class Run:
     through its chat template, and ``system`` what a chat begins with.
     """
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, file: Path | None, behind: Behind) -> None:
+    def __init__(self, options: Mapping[str, Any], *, home: Path, file: SettingsFile | None, behind: Behind) -> None:
         """``file`` holds the settings, if there are any; ``behind`` reaches for the iPad behind a rank."""
         self._options, self._home, self._file, self._behind = options, home, file, behind
         self.config = configs.RunConfig()
@@ -51,6 +52,7 @@ class Run:
         ``prepare`` is called on rank 0 once the settings are read: for whatever can be found wrong without a model.
         """
         chosen = together(world, lambda: self._prepare(prepare) if world.rank == 0 else {})[0]
+        world.heed(*chosen["heartbeat"])
         report = self._report if world.rank == 0 else lambda line: None
         folder = locate(world, chosen["model"], self._home, report)
         device = reach(world, chosen["ipad"], self._behind)
@@ -125,7 +127,7 @@ class Run:
 
     def _prepare(self, prepare: Callable[[], None]) -> dict[str, Any]:
         """Everything that can be found wrong without a model; what every rank must know before it has one."""
-        self.config = config = configs.load(self._file) if self._file else configs.RunConfig()
+        self.config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
         self.model = self._given("model") or config.hf_model_name or ""
         if not self.model:
             raise UsageError("no model: give --model, or a config with hf_model_name")
@@ -138,6 +140,7 @@ class Run:
             "slots": self._given("max_sequences") or config.max_sequences,
             "context": self._given("context") or config.ctx_length,
             "threads": self._given("threads") or config.threads,
+            "heartbeat": (config.heartbeat.interval_s, config.heartbeat.timeout_s),
             "ipad": config.device.model_dump() if config.device else None,
         }
 

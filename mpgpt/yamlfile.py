@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> tuple[dict[Any, Any], list[str]]:
 
     Raises UsageError when the file cannot be read or is not YAML, not UTF-8, too large, or not a mapping.
     """
-    return _parse(_read(path), path)
+    return parse_yaml(_read(path), path)
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -109,7 +109,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _parse(text: str, path: Path) -> tuple[dict[Any, Any], list[str]]:
+def parse_yaml(text: str, path: Path) -> tuple[dict[Any, Any], list[str]]:
     """The file's mapping, and what duplicate keys it has."""
     try:
         loader = _Loader(text)

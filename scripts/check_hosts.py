@@ -85,7 +85,7 @@ def rank() -> None:
     from mpgpt.cli import MPI_DEFAULTS
 
     os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
-    from mpgpt.link import MPIWorld
+    from mpgpt.mpi import MPIWorld
 
     world = MPIWorld()
     nodes = [json.loads(data) for data in world.gather(json.dumps(describe()).encode())]

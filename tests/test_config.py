@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpgpt.config import IPad, RunConfig, beside, check_spans, hostfile_of, load, parse_layers
+from mpgpt.config import IPad, RunConfig, check_spans, load, parse_layers
 from mpgpt.core import Sampling, Span
 from mpgpt.errors import UsageError
+from mpgpt.launcher import beside, hostfile_of
 
 HOSTFILES = Path(__file__).parent.parent / "hostfiles"
 HYBRID = "{rank_0: [0, 1, 2, 3], rank_1: [4, 5, 6, 7], rank_2: [8, 9, 10, 11]}"

@@ -18,9 +18,9 @@ from types import SimpleNamespace
 import pytest
 
 from mpgpt.core import Account, Request, Result, Step, Tally
+from mpgpt.doorbell import Doorbell
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError
-from mpgpt.link import Doorbell
 from mpgpt.scheduler import Scheduler
 
 LETTERS = 26

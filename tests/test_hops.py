@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from mpgpt import hops
 from mpgpt.core import Edge
+from mpgpt.doorbell import Doorbell
 from mpgpt.errors import LinkError
 from mpgpt.hops import ALL_PAIRS, SMALL, Player, complete, edge_of, rounds, worth_measuring
-from mpgpt.link import Doorbell, QueueLink
+from mpgpt.link import QueueLink
 
 clusters = st.lists(st.sampled_from(["mac", "pi", "box", "vm"]), min_size=1, max_size=24)
 

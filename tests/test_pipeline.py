@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from mpgpt.core import DeviceAccount, Result, Row, Span, Step, Tally
+from mpgpt.doorbell import Doorbell
 from mpgpt.ledger import Ledger
-from mpgpt.link import Doorbell, QueueLink
+from mpgpt.link import QueueLink
 from mpgpt.pipeline import Pipeline, relay
 from mpgpt.stage import AtOnce
 from mpgpt.wire import Codec

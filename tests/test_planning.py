@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mpgpt import profile
 from mpgpt.errors import UsageError
+from mpgpt.launcher import SettingsFile
 from mpgpt.link import SoloWorld, World
 from mpgpt.planning import Planning
 from mpgpt.stage import Device
@@ -35,7 +36,7 @@ def plan(home: Path, config: Path | None = None, **given: Any) -> str:
     options = dict.fromkeys(NAMES) | given
     try:
         console = Console(file=out, width=100)
-        planning = Planning(options, home=home, config=config, console=console, behind=nobody).form(world)
+        planning = Planning(options, home=home, config=config and SettingsFile(path=config), console=console, behind=nobody).form(world)
         assert planning.lead(planning) == 0
     finally:
         world.close()

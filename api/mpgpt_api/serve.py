@@ -25,6 +25,7 @@ import uvicorn
 from mpgpt.agreement import Behind
 from mpgpt.engine import Engine
 from mpgpt.errors import UsageError
+from mpgpt.launcher import SettingsFile
 from mpgpt.link import World
 from mpgpt.ring import Ring
 from mpgpt.run import Run
@@ -42,7 +43,7 @@ END_S = 5.0
 class Serve:
     """A job for the command line: ``form`` on every rank, ``lead`` on rank 0."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, config: Path | None, behind: Behind) -> None:
+    def __init__(self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, behind: Behind) -> None:
         self._options = options
         self._run = Run(options, home=home, file=config, behind=behind)
 

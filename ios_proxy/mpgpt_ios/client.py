@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import get_args
 
 from mpgpt.core import DeviceAccount, Thermal
+from mpgpt.doorbell import Doorbell
 from mpgpt.errors import MpgptError
-from mpgpt.link import Doorbell
 from mpgpt_ios.dialling import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply
 from mpgpt_ios.session import SessionError
 from mpgpt_ios.stage import Call, Values

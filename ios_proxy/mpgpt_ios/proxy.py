@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from mpgpt.core import Speed
+from mpgpt.doorbell import Doorbell, wait
 from mpgpt.errors import LinkError, ModelError
-from mpgpt.link import Doorbell, wait
 from mpgpt.stage import Stage, TorchStage
 from mpgpt.weights import Checkpoint, model_config
 from mpgpt_ios.bundle import Bundle, slice_hash

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpgpt.core import DeviceAccount, Result, Row, Span, Step
+from mpgpt.doorbell import Doorbell, wait
 from mpgpt.errors import LinkError
-from mpgpt.link import Doorbell, wait
 from mpgpt.scheduler import CHUNK
 from mpgpt.stage import TorchStage
 

@@ -20,8 +20,8 @@ import torch
 from safetensors.numpy import save_file
 
 from mpgpt.core import Result, Row, Span, Step
+from mpgpt.doorbell import Doorbell
 from mpgpt.kernels import Kernels
-from mpgpt.link import Doorbell
 from mpgpt.model import Slice
 from mpgpt.sampler import Sampler
 from mpgpt.stage import TorchStage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpgpt.link import MPIWorld
+from mpgpt.mpi import MPIWorld
 from tests.links import CAPACITY, CASES
 
 

@@ -21,7 +21,7 @@ from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine import IdsOnly
 from mpgpt.kernels import Kernels
-from mpgpt.link import MPIWorld
+from mpgpt.mpi import MPIWorld
 from mpgpt.ring import Ring
 
 IDLE_S = 10.0

@@ -1,0 +1,388 @@
+"""Heartbeats: each rank and rank 0, and neighbours around the ring, tell one another once a second that they live.
+
+Knows: TCP, the run's secret, seconds, who has been silent for how long.
+Must not know: MPI, what a rank does, how a run is ended.
+
+A thread of its own sends and listens, so that a rank that computes for minutes is not accused. A rank that was killed
+closes its connections, and is lost at once; one that is stopped, off, or behind a cut cable is lost when it has been
+silent for ``timeout_s``. Rank 0 judges: the others tell it of neighbours that they do not hear. A rank that does not
+hear rank 0 is alone. Who dials must prove with the run's secret who it is, and so must who answers; a stranger's
+connection is closed.
+
+A connection begins with a greeting each way: magic, rank (uint32), nonce (16 bytes); then a proof each way: HMAC-SHA256
+of the secret over the other's nonce and the own rank. After that frames: magic, kind (uint8), zero, length of the body
+(uint16). The body of a beat is a pair of rank (uint32) and seconds of silence (float32) for each neighbour that is
+silent; that of a farewell is 0 or 1 (the rank failed), and a sentence in UTF-8. All integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+MAGIC = b"mpgb"
+GREETING = struct.Struct("<4sI16s")
+PROOF_BYTES = 32
+FRAME = struct.Struct("<4sBBH")
+BEAT, FAREWELL = 1, 2
+SILENT = struct.Struct("<If")
+MOST_BODY = 4096
+
+INTERVAL_S = 1.0
+TIMEOUT_S = 10.0
+NOTICE_S = 3.0
+"""A silence as long as this is told to whoever looks; it may still end."""
+DIAL_S = 2.0
+PROVE_S = 5.0
+"""How long who dials in may take to prove who it is."""
+STRANGERS = 32
+"""Connections at once that have proved nothing yet."""
+LATER_S = 2.0
+"""How much longer the others wait for rank 0 than it for them: it is the one that can say what happened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Another rank, and where its heartbeat listens."""
+
+    rank: int
+    host: str
+    port: int
+    addresses: tuple[str, ...]
+    """The likeliest first."""
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """How long a rank has not been heard."""
+
+    rank: int
+    host: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Why the ring cannot go on."""
+
+    sentence: str
+    said: bool
+    """Whether the rank that failed said so itself."""
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """One end of an edge of the graph of heartbeats."""
+
+    socket: socket.socket
+    begun: float
+    dialled: int | None = None
+    """Whom this end dialled."""
+    nonce: bytes = field(default_factory=lambda: os.urandom(16))
+    theirs: bytes = b""
+    claims: int | None = None
+    """The rank that the other end says it is."""
+    rank: int | None = None
+    """The rank that it has proved to be."""
+    received: bytearray = field(default_factory=bytearray)
+
+
+class Heartbeat:
+    """This rank's end of all its heartbeats. ``loss`` is None as long as everybody is heard."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.bind(("0.0.0.0", 0))
+        self._listener.listen(64)
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._wake, self._woken = socket.socketpair()
+        self._wake.setblocking(False)
+        self._woken.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._interval, self._timeout = INTERVAL_S, TIMEOUT_S
+        self._hosts: dict[int, Peer] = {}
+        self._peers: dict[int, Peer] = {}
+        self._secret = b""
+        self._alarm: Callable[[], None] = lambda: None
+        self._thread: threading.Thread | None = None
+        self._connections: dict[int, _Connection] = {}
+        self._strangers: set[_Connection] = set()
+        self._heard: dict[int, float] = {}
+        self._dialled: dict[int, tuple[float, int]] = {}
+        self._unheard: dict[tuple[int, int], float] = {}
+        self._gone: set[int] = set()
+        self._closing: bytes | None = None
+        self.loss: Loss | None = None
+        self.signal: int | None = None
+        """The signal that ended this rank's process, if one did."""
+
+    @property
+    def wakeup(self) -> int:
+        """A descriptor for ``signal.set_wakeup_fd``: whatever signal is written to it ends this rank in order."""
+        return self._wake.fileno()
+
+    def start(self, peers: Sequence[Peer], secret: bytes, alarm: Callable[[], None]) -> None:
+        """Begin. ``peers`` are all other ranks; ``alarm`` is called, on the heartbeat's own thread, when ``loss`` or
+        ``signal`` is there."""
+        size = len(peers) + 1
+        mine = {0, (self._rank - 1) % size, (self._rank + 1) % size}
+        self._peers = {peer.rank: peer for peer in peers if not self._rank or peer.rank in mine}
+        self._hosts = {peer.rank: peer for peer in peers}
+        self._secret, self._alarm = secret, alarm
+        self._heard = dict.fromkeys(self._peers, time.monotonic())
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def configure(self, interval_s: float, timeout_s: float) -> None:
+        """How often to beat, and how long a silence is a loss; seconds, the same on every rank."""
+        self._interval, self._timeout = interval_s, timeout_s
+
+    def silences(self) -> tuple[Silence, ...]:
+        """Who has not been heard for a while."""
+        now = time.monotonic()
+        return tuple(
+            Silence(rank=peer.rank, host=peer.host, seconds=now - self._heard[peer.rank])
+            for peer in self._peers.values()
+            if now - self._heard[peer.rank] > NOTICE_S and peer.rank not in self._gone
+        )
+
+    def close(self, sentence: str | None = None) -> None:
+        """Say farewell to all, with why if this rank ``failed``, and end."""
+        self._closing = b"\0" if sentence is None else b"\1" + sentence.encode()[: MOST_BODY - 1]
+        if threading.current_thread() is self._thread:
+            self._end()
+        elif self._thread:
+            with contextlib.suppress(OSError):
+                self._wake.send(b"\0")
+            self._thread.join(1.0)
+
+    # -- the heartbeat's thread
+
+    def _run(self) -> None:
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        due = last = time.monotonic()
+        while self._closing is None:
+            for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+                self._serve(key.fileobj)
+            now = time.monotonic()
+            if now - last > self._interval + NOTICE_S:  # this rank was away (stopped, asleep), and could not hear
+                self._heard = {rank: heard + now - last for rank, heard in self._heard.items()}
+            if now >= due:
+                due, last = now + self._interval, now
+                self._tick(now)
+        self._end()
+
+    def _serve(self, what: object) -> None:
+        if what is self._listener:
+            self._accept()
+        elif what is self._woken:
+            signums = self._woken.recv(64).strip(b"\0")
+            if signums:
+                self.signal = signums[0]
+                self._alarm()
+        else:
+            assert isinstance(what, socket.socket)
+            self._receive(next(c for c in (*self._strangers, *self._connections.values()) if c.socket is what))
+
+    def _tick(self, now: float) -> None:
+        for rank, peer in self._peers.items():
+            if rank < self._rank and rank not in self._connections and rank not in self._gone:
+                self._dial(peer, now)
+        for stranger in [c for c in self._strangers if now - c.begun > (PROVE_S if c.dialled is None else DIAL_S)]:
+            self._drop(stranger)
+        silent = [(rank, now - heard) for rank, heard in self._heard.items() if now - heard > NOTICE_S]
+        beat = b"".join(SILENT.pack(rank, seconds) for rank, seconds in silent[: MOST_BODY // SILENT.size])
+        for connection in list(self._connections.values()):
+            self._send(connection, BEAT, beat)
+        self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        patience = self._timeout + (LATER_S if self._rank else 0.0)
+        for rank, heard in self._heard.items():
+            if rank in self._gone or now - heard <= patience or (self._rank and rank):
+                continue
+            self._lose(
+                f"{self._peers[rank].name} has been silent for {now - heard:.0f} s: its host is off or stopped, or "
+                "the network to it is cut"
+            )
+        for (teller, rank), seconds in self._unheard.items() if not self._rank else ():
+            if seconds > self._timeout and not {teller, rank} & self._gone:
+                self._lose(
+                    f"{self._hosts[teller].name} has not heard {self._hosts[rank].name} for {seconds:.0f} s: the "
+                    "network between them is cut"
+                )
+
+    def _lose(self, sentence: str, *, said: bool = False) -> None:
+        if self.loss is None:
+            self.loss = Loss(sentence=sentence, said=said)
+            self._alarm()
+
+    # -- connections
+
+    def _dial(self, peer: Peer, now: float) -> None:
+        begun, attempt = self._dialled.get(peer.rank, (0.0, -1))
+        if now - begun < DIAL_S or not peer.addresses:
+            return
+        self._dialled[peer.rank] = (now, attempt + 1)
+        dialling = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        dialling.setblocking(False)
+        dialling.connect_ex((peer.addresses[(attempt + 1) % len(peer.addresses)], peer.port))
+        connection = _Connection(dialling, now, dialled=peer.rank)
+        self._add(connection)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            accepted, _ = self._listener.accept()
+            if len(self._strangers) >= STRANGERS:
+                accepted.close()
+                return
+            accepted.setblocking(False)
+            connection = _Connection(accepted, time.monotonic())
+            self._add(connection)
+            self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
+
+    def _add(self, connection: _Connection) -> None:
+        with contextlib.suppress(OSError):
+            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._strangers.add(connection)
+        self._selector.register(connection.socket, selectors.EVENT_READ)
+
+    def _drop(self, connection: _Connection) -> None:
+        self._strangers.discard(connection)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.socket)
+        connection.socket.close()
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            data = connection.socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._ended(connection)
+            return
+        connection.received += data
+        if connection.rank is None and not self._introduced(connection):
+            return
+        self._frames(connection)
+
+    def _introduced(self, connection: _Connection) -> bool:
+        """Whether the other end has proved who it is; greets and proves back on the way."""
+        received = connection.received
+        if not connection.theirs and len(received) >= GREETING.size:
+            magic, connection.claims, connection.theirs = GREETING.unpack_from(received)
+            del received[: GREETING.size]
+            above = {rank for rank in self._peers if rank > self._rank}
+            expected = above if connection.dialled is None else {connection.dialled}
+            if magic != MAGIC or connection.claims not in expected:
+                self._drop(connection)
+                return False
+            if connection.dialled is not None:
+                self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
+                self._write(connection, self._proof(connection.theirs, self._rank))
+        if not connection.theirs or len(received) < PROOF_BYTES:
+            return False
+        assert connection.claims is not None
+        proof = bytes(received[:PROOF_BYTES])
+        del received[:PROOF_BYTES]
+        if not hmac.compare_digest(proof, self._proof(connection.nonce, connection.claims)):
+            self._drop(connection)
+            return False
+        if connection.dialled is None:
+            self._write(connection, self._proof(connection.theirs, self._rank))
+        connection.rank = connection.claims
+        self._strangers.discard(connection)
+        if old := self._connections.pop(connection.rank, None):
+            self._drop(old)
+        self._connections[connection.rank] = connection
+        self._heard[connection.rank] = time.monotonic()
+        return True
+
+    def _proof(self, nonce: bytes, rank: int) -> bytes:
+        return hmac.digest(self._secret, nonce + struct.pack("<I", rank), hashlib.sha256)
+
+    def _frames(self, connection: _Connection) -> None:
+        assert connection.rank is not None
+        received = connection.received
+        while len(received) >= FRAME.size:
+            magic, kind, _, length = FRAME.unpack_from(received)
+            if magic != MAGIC or length > MOST_BODY:
+                self._ended(connection)
+                return
+            if len(received) < FRAME.size + length:
+                return
+            body = bytes(received[FRAME.size : FRAME.size + length])
+            del received[: FRAME.size + length]
+            self._heard[connection.rank] = time.monotonic()
+            if kind == BEAT:
+                self._told(connection.rank, body)
+            elif kind == FAREWELL:
+                self._left(connection.rank, body)
+
+    def _told(self, teller: int, beat: bytes) -> None:
+        """What a neighbour says of its own neighbours."""
+        for key in [key for key in self._unheard if key[0] == teller]:
+            del self._unheard[key]
+        if not len(beat) % SILENT.size:
+            told = [pair for pair in SILENT.iter_unpack(beat) if pair[0] in self._hosts]
+            self._unheard.update({(teller, rank): seconds for rank, seconds in told})
+
+    def _left(self, rank: int, body: bytes) -> None:
+        self._gone.add(rank)
+        if body[:1] == b"\1":
+            cause = body[1:].decode(errors="replace")
+            self._lose(cause or f"{self._hosts[rank].name} was ended", said=True)
+
+    def _ended(self, connection: _Connection) -> None:
+        """The other end closed, or says what no rank would."""
+        self._drop(connection)
+        rank = connection.rank
+        if rank is None or self._connections.get(rank) is not connection:
+            return
+        del self._connections[rank]
+        if rank not in self._gone and (not self._rank or not rank):
+            self._gone.add(rank)
+            self._lose(f"{self._hosts[rank].name} ended without a word: it was killed, or its host went down")
+
+    def _send(self, connection: _Connection, kind: int, body: bytes) -> None:
+        self._write(connection, FRAME.pack(MAGIC, kind, 0, len(body)) + body)
+
+    def _write(self, connection: _Connection, data: bytes) -> None:
+        """A peer that does not read for so long that its buffer is full is silent anyway: what does not fit is lost
+        with the connection."""
+        try:
+            if connection.socket.send(data) == len(data):
+                return
+        except BlockingIOError:
+            if connection.rank is None:
+                self._drop(connection)
+            return
+        except OSError:
+            pass
+        self._ended(connection)
+
+    def _end(self) -> None:
+        assert self._closing is not None
+        for connection in list(self._connections.values()):
+            self._send(connection, FAREWELL, self._closing)
+        for connection in (*self._strangers, *self._connections.values()):
+            connection.socket.close()
+        self._listener.close()

@@ -1,0 +1,214 @@
+"""The mpirun above this run: its hostfile, the settings beside it, and how it is ended.
+
+Knows: mpirun's command line, processes, signals; Open MPI's runtime ends at once at the third SIGTERM.
+Must not know: MPI, what a settings file says.
+
+mpirun waits for ever for a host that is gone, and then ends with status 0. So a run that fails is ended from outside: a
+small process of its own, the guard, stands beside rank 0 where mpirun runs on the same host. It ends mpirun, and the
+ssh connections that mpirun would leave, when rank 0 says so, and when rank 0 is killed or does not get rid of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import psutil
+
+LAUNCHERS = frozenset({"mpirun", "mpiexec", "prterun", "orterun"})
+HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(.*))?", re.DOTALL)
+NAMESPACE = re.compile(r"\w+-(.*)-([0-9]+)@[0-9]+")
+"""How Open MPI names a run: the launcher's program, host and process."""
+SETTINGS_VARIABLE = "MPGPT_SETTINGS"
+"""What ``mpgpt-ssh`` gives to other hosts: the path of the settings and, behind a space, the text, packed."""
+CONNECTIONS = ("ssh", "mpgpt-ssh")
+
+STOPPING_S = 0.8
+"""How long mpirun may outlive a rank 0 that was told to end."""
+DONE_S = 20.0
+"""How long mpirun may outlive a rank 0 that has done all its work."""
+SIGNALS_S = 0.05
+KILL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsFile:
+    """A settings file, and what it says if it lies on another machine."""
+
+    path: Path
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """The mpirun above this process, on this host."""
+
+    pid: int
+    argv: tuple[str, ...]
+    cwd: Path
+
+    @property
+    def settings(self) -> Path | None:
+        """The settings beside its hostfile."""
+        hostfile = hostfile_of(self.argv)
+        return beside(hostfile, self.cwd) if hostfile else None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a person sits at its standard input, of which ours is a copy. Where that cannot be seen (macOS),
+        whether it was started on a terminal."""
+        try:
+            return os.readlink(f"/proc/{self.pid}/fd/0").startswith(("/dev/pts", "/dev/tty"))
+        except OSError:
+            return sys.platform != "linux" and psutil.Process(self.pid).terminal() is not None
+
+
+def find(environment: Mapping[str, str]) -> Launcher | None:
+    """The mpirun above this process, if it runs on this host."""
+    candidates = [process.pid for process in psutil.Process().parents()]
+    # Where the hostfile calls this host by another name, mpirun comes by ssh, and is nobody's parent here.
+    if (match := NAMESPACE.fullmatch(environment.get("PMIX_NAMESPACE", ""))) and match[1] == socket.gethostname():
+        candidates.append(int(match[2]))
+    for pid in candidates:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if is_launcher(argv := process.cmdline()):
+                return Launcher(pid=pid, argv=tuple(argv), cwd=Path(process.cwd()))
+    return None
+
+
+def settings(launcher: Launcher | None, environment: Mapping[str, str]) -> SettingsFile | None:
+    """The settings beside the hostfile: of the launcher on this host, or what came along from another machine."""
+    if launcher:
+        return SettingsFile(path=launcher.settings) if launcher.settings else None
+    path, _, packed = environment.get(SETTINGS_VARIABLE, "").rpartition(" ")
+    if not path:
+        return None
+    return SettingsFile(path=Path(path), text=zlib.decompress(base64.b64decode(packed)).decode())
+
+
+def pack(path: Path) -> str:
+    """A settings file as the value of ``SETTINGS_VARIABLE``."""
+    return f"{path} {base64.b64encode(zlib.compress(path.read_bytes())).decode()}"
+
+
+def is_launcher(argv: Sequence[str]) -> bool:
+    """Whether a command line is that of mpirun, under any of its names."""
+    return bool(argv) and PurePath(argv[0]).name in LAUNCHERS
+
+
+def hostfile_of(argv: Sequence[str]) -> str | None:
+    """The hostfile in a launcher's argument list; None if it names none, or is not a launcher's.
+
+    The first one counts: the launcher's own options come before the program, whose arguments are anybody's.
+    """
+    if not is_launcher(argv):
+        return None
+    words = iter(argv[1:])
+    for word in words:
+        if match := HOSTFILE_OPTION.fullmatch(word):
+            return next(words, None) if match[1] is None else match[1]
+    return None
+
+
+def beside(hostfile: str, cwd: Path) -> Path | None:
+    """The settings beside a hostfile, ``NAME.yaml`` for ``NAME``, if there are any."""
+    path = cwd / f"{hostfile}.yaml"
+    return path if path.exists() else None
+
+
+def end(pid: int) -> None:
+    """End mpirun at once, whatever it waits for, and the connections to other hosts that it would leave behind."""
+    connections: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        launcher = psutil.Process(pid)
+        connections = [child for child in launcher.children(recursive=True) if _connects(child)]
+        for _ in range(3):
+            launcher.send_signal(signal.SIGTERM)
+            time.sleep(SIGNALS_S)
+        launcher.wait(KILL_S)
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(pid).kill()
+    for connection in connections:
+        with contextlib.suppress(psutil.Error):
+            connection.terminate()
+
+
+def _connects(process: psutil.Process) -> bool:
+    try:
+        return any(PurePath(word).name in CONNECTIONS for word in process.cmdline()[:2])
+    except psutil.Error:
+        return False
+
+
+class Guard:
+    """Rank 0's end of the guard."""
+
+    def __init__(self, launcher: Launcher, name: str) -> None:
+        """``name`` is what a person should read of rank 0 if it is killed."""
+        command = [sys.executable, "-m", "mpgpt.launcher", str(launcher.pid), str(os.getpid()), name]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, cwd="/",
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        )  # fmt: skip
+
+    def stopping(self) -> None:
+        """Rank 0 was told to end: mpirun is at it, and may take a moment."""
+        self._say(b"s")
+
+    def done(self) -> None:
+        """All work is done: mpirun ends by itself."""
+        self._say(b"d")
+
+    def end(self) -> None:
+        """End the run now; returns when mpirun is gone, if this process lives to see it."""
+        self._say(b"e")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2 * KILL_S)
+
+    def _say(self, word: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(word)
+            self._process.stdin.flush()
+
+
+def guard(launcher: int, name: str, read: Callable[[], bytes]) -> None:
+    """The guard's life: until rank 0 is gone, and mpirun after it. ``read`` gives rank 0's next word, or nothing at its
+    end."""
+    said = b""
+    while word := read():
+        said = word
+        if word == b"e":
+            break
+    if not said:
+        _complain(launcher, f"mpgpt: {name} ended without a word: it was killed\n")
+    patience = {b"s": STOPPING_S, b"d": DONE_S}.get(said, 0.0)
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(launcher).wait(patience)
+    if psutil.pid_exists(launcher):
+        end(launcher)
+
+
+def _complain(launcher: int, sentence: str) -> None:
+    """Where mpirun's errors go; elsewhere than on Linux nobody else may write there, and mpirun itself says enough."""
+    with contextlib.suppress(OSError), open(f"/proc/{launcher}/fd/2", "w") as errors:
+        errors.write(sentence)
+
+
+if __name__ == "__main__":
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the run, which it is to survive
+        signal.signal(_number, signal.SIG_IGN)
+    guard(int(sys.argv[1]), sys.argv[3], lambda: os.read(0, 1))
