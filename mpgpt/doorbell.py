@@ -29,9 +29,10 @@ USUAL_MOST_S = 0.1
 SLEEP_S = 0.25
 """The longest sleep where something is sure to end it."""
 NAP_S = 0.002
-"""The longest sleep where it is not: after a ring, which may overtake its frame, and while sends are unfinished."""
+"""The longest sleep where it is not: after a ring, which may overtake its frame, and after a send, which MPI may call
+complete before it has given all of it to the network."""
 ALERT_S = 0.05
-"""For how long after a ring naps are taken instead of sleeps."""
+"""For how long after a ring or a send naps are taken instead of sleeps."""
 VAIN = 2000
 """After so many wake-ups in a row with nothing to show for it, a descriptor is not watched any more."""
 MOST_DESCRIPTOR = 1024
@@ -56,6 +57,8 @@ class Doorbell:
         self._watched: set[int] = set()
         self._vain: Counter[int] = Counter()
         self.patience = SLEEP_S
+        self.alert_until = 0.0
+        """Until when naps are taken (``time.monotonic``)."""
         self.unfinished: Callable[[], bool] = lambda: False
         """Whether sends are on their way that only go on when MPI is called."""
         self.missed: Callable[[], None] = lambda: None
@@ -101,6 +104,10 @@ class Doorbell:
         self._watched -= {fd for fd, count in self._vain.items() if count > VAIN}
         return bool(readable)
 
+    def alert(self) -> None:
+        """Something is under way: nap for a while instead of sleeping."""
+        self.alert_until = time.monotonic() + ALERT_S
+
     def heard(self) -> None:
         """What was waited for is there: nothing woke this rank in vain."""
         self._vain.clear()
@@ -127,14 +134,14 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
     """
     now = time.monotonic()
     deadline = math.inf if timeout is None else now + timeout
-    spin_until, alert_until = now + SPIN_S, now
+    spin_until = now + SPIN_S
     if EARLY_S < usual < USUAL_MOST_S and (timeout is None or timeout > usual):
         bell.sleep(0)  # old rings, for frames that were found without them
         if ready():
             return True
-        early = bell.sleep(usual - EARLY_S)
+        if bell.sleep(usual - EARLY_S):
+            bell.alert()
         spin_until = time.monotonic() + 2 * EARLY_S
-        alert_until = spin_until + ALERT_S if early else spin_until
     woken = True
     while True:
         while not ready():
@@ -149,11 +156,11 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
         now = time.monotonic()
         if now >= deadline:
             return False
-        napping = now < alert_until or bell.unfinished()
+        napping = now < bell.alert_until or bell.unfinished()
         if bell.sleep(min(deadline - now, NAP_S if napping else bell.patience)):
-            now = time.monotonic()
+            bell.alert()
             bell.patience = SLEEP_S
-            woken, spin_until, alert_until = True, now + SPIN_S, now + ALERT_S
+            woken, spin_until = True, time.monotonic() + SPIN_S
         else:
             woken, spin_until = napping, 0.0
 

@@ -83,6 +83,8 @@ class MPILink:
         self._sends.append((self._world.comm.Isend([frame, MPI.BYTE], self._target, tag), frame))
         if self._ringer:
             doorbell.ring(self._ringer)
+        else:
+            self._bell.alert()
 
     def send(self, frame: bytearray) -> None:
         assert self._world.rank == self._source, "only the source of a link sends"
