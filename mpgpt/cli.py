@@ -403,6 +403,8 @@ def _end_with_launcher(launcher: int) -> None:
 
 def _end(world: World, guard: Guard | None, message: str, status: int, error: Exception | None = None) -> NoReturn:
     """The end of every rank, now, with one message."""
+    if world.rank == 0:  # mpirun may be at it too
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if world.rank and isinstance(error, LinkError):
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
     if world.loss and (world.loss.said or world.rank):

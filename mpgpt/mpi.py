@@ -36,6 +36,8 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
 TAG, HELLO = 1, 2
+LEAVE_S = 1.0
+"""How long a rank that was told of a failure waits to be ended with mpirun, which would comment on its status."""
 FIRST_S = 60.0
 """How long the first exchange between all ranks may take: they start at the speed of their disks."""
 
@@ -275,6 +277,8 @@ class MPIWorld:
         if loss and not loss.said and self._heartbeat.silences():  # nobody else can say it
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
+        if loss and loss.said and not signum:
+            time.sleep(LEAVE_S)
         os._exit(128 + signum if signum else 1)
 
     # -- all ranks together
