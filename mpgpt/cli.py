@@ -347,6 +347,8 @@ def _run(job: Any) -> int:
             os._exit(1)
         click.echo(f"mpgpt: {error}", err=True)
         _abandon(guard, lambda: None, 1)
+    if guard:
+        world.told_to_end = guard.stopping
     if not first:
         # rank 0 answers for all; a signal from mpirun ends this one whatever it computes
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -432,12 +434,9 @@ def _abandon(guard: Guard | None, abort: Callable[[], None], status: int) -> NoR
 def _terminated(signum: int, world: World, guard: Guard | None) -> NoReturn:
     """SIGTERM on rank 0: somebody ends it, or mpirun does, because of the user or of a rank that it saw die. What was
     written stays written."""
-    if guard:
-        guard.stopping()
-    deadline = time.monotonic() + GRACE_S / 10
-    while world.size > 1 and world.loss is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if world.loss and not world.loss.said:
+    world.told_to_end()
+    if world.lost_soon(LAST_S):
+        assert world.loss
         _end(world, guard, world.loss.sentence, 1)
     sys.stdout.flush()
     os._exit(128 + signum)

@@ -61,6 +61,12 @@ class World(Protocol):
     def check(self) -> None:
         """Raises ``LinkError`` if a rank was lost."""
 
+    def lost_soon(self, seconds: float) -> bool:
+        """Whether a rank was lost, or is within so many seconds, without having been told to end."""
+
+    def told_to_end(self) -> None:
+        """A signal has told this rank to end; it may take a moment."""
+
     def silences(self) -> tuple[Silence, ...]:
         """Which ranks have not been heard for some seconds."""
 
@@ -127,6 +133,12 @@ class SoloWorld:
 
     def check(self) -> None:
         """There is nobody else to lose."""
+
+    def lost_soon(self, seconds: float) -> bool:
+        return False
+
+    def told_to_end(self) -> None:
+        """There is nobody else who should know."""
 
     def silences(self) -> tuple[Silence, ...]:
         return ()

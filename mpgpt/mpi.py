@@ -163,6 +163,7 @@ class MPIWorld:
         self._foreign = set(_connections())
         """Connections that were there before any of MPI's."""
         self._links: list[MPILink] = []
+        self.told_to_end: Callable[[], None] = lambda: None
         self.bell = Doorbell()
         self.bell.unfinished = self._unfinished
         self.bell.missed = self.find_sockets
@@ -247,6 +248,12 @@ class MPIWorld:
     @property
     def loss(self) -> Loss | None:
         return self._heartbeat.loss
+
+    def lost_soon(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.size > 1 and self.loss is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.loss is not None and not self.loss.said
 
     def silences(self) -> tuple[Silence, ...]:
         return self._heartbeat.silences()

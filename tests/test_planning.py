@@ -36,7 +36,8 @@ def plan(home: Path, config: Path | None = None, **given: Any) -> str:
     options = dict.fromkeys(NAMES) | given
     try:
         console = Console(file=out, width=100)
-        planning = Planning(options, home=home, config=config and SettingsFile(path=config), console=console, behind=nobody).form(world)
+        file = SettingsFile(path=config) if config else None
+        planning = Planning(options, home=home, config=file, console=console, behind=nobody).form(world)
         assert planning.lead(planning) == 0
     finally:
         world.close()

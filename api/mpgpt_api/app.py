@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpgpt import __version__
 from mpgpt.engine import Engine
+from mpgpt.heartbeat import Silence
 from mpgpt.ring import Place
 from mpgpt.run import Run
 from mpgpt_api import openai, reference
@@ -47,6 +48,8 @@ class Served:
     model: str
     """Its name for clients."""
     dtype: str
+    silences: Callable[[], tuple[Silence, ...]] = tuple
+    """Ranks that have not been heard for some seconds."""
 
 
 def make_app(
@@ -54,7 +57,7 @@ def make_app(
 ) -> ASGIApp:
     """The ASGI application. ``started`` hears of the service once the event loop runs."""
     metrics = Metrics()
-    watch = Watch(served.engine, served.places)
+    watch = Watch(served.engine, served.places, served.silences)
     service = Service(
         served.engine, served.run, slots=served.slots, limits=limits, ended=metrics.ended, heard=watch.count
     )

@@ -55,8 +55,11 @@ class Config(BaseModel):
 
 class RankHealth(BaseModel):
     rank: int
+    host: str
     kind: Kind
     state: State
+    silent_s: float
+    """Seconds since the rank was last heard, where it should have been; else 0."""
 
 
 class Health(BaseModel):
@@ -126,12 +129,23 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
             ),
         )  # fmt: skip
 
-    @router.get("/health", responses=documented("/health", 403))
-    async def health() -> Health:
-        """Whether answers can be expected. Needs no key, asks no rank, and is answered at once."""
-        ranks = [RankHealth(rank=rank.rank, kind=rank.kind, state=rank.state) for rank in watch.ranks()]
+    @router.get("/health", responses=documented("/health", 403) | {
+        503: {"model": Health, "description": "No answers can be expected; the body says why."}
+    })  # fmt: skip
+    async def health(response: Response) -> Health:
+        """Whether answers can be expected: 200, or 503. Needs no key, asks no rank, and is answered at once."""
+        silent = watch.silent()
+        ranks = [
+            RankHealth(
+                rank=rank.rank, host=rank.host, kind=rank.kind, state=rank.state,
+                silent_s=round(silent.get(rank.rank, 0.0), 1),
+            )
+            for rank in watch.ranks()
+        ]  # fmt: skip
         status = _status(service, watch)
-        return Health(status=status, healthy=status not in ("stalled", "stopping"), model=model, ranks=ranks)
+        healthy = status not in ("stalled", "stopping")
+        response.status_code = 200 if healthy else 503
+        return Health(status=status, healthy=healthy, model=model, ranks=ranks)
 
     @router.get("/cluster", responses=documented("/cluster", 401, 403))
     async def cluster() -> Cluster:

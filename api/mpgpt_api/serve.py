@@ -14,7 +14,9 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +26,7 @@ import uvicorn
 
 from mpgpt.agreement import Behind
 from mpgpt.engine import Engine
-from mpgpt.errors import UsageError
+from mpgpt.errors import MpgptError, UsageError
 from mpgpt.launcher import SettingsFile
 from mpgpt.link import World
 from mpgpt.ring import Ring
@@ -36,6 +38,10 @@ from mpgpt_api.service import Limits, Service
 PORT = 8000
 PARTING_S = 2
 """How long those who are being answered have to hear that the server stops."""
+TELL_S = 0.4
+"""How long they have to hear that the ring is lost."""
+LOST_S = 0.3
+"""How long after mpirun's signal it may take to see that a rank died."""
 END_S = 5.0
 """After so long an end that does not come about is forced."""
 
@@ -78,7 +84,7 @@ class Serve:
         engine = self._run.engine(ring)
         served = Served(
             engine=engine, run=self._run, places=tuple(ring.places), slots=ring.slots, model=_public(self._run.model),
-            dtype=self._run.dtype,
+            dtype=self._run.dtype, silences=ring.world.silences,
         )  # fmt: skip
         services: list[Service] = []
         app = make_app(served, self._access, self._limits, started=services.append)
@@ -94,10 +100,14 @@ class Serve:
             )
         )  # fmt: skip
         thread = threading.Thread(target=server.run, args=([self._socket],), name="API", daemon=True)
-        with _ended_by_signals(engine, server, services):
+        with _ended_by_signals(ring.world, engine, server, services):
             thread.start()
             self._announce(ring)
-            engine.run()
+            try:
+                engine.run()
+            except MpgptError as error:
+                _tell(services, str(error))
+                raise
             thread.join(PARTING_S + 1.0)
         engine.stop()
         return 0
@@ -131,12 +141,20 @@ def _public(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
+def _tell(services: list[Service], sentence: str) -> None:
+    """The ring is lost: whoever is being answered hears why, and so does whoever asks in the moment that is left."""
+    for service in services:
+        service.run_in_loop(partial(service.fail, sentence))
+    time.sleep(TELL_S)
+
+
 @contextlib.contextmanager
-def _ended_by_signals(engine: Engine, server: uvicorn.Server, services: list[Service]) -> Iterator[None]:
+def _ended_by_signals(world: World, engine: Engine, server: uvicorn.Server, services: list[Service]) -> Iterator[None]:
     """SIGINT and SIGTERM end it in order: nothing comes in, who waits is told, the ring stops. The second one, or
     ``END_S``, ends it at once."""
 
     def end(signum: int, frame: FrameType | None) -> None:
+        world.told_to_end()
         signal.signal(signum, signal.SIG_DFL)
         forced = threading.Timer(END_S, os._exit, (128 + signum,))
         forced.daemon = True
@@ -145,6 +163,8 @@ def _ended_by_signals(engine: Engine, server: uvicorn.Server, services: list[Ser
 
     def part() -> None:
         """On a thread of its own: a signal interrupts whoever holds a lock."""
+        if world.lost_soon(LOST_S):  # mpirun ends all ranks for the one that died, and the engine says so
+            return
         for service in services:
             service.run_in_loop(service.stop)
         server.should_exit = True

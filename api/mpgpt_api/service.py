@@ -153,6 +153,7 @@ class Service:
         self._streams: set[Stream] = set()
         self._usual_s = 1.0
         self.stopping = False
+        self._why = ""
         # One thread: a tokenizer is not made for two at once, and the loop has others to serve meanwhile.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
@@ -180,7 +181,7 @@ class Service:
     def open(self, wanted: Sequence[Wanted]) -> Job:
         """Hand answers to the engine. Raises ``Problem`` when there is no room, or one of them cannot be."""
         if self.stopping:
-            raise Problem(503, "the server is stopping")
+            raise Problem(503, self._why)
         if len(wanted) > self.slots + self.limits.queue:
             raise Problem(400, f"{len(wanted)} answers are more than this server has slots and places in the queue")
         requests = [self._request(one) for one in wanted]
@@ -249,7 +250,13 @@ class Service:
 
     def stop(self) -> None:
         """Take nothing in any more; whoever waits is told, and what runs is cancelled."""
-        self.stopping = True
+        self.fail("the server is stopping")
+
+    def fail(self, sentence: str) -> None:
+        """The same, for a reason of its own. The first reason stands."""
+        if self.stopping:
+            return
+        self.stopping, self._why = True, sentence
         for job in self._jobs:
-            job.fail(Problem(503, "the server is stopping"))
+            job.fail(Problem(503, sentence))
             job.close()

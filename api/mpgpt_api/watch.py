@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from mpgpt.core import Account, Thermal
 from mpgpt.engine import Engine
+from mpgpt.heartbeat import Silence
 from mpgpt.ring import Place
 
 FRESH_S = 1.0
@@ -97,7 +98,11 @@ class Total:
 class Watch:
     """Belongs to one event loop."""
 
-    def __init__(self, engine: Engine, places: Sequence[Place]) -> None:
+    def __init__(
+        self, engine: Engine, places: Sequence[Place], silences: Callable[[], tuple[Silence, ...]] = tuple
+    ) -> None:
+        """``silences`` gives the ranks that have not been heard for some seconds."""
+        self._silences = silences
         self.places = tuple(places)
         self.totals = {place.node.rank: Total() for place in places}
         self._generated = 0
@@ -159,7 +164,11 @@ class Watch:
 
     @property
     def stalled(self) -> bool:
-        return self._engine.silent_s > STALLED_S
+        return bool(self._silences()) or self._engine.silent_s > STALLED_S
+
+    def silent(self) -> dict[int, float]:
+        """For how many seconds ranks have not been heard that should have been."""
+        return {silence.rank: silence.seconds for silence in self._silences()}
 
     @property
     def away(self) -> bool:
@@ -170,6 +179,8 @@ class Watch:
         account = self._accounts.get(rank)
         if account and account.device and account.device.away:
             return "away"
+        if silent := self.silent():  # they are to blame, and no others
+            return "stalled" if rank in silent else "ok"
         return "stalled" if self.stalled else "ok"
 
     def ranks(self) -> list[Rank]:

@@ -18,6 +18,7 @@ import uvicorn
 
 from mpgpt.core import Step
 from mpgpt.engine import Engine
+from mpgpt.heartbeat import Silence
 from mpgpt.link import SoloWorld
 from mpgpt.ring import Ring
 from mpgpt.run import Run
@@ -44,6 +45,8 @@ class Server:
     run: Run
     nap_s: list[float] = field(default_factory=lambda: [0.0])
     """How long every step takes besides; a list, to be changed while it runs."""
+    silences: list[Silence] = field(default_factory=list)
+    """Ranks that are not heard."""
 
     def client(self, **more: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **more)
@@ -98,7 +101,11 @@ def serving(
         push(step)
 
     engine._ring.push = slowly  # type: ignore[method-assign]
-    served = Served(engine=engine, run=run, places=tuple(ring.places), slots=ring.slots, model="tiny", dtype=run.dtype)
+    silences: list[Silence] = []
+    served = Served(
+        engine=engine, run=run, places=tuple(ring.places), slots=ring.slots, model="tiny", dtype=run.dtype,
+        silences=lambda: tuple(silences),
+    )  # fmt: skip
     services: list[Service] = []
     app = make_app(served, access, limits, started=services.append)
     with socket.socket() as listening:
@@ -115,7 +122,7 @@ def serving(
         until(lambda: services and server.started)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
-            yield Server(url, folder, engine, services[0], run, naps)
+            yield Server(url, folder, engine, services[0], run, naps, silences)
         finally:
             server.should_exit = True
             naps[0] = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from mpgpt.core import Account, DeviceAccount
+from mpgpt.heartbeat import Silence
 from tests.api.rig import Server, events, save_model, serving, until
 
 PROMPT = "Once upon a time"
@@ -241,7 +243,8 @@ def test_an_ipad_that_is_away_is_said_to_be(server: Server, monkeypatch: pytest.
     }  # fmt: skip
     health = server.get("/health").json()
     assert (health["status"], health["healthy"]) == ("degraded", True)
-    assert health["ranks"] == [{"rank": 0, "kind": "cpu", "state": "away"}]
+    (rank,) = health["ranks"]
+    assert {"rank": 0, "kind": "cpu", "state": "away", "silent_s": 0.0}.items() <= rank.items() and rank["host"]
     told = server.post("/reconnect", None).json()
     assert told["success"] is False and "does not answer" in told["message"] and asked.count(True) == 1
     told = server.post("/reconnect", None).json()
@@ -255,7 +258,9 @@ def test_a_stalled_ring_is_said_to_be(server: Server, monkeypatch: pytest.Monkey
     body = {"text": PROMPT, "max_tokens": 3}
     with server.slow(1.0), httpx.stream("POST", server.url + "/chat", json=body, timeout=9) as answer:
         until(lambda: server.engine.silent_s > 0.2)
-        health = server.get("/health").json()
+        answered = httpx.get(server.url + "/health")
+        health = answered.json()
+        assert answered.status_code == 503
         assert (health["status"], health["healthy"], health["ranks"][0]["state"]) == ("stalled", False, "stalled")
         told = server.post("/reconnect", None).json()
         assert told["success"] is False and "has not answered" in told["message"]
@@ -263,6 +268,34 @@ def test_a_stalled_ring_is_said_to_be(server: Server, monkeypatch: pytest.Monkey
         answer.read()
     assert server.post("/reconnect", None).json()["success"] is True
     assert server.get("/health").json()["status"] == "ok"
+
+
+def test_a_silent_rank_is_blamed_and_no_other(server: Server) -> None:
+    """Before a silence counts as a loss, whoever watches the server can see it, and whose it is."""
+    server.silences.append(Silence(rank=0, host="mini2", seconds=4.25))
+    answered = httpx.get(server.url + "/health")
+    assert answered.status_code == 503
+    health = answered.json()
+    assert (health["status"], health["ranks"][0]["state"], health["ranks"][0]["silent_s"]) == ("stalled", "stalled", 4.2)
+    server.silences[:] = [Silence(rank=1, host="elsewhere", seconds=4.0)]
+    health = httpx.get(server.url + "/health").json()
+    assert (health["status"], health["ranks"][0]["state"]) == ("stalled", "ok")
+    server.silences.clear()
+    assert server.get("/health").json()["status"] == "ok"
+
+
+def test_a_lost_ring_is_said_to_every_stream(folder: Path) -> None:
+    with serving(folder) as server:
+        with (
+            server.slow(),
+            httpx.stream("POST", server.url + "/chat", json={"text": PROMPT, "max_tokens": 400}) as answer,
+        ):
+            lines = answer.iter_lines()
+            next(lines)
+            server.service.run_in_loop(partial(server.service.fail, "rank 1 on mini2 has been silent for 10 s"))
+            assert "rank 1 on mini2 has been silent for 10 s" in "".join(lines)
+        refused = httpx.post(server.url + "/chat", json={"text": PROMPT})
+        assert refused.status_code == 503 and "rank 1 on mini2" in refused.json()["error"]
 
 
 def test_a_server_that_stops_says_so(folder: Path) -> None:
