@@ -34,13 +34,15 @@ GRACE_S = 3.0
 """How long a rank that failed waits for rank 0 to end the run."""
 LAST_S = 0.3
 """How long rank 0 lets the others end first where its status is not 0."""
-FORWARD_S = 0.15
+FORWARD_S = 0.1
 """How long mpirun may take to forward the last words before it is ended."""
 
 MPI_DEFAULTS = {
     # The plain TCP and shared-memory transport: starts in a tenth of the time, and is what macOS has anyway.
     "OMPI_MCA_pml": "ob1",
     "OMPI_MCA_btl": "self,sm,tcp",
+    # Without it MPI ends a process, with a page of text, as soon as another one's connection closes.
+    "OMPI_MCA_mpi_ft_enable": "1",
     # A frame goes out in one piece, without waiting for the receiver to say that it is ready.
     "OMPI_MCA_btl_tcp_eager_limit": "4194304",
     "OMPI_MCA_btl_tcp_rndv_eager_limit": "4194304",

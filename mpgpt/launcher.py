@@ -1,6 +1,6 @@
 """The mpirun above this run: its hostfile, the settings beside it, and how it is ended.
 
-Knows: mpirun's command line, processes, signals; Open MPI's runtime ends at once at the third SIGTERM.
+Knows: mpirun's command line, processes, signals; Open MPI's runtime ends at once at the third of them.
 Must not know: MPI, what a settings file says.
 
 mpirun waits for ever for a host that is gone, and then ends with status 0. So a run that fails is ended from outside: a
@@ -38,8 +38,10 @@ STOPPING_S = 0.8
 """How long mpirun may outlive a rank 0 that was told to end."""
 DONE_S = 20.0
 """How long mpirun may outlive a rank 0 that has done all its work."""
-SIGNALS_S = 0.002
-"""Between two signals; of three it begins to explain itself if it has time."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""At the first mpirun ends all ranks in order, at the third itself, at once. Three kinds are not taken for one, and
+leave it no time for a page of explanations."""
+SIGNALS_S = 0.02
 KILL_S = 1.0
 
 
@@ -137,7 +139,8 @@ def end(pid: int) -> None:
         connections = [child for child in launcher.children(recursive=True) if _connects(child)]
         deadline = time.monotonic() + KILL_S
         while time.monotonic() < deadline and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
-            launcher.send_signal(signal.SIGTERM)
+            for signum in SIGNALS:
+                launcher.send_signal(signum)
             time.sleep(SIGNALS_S)
     with contextlib.suppress(psutil.Error):
         psutil.Process(pid).kill()

@@ -38,7 +38,7 @@ from mpgpt_api.service import Limits, Service
 PORT = 8000
 PARTING_S = 2
 """How long those who are being answered have to hear that the server stops."""
-TELL_S = 0.4
+TELL_S = 0.25
 """How long they have to hear that the ring is lost."""
 LOST_S = 0.3
 """How long after mpirun's signal it may take to see that a rank died."""
