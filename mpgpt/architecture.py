@@ -18,7 +18,7 @@ from mpgpt.errors import ModelError
 
 FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama"}
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu", "swish")
-ROPES = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,11 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
         raise ModelError(f"the architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     if raw.get("quantization_config"):
         raise ModelError("the checkpoint is quantised, which is not supported: take the model's own float weights")
+    if raw.get("transformers_weights"):
+        raise ModelError(
+            f"config.json has its weights in a file of another name (transformers_weights is "
+            f"{raw['transformers_weights']!r}), which is not supported: call it model.safetensors and take that key out"
+        )
     try:
         config = _read_gpt2(raw) if kind == "gpt2" else _read_llama(raw, kind)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -106,7 +111,7 @@ def _read_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
 def _read_llama(raw: Mapping[str, Any], kind: str) -> ModelConfig:
     embed, layers, heads = int(raw["hidden_size"]), int(raw["num_hidden_layers"]), int(raw["num_attention_heads"])
     head_dim = int(raw.get("head_dim") or embed // heads)
-    bias = bool(raw.get("attention_bias", False))
+    bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others have theirs, or none
     inv_freq, gain = rope_frequencies(raw, head_dim)
     return ModelConfig(
         family="llama", vocab=int(raw["vocab_size"]), embed=embed, layers=layers, heads=heads,
@@ -114,7 +119,7 @@ def _read_llama(raw: Mapping[str, Any], kind: str) -> ModelConfig:
         positions=int(raw["max_position_embeddings"]), eps=float(raw.get("rms_norm_eps", 1e-6)),
         activation=raw.get("hidden_act", "silu"), tied=bool(raw.get("tie_word_embeddings", False)),
         scales=(head_dim**-0.5,) * layers, windows=_windows(raw, kind, layers),
-        qkv_bias=bias or kind == "qwen2", out_bias=bias and kind != "qwen2", mlp_bias=bool(raw.get("mlp_bias", False)),
+        qkv_bias=bias or kind == "qwen2", out_bias=bias, mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
         qk_norm=kind == "qwen3", inv_freq=inv_freq, rope_gain=gain,
     )  # fmt: skip
 
@@ -130,29 +135,53 @@ def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     return tuple(int(window) if k == "sliding_attention" else 0 for k in kinds)
 
 
+def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` says of rotary positions, in one table, as transformers puts it together.
+
+    ``rope_scaling``, where it is given, stands for all of ``rope_parameters``; keys beside the table count where it
+    lacks them, but ``original_max_position_embeddings`` counts before the table's own.
+    """
+    rope: dict[str, Any] = {**(raw.get("rope_scaling") or raw.get("rope_parameters") or {})}
+    nested = sorted(key for key, value in rope.items() if isinstance(value, Mapping))
+    if nested:
+        raise ModelError(f"rotary positions that differ from layer to layer ({', '.join(nested)}) are not supported")
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    rope.setdefault("rope_theta", raw.get("rope_theta", 10000.0))
+    if raw.get("original_max_position_embeddings") is not None:
+        rope["original_max_position_embeddings"] = raw["original_max_position_embeddings"]
+    elif rope.get("original_max_position_embeddings") is None:
+        rope["original_max_position_embeddings"] = raw.get("max_position_embeddings")
+    return rope
+
+
 def rope_frequencies(raw: Mapping[str, Any], head_dim: int) -> tuple[tuple[float, ...], float]:
     """Rotary frequencies in radians a position, [head_dim / 2], and the factor on cos and sin.
 
     Understands both spellings of ``config.json`` (``rope_theta`` with ``rope_scaling``; ``rope_parameters``).
     ``dynamic`` is as ``default``, because no sequence here outgrows the length that the model was made for.
-    Sources: Su et al. 2021 (RoPE), Chen et al. 2023 (linear), Peng et al. 2023 (YaRN), the Llama 3.1 release.
+    Sources: Su et al. 2021 (RoPE), Chen et al. 2023 (linear), Peng et al. 2023 (YaRN), Ding et al. 2024 (LongRoPE),
+    the Llama 3.1 release.
     """
-    rope: dict[str, Any] = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = rope_parameters(raw)
+    kind = rope["rope_type"]
     if kind not in ROPES:
         raise ModelError(f"rotary scaling of the kind {kind!r} is not supported; supported are {', '.join(ROPES)}")
-    if float(rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
+    parts = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if parts is not None and float(parts) != 1.0:
         raise ModelError("rotary positions on only a part of each head are not supported")
-    base = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    inv_freq, gain = 1.0 / base**exponents, 1.0
+    base = float(rope["rope_theta"])
+    waves = base ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    inv_freq, gain = 1.0 / waves, 1.0
     if kind == "linear":
         inv_freq = inv_freq / float(rope["factor"])
     elif kind == "llama3":
         inv_freq = _llama3(inv_freq, rope)
     elif kind == "yarn":
-        original = int(rope.get("original_max_position_embeddings") or raw["max_position_embeddings"])
-        inv_freq, gain = _yarn(inv_freq, rope, base, original)
+        inv_freq, gain = _yarn(waves, rope, base, raw)
+    elif kind == "longrope":
+        inv_freq, gain = _longrope(waves, rope, raw)
+    if not inv_freq.isfinite().all():
+        raise ValueError(f"rotary frequencies of the kind {kind} are not finite")
     return tuple(inv_freq.tolist()), gain
 
 
@@ -168,8 +197,9 @@ def _llama3(inv_freq: Tensor, rope: Mapping[str, Any]) -> Tensor:
     return torch.where(between, blended, scaled)
 
 
-def _yarn(inv_freq: Tensor, rope: Mapping[str, Any], base: float, original: int) -> tuple[Tensor, float]:
-    factor, dims = float(rope["factor"]), 2 * len(inv_freq)
+def _yarn(waves: Tensor, rope: Mapping[str, Any], base: float, raw: Mapping[str, Any]) -> tuple[Tensor, float]:
+    original, dims = int(rope["original_max_position_embeddings"]), 2 * len(waves)
+    factor = _stretch(rope["factor"], rope, raw)
 
     def dimension(turns: float) -> float:
         return dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
@@ -178,13 +208,35 @@ def _yarn(inv_freq: Tensor, rope: Mapping[str, Any], base: float, original: int)
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dims - 1)
-    ramp = (torch.arange(dims // 2, dtype=torch.float32) - low) / ((high - low) or 0.001)
-    keep = 1 - ramp.clamp(0, 1)
+    if low == high:
+        high += 0.001
+    keep = 1 - ((torch.arange(dims // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     gain = rope.get("attention_factor")
     if gain is None:
         mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
         gain = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else _mscale(factor, 1.0)
-    return inv_freq / factor * (1 - keep) + inv_freq * keep, float(gain)
+    return 1.0 / (factor * waves) * (1 - keep) + 1.0 / waves * keep, float(gain)
+
+
+def _longrope(waves: Tensor, rope: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """A factor for each frequency, where they are the same for short sequences and long ones."""
+    factors, original = rope.get("short_factor"), int(rope["original_max_position_embeddings"])
+    if not isinstance(factors, list) or len(factors) != len(waves) or factors != rope.get("long_factor"):
+        raise ModelError(
+            "rotary scaling of the kind 'longrope' is supported only with a short_factor for each frequency, and a "
+            "long_factor that is the same: all positions of a sequence would change as it grows"
+        )
+    factor, gain = _stretch(rope.get("factor"), rope, raw), rope.get("attention_factor")
+    if gain is None:
+        gain = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return 1.0 / (torch.tensor(factors, dtype=torch.float32) * waves), float(gain)
+
+
+def _stretch(factor: Any, rope: Mapping[str, Any], raw: Mapping[str, Any]) -> float:
+    """By how much the model's length grew beyond the one that it was first made for, where ``factor`` is not said."""
+    if factor is not None:
+        return float(factor)
+    return int(raw["max_position_embeddings"]) / int(rope["original_max_position_embeddings"])
 
 
 def _mscale(factor: float, weight: float) -> float:

@@ -59,7 +59,7 @@ class InRing:
             threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
             memory=self._home.parent / "kernels.json", everyone=True, device=device,
         )  # fmt: skip
-        return Ring(world, settings, folder, device)
+        return Ring(world, settings, folder, device, report)
 
     def _prepare(self, world: World) -> dict[str, Any] | None:
         self._wanted = read(self._options, world.size)

@@ -1,7 +1,7 @@
 """A model folder on this machine: what makes it whole, and the marker that says so.
 
-Knows: which files a model needs, the layout of a safetensors file, the marker ``mpgpt.json`` that is written last
-and holds a checksum of every tensor.
+Knows: which files a model needs and which of them hold its weights, the layout of a safetensors file, the marker
+``mpgpt.json`` that is written last and holds a checksum of every tensor.
 Must not know: where models come from, layers, ranks, or how tensors are loaded and run.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from mpgpt.errors import ModelError
@@ -29,7 +29,11 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     ours = isinstance(marker, dict) and marker.get("format") == 1 and isinstance(marker.get("source"), str)
-    return marker if ours else None
+    return marker if ours and _has_sums(marker.get("tensors", {})) else None
+
+
+def _has_sums(tensors: Any) -> bool:
+    return isinstance(tensors, dict) and all(isinstance(sums, dict) for sums in tensors.values())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,33 +51,63 @@ def read_json(path: Path) -> dict[str, Any]:
     return table
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights: those that transformers reads, in its order, and no other.
+
+    ``model.safetensors`` alone where it is there, else all that the index names; of a tensor that is in several of
+    them the last counts. Raises ModelError: there is neither, or the index is damaged or names what is not there.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise ModelError(f"{folder} has no safetensors{_instead(folder)}: {WEIGHTS} or {INDEX} is needed.")
+    files = {name: folder / name for name in indexed(folder / INDEX)}
+    missing = [name for name, path in files.items() if not path.is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing[:3])}, named in its {INDEX}.")
+    return list(files.values())
+
+
+def indexed(index: Path) -> list[str]:
+    """The files that an index names, sorted. Raises ModelError: it is damaged, or one is none that we load."""
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ModelError(f"{index} is damaged: it has no weight_map of tensors' names to files' names.")
+    if not files:
+        raise ModelError(f"{index} names no weights: its weight_map is empty.")
+    for name in sorted(set(files.values())):
+        path = PurePosixPath(name)
+        if not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name:
+            raise ModelError(f"{index} names {name!r}, which is not a file of this folder.")
+        if path.suffix != ".safetensors":
+            raise ModelError(f"{index} names {name!r}, which is no safetensors file; nothing else is loaded here.")
+    return sorted(set(files.values()))
+
+
+def _instead(folder: Path) -> str:
+    """What else is there that looks like weights."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".safetensors"))]
+    return f" (there is {others[0]}, which is not loaded here)" if others else ""
+
+
 def check_whole(folder: Path) -> None:
     """ModelError naming what a model folder lacks."""
+    weight_files(folder)
     there = {path.name for path in folder.iterdir() if path.is_file()}
-    if not there & {INDEX, WEIGHTS}:
-        others = sorted(name for name in there if name.endswith((".bin", ".pt", ".pth", ".safetensors")))
-        instead = f" (there is {others[0]}, which is not loaded here)" if others else ""
-        raise ModelError(f"{folder} has no safetensors{instead}: {WEIGHTS} or {INDEX} is needed.")
     if not any(there.issuperset(names) for names in TOKENIZERS):
         raise ModelError(f"{folder} has no tokenizer: tokenizer.json, or vocab.json and merges.txt, is needed.")
     read_json(folder / "config.json")
-    if WEIGHTS not in there:
-        files = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-            raise ModelError(f"{folder / INDEX} is damaged: it has no weight_map.")
-        missing = sorted(set(files.values()) - there)
-        if missing or not files:
-            raise ModelError(f"{folder} lacks {', '.join(missing[:3]) or 'the weights'}, named in its {INDEX}.")
 
 
 def seal(folder: Path, source: str) -> None:
     """Check the folder, add the marker, make the files readable to others and push them to the disk."""
     check_whole(folder)
-    tensors = {path.name: checksums(path) for path in sorted(folder.glob("*.safetensors"))}
+    tensors = {path.relative_to(folder).as_posix(): checksums(path) for path in weight_files(folder)}
     marker = {"format": 1, "source": source, "tensors": tensors}
     (folder / MARKER).write_text(json.dumps(marker, indent=1))
     mode = folder.stat().st_mode & 0o666  # of a plain mkdir: the umask, applied
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         if path.is_file():
             path.chmod(mode)
         descriptor = os.open(path, os.O_RDONLY)

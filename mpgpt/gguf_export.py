@@ -22,9 +22,10 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType, quants
 from numpy.typing import NDArray
 
-from mpgpt.architecture import ModelConfig, read_config
+from mpgpt.architecture import ModelConfig, read_config, rope_parameters
 from mpgpt.errors import ModelError
-from mpgpt.folder import read_json
+from mpgpt.folder import read_json, weight_files
+from mpgpt.model import HEAD, has_another_head, tables
 from mpgpt.weights import Checkpoint
 
 ARCHITECTURES = {"gpt2": "GPT2", "llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -71,7 +72,7 @@ def gguf_file(folder: Path, dtype: str, home: Path, report: Callable[[str], None
 
 def _digest(folder: Path) -> int:
     """Of where the weights are, and of their files' sizes and times."""
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    files = sorted([folder / "config.json", *weight_files(folder)])
     stats = [(str(file.resolve()), *(file.stat().st_size, file.stat().st_mtime_ns)) for file in files if file.exists()]
     return zlib.crc32(repr(stats).encode())
 
@@ -92,8 +93,7 @@ def _check(raw: dict[str, Any], config: ModelConfig, folder: Path) -> None:
 
 
 def _theta(raw: dict[str, Any]) -> float:
-    rope: dict[str, Any] = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    return float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
+    return float(rope_parameters(raw)["rope_theta"])
 
 
 def _factors(raw: dict[str, Any], config: ModelConfig) -> NDArray[np.float32] | None:
@@ -132,10 +132,14 @@ def _tensors(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig, d
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, ARCHITECTURES[raw["model_type"]]), config.layers)
     interleaved = ARCHITECTURES[raw["model_type"]] == "LLAMA"
     tensors = {}
+    one = tables(config, checkpoint)[0] == HEAD
+    """Whether what the checkpoint calls its head is the embedding too, which is how llama.cpp has them both."""
+    superfluous = config.tied and not one and not has_another_head(config, checkpoint)
     for source, stored in checkpoint.shapes().items():
-        if source.endswith(BUFFERS) or (source == "lm_head.weight" and config.tied):
+        if source.endswith(BUFFERS) or (source == HEAD and superfluous):
             continue
-        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        known = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        name = "token_embd.weight" if source == HEAD and one else known
         if name is None:
             raise ModelError(f"llama.cpp has no place for the tensor {source}, so it would not run the same model")
         transpose = config.family == "gpt2" and source.endswith(INPUT_FIRST)

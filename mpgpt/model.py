@@ -38,11 +38,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+HEAD = "lm_head.weight"
+
+
 class Source(Protocol):
     """Where a block gets its tensors from; names are the checkpoint's own."""
 
     def blocks(self, name: str, *, transpose: bool = False) -> Iterator[Tensor]:
         """The [O, I] weight ``name`` in blocks of output features; ``transpose`` if it is stored [I, O]."""
+
+    def holds(self, name: str) -> bool:
+        """Whether the checkpoint has it."""
 
     def vector(self, name: str) -> Tensor:
         """A small tensor, whole."""
@@ -330,6 +336,28 @@ def _misfit(name: str, *sizes: int) -> str:
     return f"{name} has {found} features in and out where config.json asks for {wanted}: they are of two models"
 
 
+def tables(config: ModelConfig, source: Source) -> tuple[str, str]:
+    """The names of the tensors that are the embedding and the head.
+
+    Where the configuration says that both are one, the checkpoint still has the last word, as in transformers: a head
+    of its own is used, and a head alone is the embedding too.
+    """
+    embedding = "wte.weight" if config.family == "gpt2" else "embed_tokens.weight"
+    if not config.tied:
+        return embedding, HEAD
+    held = [name for name in (embedding, HEAD) if source.holds(name)] or [embedding]
+    return held[0], held[-1]
+
+
+def has_another_head(config: ModelConfig, source: Source) -> bool:
+    """Whether the configuration says that head and embedding are one, and the checkpoint has two that differ."""
+    embedding, head = tables(config, source)
+    if not config.tied or embedding == head:
+        return False
+    both = zip(source.blocks(embedding), source.blocks(head), strict=False)
+    return not all(torch.equal(a.float(), b.float()) for a, b in both)
+
+
 def weights_of(config: ModelConfig) -> list[Weight]:
     """The shapes of all weights that a model multiplies with, each once."""
     c, queries, keys = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -361,7 +389,7 @@ class Slice:
             attention = Attention(config, layer, slots, context, dtype)
             self.attentions.append(attention)
             self.blocks.append(kind(config, layer, source, attention, kernels))
-        embedding = "wte.weight" if gpt2 else "embed_tokens.weight"
+        embedding, head = tables(config, source)
         if self.first:
             self._embedding = source.mapped(embedding)
             if self._embedding.shape != (config.vocab, config.embed):
@@ -369,7 +397,6 @@ class Slice:
             self._positions = source.vector("wpe.weight") if gpt2 else None
         if self.last:
             self._norm = (_layer_norm if gpt2 else _rms_norm)(source, "ln_f" if gpt2 else "norm", config, dtype)
-            head = embedding if config.tied else "lm_head.weight"
             blocks = _fitting(source.blocks(head), head, config.embed, config.vocab)
             self._head = kernels.linear(blocks, None, config.embed, config.vocab, head=True)
 

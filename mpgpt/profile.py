@@ -93,6 +93,9 @@ class Weights:
         for column_O in torch.split(self._some(outputs), max(1, BLOCK // inputs)):
             yield torch.outer(column_O, row_I)
 
+    def holds(self, name: str) -> bool:
+        return True
+
     def vector(self, name: str) -> Tensor:
         if name == "wpe.weight":
             return self._some(self._embed).expand(self._positions, self._embed)

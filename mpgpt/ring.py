@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mpgpt.drafts import ROW_COST
 from mpgpt.engine import Engine
 from mpgpt.ledger import OTHER, WAIT, Ledger
 from mpgpt.link import World
-from mpgpt.model import Slice
+from mpgpt.model import Slice, has_another_head
 from mpgpt.pipeline import Pipeline, relay, stand_by
 from mpgpt.profile import node_from
 from mpgpt.sampler import Sampler
@@ -30,6 +31,7 @@ from mpgpt.stage import Device, PassStage, Stage, TorchStage
 from mpgpt.weights import Checkpoint, lean_heap
 from mpgpt.wire import Codec
 
+ANOTHER_HEAD = "config.json says that head and embedding are one; the file has another lm_head.weight, which is used"
 TRIED_ROWS, TRIES = 8, 3
 """How many rows, how often, a rank computes to see what another row costs."""
 
@@ -47,13 +49,18 @@ class Place:
 class Ring:
     """This rank's place in a formed ring. Rank 0 has the ``engine``; the others ``serve``."""
 
-    def __init__(self, world: World, settings: Settings, folder: Path, device: Device | None = None) -> None:
-        """Loads this rank's slice and connects it; ``device`` is the machine behind this rank, if there is one. Raises
-        on every rank what failed on any."""
+    def __init__(
+        self, world: World, settings: Settings, folder: Path, device: Device | None = None,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        """Loads this rank's slice and connects it; ``device`` is the machine behind this rank, if there is one.
+        ``report`` hears, on rank 0, of what is odd about the weights. Raises on every rank what failed on any."""
         self.config = read_config(settings.config)
         self.world, self._settings, self._device = world, settings, device
         threads = share_cores(world, settings.threads)
-        self._load(folder)
+        for line in self._load(folder):
+            if world.rank == 0:
+                report(line)
         self.places = [_place(p) for p in together(world, lambda: self._report(threads))]
         itemsize = settings.kernels(world.rank).activations.itemsize
         self._codec = Codec(
@@ -94,27 +101,31 @@ class Ring:
             times.append(time.perf_counter() - begun)
         return min(times)
 
-    def _load(self, folder: Path) -> None:
+    def _load(self, folder: Path) -> list[str]:
+        """What any rank found odd, in sentences."""
         s, span = self._settings, self._settings.span(self.world.rank)
         self._slice: Slice | None = None
 
-        def load() -> None:
+        def load() -> str:
             if self._device:
                 self._device.check(folder)
             if not span or (self._device and not self._device.fallback):
-                return
+                return ""
+            checkpoint = Checkpoint(folder)
             with lean_heap():
                 self._slice = Slice(
                     self.config,
                     span,
-                    Checkpoint(folder),
+                    checkpoint,
                     slots=s.slots,
                     context=s.context,
                     kernels=s.kernels(self.world.rank),
                 )
             self._sampler = Sampler(slots=s.slots, context=s.context, vocab=self.config.vocab)
+            another = self._slice.last and has_another_head(self.config, checkpoint)
+            return f"{folder}: {ANOTHER_HEAD}" if another else ""
 
-        together(self.world, load)
+        return [line for line in together(self.world, load) if line]
 
     def _connect(self) -> None:
         """The link to the next rank of the ring and from the one before; to ranks outside it only rank 0's."""

@@ -64,7 +64,7 @@ class Run:
         )  # fmt: skip
         together(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
         self.dtype: str = chosen["dtype"]
-        return Ring(world, settings, folder, device)
+        return Ring(world, settings, folder, device, report)
 
     def engine(self, ring: Ring) -> Engine:
         drafts = self._given("drafts")

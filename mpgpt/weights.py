@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mpgpt.architecture import ModelConfig, read_config
 from mpgpt.errors import ModelError
-from mpgpt.folder import INDEX, read_json, read_marker
+from mpgpt.folder import read_json, read_marker, weight_files
 
 BLOCK_BYTES = 8 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -40,35 +40,37 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         """Raises ``ModelError`` when a file is absent, cut or damaged in its header."""
+        self._folder = folder
         self._files: dict[str, Path] = {}
         self._sums: dict[str, int] = {}
-        index = folder / INDEX
-        if index.is_file():
-            shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
-        else:
-            shards = sorted(folder.glob("*.safetensors"))
-        if not shards:
-            raise ModelError(f"{folder} holds no safetensors file")
-        for shard in shards:
-            with _open(shard) as file:
-                self._files |= dict.fromkeys(file.keys(), shard)
-        for sums in (read_marker(folder) or {}).get("tensors", {}).values():
-            self._sums |= sums
+        known = (read_marker(folder) or {}).get("tensors", {})
+        for path in weight_files(folder):
+            sums = known.get(path.relative_to(folder).as_posix(), {})
+            with _open(path) as file:
+                names = list(file.keys())
+            self._files |= dict.fromkeys(names, path)
+            # Of each file its own: a tensor may be in several, and a file may have come after the pull.
+            self._sums = {name: crc for name, crc in self._sums.items() if self._files[name] != path}
+            self._sums |= {name: sums[name] for name in names if name in sums}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors, by their full names. Nothing but headers is read."""
         shapes: dict[str, tuple[int, ...]] = {}
         for path in dict.fromkeys(self._files.values()):
             with _open(path) as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                mine = [name for name, where in self._files.items() if where == path]
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in mine}
         return shapes
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name, with a prefix or without."""
+        return any(prefix + name in self._files for prefix in PREFIXES)
 
     def _find(self, name: str) -> str:
         for prefix in PREFIXES:
             if prefix + name in self._files:
                 return prefix + name
-        folder = next(iter(self._files.values())).parent
-        raise ModelError(f"{folder} lacks the tensor {name}: the checkpoint is incomplete or of another model")
+        raise ModelError(f"{self._folder} lacks the tensor {name}: the checkpoint is incomplete or of another model")
 
     def _pieces(self, full: str) -> Iterator[Tensor]:
         """The tensor in pieces of about ``BLOCK_BYTES`` along its first dimension, each mapped by itself; its

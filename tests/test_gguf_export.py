@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGUFReader, quants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mpgpt.errors import ModelError
 from mpgpt.gguf_export import gguf_file
@@ -83,6 +83,22 @@ def test_scaled_rotary_positions_are_factors(models: dict[str, Path], tmp_path: 
     reader = GGUFReader(gguf_file(models["llama-biased"], "float32", tmp_path))
     (factors,) = [t.data for t in reader.tensors if t.name == "rope_freqs.weight"]
     assert factors[0] == pytest.approx(1.0) and factors[-1] == pytest.approx(8.0), "llama3: short waves stay"
+
+
+@pytest.mark.parametrize("kept", [["lm_head"], ["embed_tokens", "lm_head"], ["embed_tokens", "another"]])
+def test_embedding_and_head(models: dict[str, Path], tmp_path: Path, kept: list[str]) -> None:
+    """A head alone is the embedding too, one that is the same is left out, and another is llama.cpp's output."""
+    folder = Path(shutil.copytree(models["llama"], tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    table = weights.pop("model.embed_tokens.weight")
+    names = {"embed_tokens": ("model.embed_tokens.weight", table), "lm_head": ("lm_head.weight", table.clone()),
+             "another": ("lm_head.weight", table * 2)}  # fmt: skip
+    save_file(weights | dict(names[name] for name in kept), folder / "model.safetensors", {"format": "pt"})
+    tensors = {t.name: t.data for t in GGUFReader(gguf_file(folder, "float32", tmp_path)).tensors}
+    np.testing.assert_array_equal(tensors["token_embd.weight"], table.numpy())
+    assert ("output.weight" in tensors) is ("another" in kept)
+    if "another" in kept:
+        np.testing.assert_array_equal(tensors["output.weight"], 2 * table.numpy())
 
 
 @pytest.mark.parametrize(("name", "said"), [("gpt2-odd", "relu"), ("llama-yarn", "YaRN")])

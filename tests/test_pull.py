@@ -441,6 +441,22 @@ def test_hub(hub: dict[str, bytes], source: Path, tmp_path: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
+def test_hub_gives_the_pieces_that_the_index_names(hub: dict[str, bytes], pieces: Path, tmp_path: Path) -> None:
+    hub |= {path.name: path.read_bytes() for path in pieces.iterdir()}
+    hub |= {"model.fp16.safetensors": b"?", "consolidated.safetensors": b"?", "x.safetensors.index.json": b"{}"}
+    named = {path.name for path in pieces.glob("*.safetensors")}
+    del hub["model.safetensors"]
+    folder = quietly("owner/name", tmp_path / "home")
+    assert {path.name for path in folder.iterdir()} == {MARKER, *(path.name for path in pieces.iterdir())}
+    assert set(json.loads((folder / MARKER).read_text())["tensors"]) == named
+    del hub[max(named)]
+    refused("owner/name", tmp_path / "other", f"owner/name lacks {max(named)}, named in its")
+    hub["model.safetensors.index.json"] = b'{"weight_map": {"a": "../../x.safetensors"}}'
+    refused("owner/name", tmp_path / "other", r"owner/name/model.safetensors.index.json names '../../x.safetensors'")
+    del hub["model.safetensors.index.json"]
+    refused("owner/name", tmp_path / "other", "owner/name has no safetensors on the hub")
+
+
 def test_hub_has_no_such_model(hub: dict[str, bytes], tmp_path: Path) -> None:
     refused("owner/other", tmp_path / "home", "shows no model owner/other")
 
