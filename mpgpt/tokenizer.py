@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,13 @@ class Tokenizer:
         """
         labels: dict[int, str] = {}
         taken: set[str] = set()
-        for token in tokens:
+        for token in dict.fromkeys(tokens):
             raw = self.bytes_of(token)
             by_bytes = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-            names = (_text(raw) or by_bytes * bool(raw), by_bytes, f"token_id:{token}")
-            labels.setdefault(token, next(name for name in names if name not in taken))
+            text = _text(raw)
+            names = [by_bytes if text is None else text, *([by_bytes] if raw else [])]
+            numbered = (f"token_id:{token}" + "'" * n for n in count())
+            labels[token] = next(name for name in chain(names, numbered) if name not in taken)
             taken.add(labels[token])
         return [labels[token] for token in tokens]
 
@@ -163,9 +166,11 @@ class TextStream:
         """The text that ``token`` makes certain; ``stopped`` turns true when it completes a stop."""
         if self.stopped:
             return ""
-        start = self._length + len(self._held) + len(self._likely())
-        self.starts.append(max([start, *self.starts[-1:]]))
+        before = _without(self._detokenizer.rest, self._given)[0]
         new, self._given = _without(self._certain(token), self._given)
+        # Bytes that wait to be a character are this token's too, unless it is they that turn out to be none.
+        waiting = before if new.startswith(before) else before.rstrip(BROKEN)
+        self.starts.append(max([self._length + len(self._held) + len(waiting), *self.starts[-1:]]))
         self._held += new
         # A stop in what is likely is complete if the text ends here, and it does end there.
         at = self._first_stop(self._held + self._likely()) if self._stops else None
@@ -242,9 +247,8 @@ def _refuse_own_code(folder: Path, settings: Mapping[str, Any]) -> None:
 def _mark_special(names: Any, backend: Any) -> None:
     """A special token that only tokenizer_config.json names, of the vocabulary, is one token wherever it stands."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    missing = [str(token) for token in names.special_tokens_map.values() if isinstance(token, str)]
     backend.add_special_tokens(
-        [token for token in missing if token not in known and backend.token_to_id(token) is not None]
+        [token for token in names.all_special_tokens if token not in known and backend.token_to_id(token) is not None]
     )
 
 
