@@ -42,7 +42,7 @@ class Tokenizer:
         if not any((folder / name).is_file() for names in TOKENIZERS for name in names[:1]):
             raise ModelError(f"{folder} holds no tokenizer (tokenizer.json, vocab.json or tokenizer.model)")
         try:
-            self._names, self._backend = _read(folder)
+            self._names, self._backend = unpanicked(lambda: _read(folder))
             decoder = self._backend.decoder
             spec = None if decoder is None else json.loads(decoder.__getstate__())
             self._detokenizer = Detokenizer(spec, _cleans_up(self._names, self._backend))

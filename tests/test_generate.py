@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def generate(model: Path, **options: Any) -> int:
     given = {"model": str(model), "threads": 1, "max_new_tokens": 6, "ignore_eos": True, "prompts": (), "stops": (),
              "prompts_file": None, "out": None, "seed": 1} | options  # fmt: skip
     run = Generate(given, home=model.parent, config=None, terminal=False, behind=nobody)
-    return run.lead(run.form(SoloWorld()))
+    with contextlib.closing(SoloWorld()) as world:
+        return run.lead(run.form(world))
 
 
 def nobody(ipad: Any, world: Any) -> Any:
