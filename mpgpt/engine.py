@@ -9,7 +9,10 @@ Must not know: MPI, torch, models; nor who asks (a command line, an API).
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from typing import Protocol
 
 from mpgpt.core import Account, Chance, Request, Result, Step, Tally
 from mpgpt.core import Sequence as Running
-from mpgpt.errors import RequestError
+from mpgpt.errors import MpgptError, RequestError
 from mpgpt.scheduler import Scheduler
 
 
@@ -67,6 +70,8 @@ class Stream:
         self.chances: list[tuple[Chance, ...]] = []
         """With each of ``ids``, if the request wants any."""
         self.finish_reason = ""
+        self.error: str = ""
+        """Why it ended early, a sentence; ``finish_reason`` is "error" then."""
         self.submitted = time.monotonic()
         self.started = self.first_token = self.finished = 0.0
         self.sequence: Running | None = None
@@ -115,8 +120,17 @@ class Stream:
     def finish(self, reason: str) -> None:
         """The end; the listener is called once more, with what was held back (it may be empty)."""
         rest = self._text.finish()
+        if self._text.stopped and reason == "length":  # a stop that what was held back completes
+            reason = "stop"
         self.finished, self.finish_reason = time.monotonic(), reason
         self._listener(self, rest)
+
+    def fail(self, sentence: str) -> None:
+        """The end by an error. The listener is called once more, even where it was what failed: somebody waits."""
+        self.error = sentence
+        self.finished, self.finish_reason = time.monotonic(), "error"
+        with contextlib.suppress(Exception):
+            self._listener(self, "")
 
 
 @dataclass(slots=True)
@@ -291,14 +305,41 @@ class Engine:
         for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):
             stream = self._streams[id(sequence)]
             # A stop ends the text; what drafts gave behind it in the same step was never said.
-            if stopped := any(stream.push(token, chances) for _, token, chances in news):
+            try:
+                stopped = any(stream.push(token, chances) for _, token, chances in news)
+            except Exception as error:  # of one request's text or listener: the other requests go on
+                self._fail(sequence, _sentence(error))
+                continue
+            if stopped:
                 self._scheduler.finish(sequence, "stop")
             if sequence.finish_reason:  # a stop that the last token completes is a stop all the same
                 self._finish(sequence, "stop" if stopped else sequence.finish_reason)
 
     def _finish(self, sequence: Running, reason: str) -> None:
+        """Take leave of a stream whose sequence the scheduler has finished."""
+        try:
+            self._streams[id(sequence)].finish(reason)
+        except Exception as error:
+            self._fail(sequence, _sentence(error))
+        else:
+            self._pop(sequence)
+
+    def _fail(self, sequence: Running, sentence: str) -> None:
+        """End one stream by an error, whether its sequence still runs or not; its slot becomes free."""
+        self._scheduler.finish(sequence, "error")
+        self._pop(sequence).fail(sentence)
+
+    def _pop(self, sequence: Running) -> Stream:
         stream = self._streams.pop(id(sequence))
         self.drafted += stream.drafted
         self.accepted += stream.accepted
         self.decode_steps += stream.decode_steps
-        stream.finish(reason)
+        return stream
+
+
+def _sentence(error: Exception) -> str:
+    """An error of the user's says itself what is wrong; one of ours is told on standard error, and not to clients."""
+    if isinstance(error, MpgptError):
+        return str(error)
+    traceback.print_exception(error, file=sys.stderr)
+    return f"internal error in this request's text ({type(error).__name__})"

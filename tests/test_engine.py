@@ -578,3 +578,100 @@ def test_close_before_run_returns_at_once() -> None:
     engine.close()
     engine.run()
     assert not engine.busy
+
+
+# -- one request's error
+
+
+class Failing(Letters):
+    """Raises at the text's ``at``-th token, or at its end."""
+
+    def __init__(self, error: Exception, at: int | None) -> None:
+        super().__init__()
+        self._error, self._at = error, at
+
+    def push(self, token: int) -> str:
+        if len(self._whole) == self._at:
+            raise self._error
+        return super().push(token)
+
+    def finish(self) -> str:
+        if self._at is None:
+            raise self._error
+        return super().finish()
+
+
+INTERNAL = "internal error in this request's text (KeyError)"
+
+
+@pytest.mark.parametrize("at", [0, 2, None])
+@pytest.mark.parametrize(
+    ("error", "sentence"), [(KeyError("x"), INTERNAL), (RequestError("it says why"), "it says why")], ids=repr
+)
+def test_a_text_that_fails_ends_its_stream_alone(
+    at: int | None, error: Exception, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one slot: the sequence behind it runs only if the slot becomes free."""
+    engine, bad, good = make(AlphabetRing(), slots=1), Ear(), Ear()
+    failed = engine.submit(ask("ab", 4), Failing(error, at), bad)
+    stream = engine.submit(ask("x", 3), Letters(), good)
+    engine.drain()
+    assert (failed.finish_reason, failed.error) == ("error", sentence)
+    said = "cdef" if at is None else "cdef"[:at]
+    assert bad.events == [*((letter, "") for letter in said), ("", "error")]
+    assert failed.text == said and failed.finished
+    assert (stream.text, stream.finish_reason, stream.error) == ("yza", "length", "")
+    assert not engine.busy and engine.running == 0
+    assert ("KeyError" in capsys.readouterr().err) == (sentence is INTERNAL), "an error of ours is told at length"
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_listener_that_fails_ends_its_stream_alone(at: int) -> None:
+    """It is called once more, with the end; and what it raises then is its own affair."""
+    engine, good, called = make(AlphabetRing(), slots=1), Ear(), list[tuple[str, str]]()
+
+    def listen(stream: Stream, piece: str) -> None:
+        called.append((piece, stream.finish_reason))
+        if len(called) > at:
+            raise RequestError("nobody listens")
+
+    failed = engine.submit(ask("ab", 3), Letters(), listen)
+    stream = engine.submit(ask("x", 3), Letters(), good)
+    engine.drain()
+    assert (failed.finish_reason, failed.error) == ("error", "nobody listens")
+    assert called[-1] == ("", "error") and len(called) == at + 2
+    assert stream.text == "yza" and not engine.busy
+
+
+def test_a_text_that_fails_in_the_middle_of_accepted_drafts_ends_its_stream_alone() -> None:
+    engine = make(AlphabetRing(), drafts=True, slots=1)
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    failed = engine.submit(ask(alphabet + "abcde", 12), Failing(RequestError("no more"), 4), Ear())
+    good = engine.submit(ask("x", 3), Letters(), Ear())
+    engine.drain()
+    assert failed.drafted and engine.drafted == failed.drafted + good.drafted
+    assert (failed.error, failed.text, good.text) == ("no more", "fghi", "yza")
+
+
+def test_a_cancelled_stream_whose_text_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    engine, ear = make(AlphabetRing()), Ear()
+    stream = engine.submit(ask("ab", 9), Failing(RequestError("no end"), None), ear)
+    engine.step()
+    engine.cancel(stream)
+    engine.drain()
+    assert ear.events[-1] == ("", "error") and stream.error == "no end" and not engine.busy
+
+
+class LateStop(Letters):
+    """Finds a stop in what was held back to the end."""
+
+    def finish(self) -> str:
+        self.stopped = True
+        return super().finish()
+
+
+def test_a_stop_that_is_found_at_the_end_is_a_stop() -> None:
+    engine, ear = make(AlphabetRing()), Ear()
+    engine.submit(ask("ab", 2), LateStop(), ear)
+    engine.drain()
+    assert ear.events[-1] == ("", "stop")
