@@ -34,7 +34,7 @@ GRACE_S = 3.0
 """How long a rank that failed waits for rank 0 to end the run."""
 LAST_S = 0.3
 """How long rank 0 lets the others end first where its status is not 0."""
-FORWARD_S = 0.1
+FORWARD_S = 0.3
 """How long mpirun may take to forward the last words before it is ended."""
 
 MPI_DEFAULTS = {

@@ -42,6 +42,8 @@ TELL_S = 0.25
 """How long they have to hear that the ring is lost."""
 LOST_S = 0.3
 """How long after mpirun's signal it may take to see that a rank died."""
+AGAIN_S = 1.0
+"""A signal so long after the first is somebody's second Ctrl-C."""
 END_S = 5.0
 """After so long an end that does not come about is forced."""
 
@@ -150,12 +152,17 @@ def _tell(services: list[Service], sentence: str) -> None:
 
 @contextlib.contextmanager
 def _ended_by_signals(world: World, engine: Engine, server: uvicorn.Server, services: list[Service]) -> Iterator[None]:
-    """SIGINT and SIGTERM end it in order: nothing comes in, who waits is told, the ring stops. The second one, or
-    ``END_S``, ends it at once."""
+    """SIGINT and SIGTERM end it in order: nothing comes in, who waits is told, the ring stops. A later one, or
+    ``END_S``, ends it at once; mpirun may send several together."""
+    told: list[float] = []
 
     def end(signum: int, frame: FrameType | None) -> None:
+        told.append(time.monotonic())
+        if len(told) > 1:
+            if told[-1] - told[0] > AGAIN_S:
+                os._exit(128 + signum)
+            return
         world.told_to_end()
-        signal.signal(signum, signal.SIG_DFL)
         forced = threading.Timer(END_S, os._exit, (128 + signum,))
         forced.daemon = True
         forced.start()
