@@ -35,7 +35,9 @@ GRACE_S = 3.0
 LAST_S = 0.3
 """How long rank 0 lets the others end first where its status is not 0."""
 FORWARD_S = 0.3
-"""How long mpirun may take to forward the last words before it is ended."""
+"""How long mpirun may take to forward the last words before it is ended, where they cannot be given to it directly."""
+LOST_S = 0.05
+"""How long after mpirun's signal, which is a quarter of a second late, it may take to see that a rank died."""
 
 MPI_DEFAULTS = {
     # The plain TCP and shared-memory transport: starts in a tenth of the time, and is what macOS has anyway.
@@ -347,7 +349,7 @@ def _run(job: Any) -> int:
         if not first:
             time.sleep(GRACE_S)
             os._exit(1)
-        click.echo(f"mpgpt: {error}", err=True)
+        _say(f"mpgpt: {error}", guard)
         _abandon(guard, lambda: None, 1)
     if guard:
         world.told_to_end = guard.stopping
@@ -413,10 +415,9 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
     if world.loss and (world.loss.said or world.rank):
         message = ""  # it stands there already, or rank 0 says it
-    if message:
-        click.echo(f"mpgpt: {message}", err=True)
     sys.stdout.flush()
-    sys.stderr.flush()
+    if message:
+        _say(f"mpgpt: {message}", guard)
     world.part(message)
     if world.rank:
         time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
@@ -424,10 +425,19 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
     _abandon(guard, lambda: world.abort(status), status)
 
 
+def _say(sentence: str, guard: Guard | None) -> None:
+    """The last words before mpirun is ended."""
+    if guard and guard.launcher.say(sentence):
+        return
+    click.echo(sentence, err=True)
+    sys.stderr.flush()
+    if guard:
+        time.sleep(FORWARD_S)
+
+
 def _abandon(guard: Guard | None, abort: Callable[[], None], status: int) -> NoReturn:
     """End mpirun by the guard, or from within, where that is not to be or mpirun runs on another host."""
     if guard and "MPGPT_TRACEBACK" not in os.environ:
-        time.sleep(FORWARD_S)
         guard.end()
     abort()
     os._exit(status)
@@ -437,7 +447,7 @@ def _terminated(signum: int, world: World, guard: Guard | None) -> NoReturn:
     """SIGTERM on rank 0: somebody ends it, or mpirun does, because of the user or of a rank that it saw die. What was
     written stays written."""
     world.told_to_end()
-    if world.lost_soon(LAST_S):
+    if world.lost_soon(LOST_S):
         assert world.loss
         _end(world, guard, world.loss.sentence, 1)
     sys.stdout.flush()

@@ -76,6 +76,16 @@ class Launcher:
         except OSError:
             return sys.platform != "linux" and psutil.Process(self.pid).terminal() is not None
 
+    def say(self, sentence: str) -> bool:
+        """Write to its standard error at once, where that can be done (Linux): mpirun may be ended before it has
+        forwarded what a rank says. Whether it was."""
+        try:
+            with open(f"/proc/{self.pid}/fd/2", "a") as errors:
+                errors.write(f"{sentence}\n")
+        except OSError:
+            return False
+        return True
+
 
 def find(environment: Mapping[str, str]) -> Launcher | None:
     """The mpirun above this process, if it runs on this host."""
@@ -161,7 +171,8 @@ class Guard:
 
     def __init__(self, launcher: Launcher, name: str) -> None:
         """``name`` is what a person should read of rank 0 if it is killed."""
-        command = [sys.executable, "-m", "mpgpt.launcher", str(launcher.pid), str(os.getpid()), name]
+        self.launcher = launcher
+        command = [sys.executable, "-m", "mpgpt.launcher", str(launcher.pid), name]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, cwd="/",
@@ -189,7 +200,7 @@ class Guard:
             self._process.stdin.flush()
 
 
-def guard(launcher: int, name: str, read: Callable[[], bytes]) -> None:
+def guard(launcher: Launcher, name: str, read: Callable[[], bytes]) -> None:
     """The guard's life: until rank 0 is gone, and mpirun after it. ``read`` gives rank 0's next word, or nothing at its
     end."""
     said = b""
@@ -198,21 +209,15 @@ def guard(launcher: int, name: str, read: Callable[[], bytes]) -> None:
         if word == b"e":
             break
     if not said:
-        _complain(launcher, f"mpgpt: {name} ended without a word: it was killed\n")
+        launcher.say(f"mpgpt: {name} ended without a word: it was killed")
     patience = {b"s": STOPPING_S, b"d": DONE_S}.get(said, 0.0)
     with contextlib.suppress(psutil.Error):
-        psutil.Process(launcher).wait(patience)
-    if psutil.pid_exists(launcher):
-        end(launcher)
-
-
-def _complain(launcher: int, sentence: str) -> None:
-    """Where mpirun's errors go; elsewhere than on Linux nobody else may write there, and mpirun itself says enough."""
-    with contextlib.suppress(OSError), open(f"/proc/{launcher}/fd/2", "w") as errors:
-        errors.write(sentence)
+        psutil.Process(launcher.pid).wait(patience)
+    if psutil.pid_exists(launcher.pid):
+        end(launcher.pid)
 
 
 if __name__ == "__main__":
     for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the run, which it is to survive
         signal.signal(_number, signal.SIG_IGN)
-    guard(int(sys.argv[1]), sys.argv[3], lambda: os.read(0, 1))
+    guard(Launcher(pid=int(sys.argv[1]), argv=(), cwd=Path("/")), sys.argv[2], lambda: os.read(0, 1))

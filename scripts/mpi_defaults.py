@@ -24,8 +24,6 @@ OPENMPI = {
 RUNTIME = {
     # Several ranks may share a host's cores, and a rank has threads of its own.
     "hwloc_default_binding_policy": "none",
-    # Rank 0 says what happened before it ends.
-    "odls_base_sigkill_timeout": "3",
     # ssh that never asks, gives up on a host that is down after seconds, and names it.
     "plm_ssh_agent": shutil.which("mpgpt-ssh", path=str(Path(sys.executable).parent)) or "ssh",
 }

@@ -38,10 +38,10 @@ from mpgpt_api.service import Limits, Service
 PORT = 8000
 PARTING_S = 2
 """How long those who are being answered have to hear that the server stops."""
-TELL_S = 0.25
+TELL_S = 0.15
 """How long they have to hear that the ring is lost."""
-LOST_S = 0.3
-"""How long after mpirun's signal it may take to see that a rank died."""
+LOST_S = 0.02
+"""How long after mpirun's signal it may take to see that a rank died; a quarter of a second later mpirun kills."""
 AGAIN_S = 1.0
 """A signal so long after the first is somebody's second Ctrl-C."""
 END_S = 5.0

@@ -276,7 +276,8 @@ def test_a_silent_rank_is_blamed_and_no_other(server: Server) -> None:
     answered = httpx.get(server.url + "/health")
     assert answered.status_code == 503
     health = answered.json()
-    assert (health["status"], health["ranks"][0]["state"], health["ranks"][0]["silent_s"]) == ("stalled", "stalled", 4.2)
+    (rank,) = health["ranks"]
+    assert (health["status"], rank["state"], rank["silent_s"]) == ("stalled", "stalled", 4.2)
     server.silences[:] = [Silence(rank=1, host="elsewhere", seconds=4.0)]
     health = httpx.get(server.url + "/health").json()
     assert (health["status"], health["ranks"][0]["state"]) == ("stalled", "ok")
