@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from mpgpt.core import Sampling, Span, Workload
+from mpgpt.core import SEEDS, Sampling, Span, Workload
 from mpgpt.errors import UsageError
 from mpgpt.yamlfile import printable, problems, read_yaml, shown
 
@@ -39,10 +39,10 @@ Encodable = AfterValidator(lambda text: text.encode().decode())
 Text = Annotated[str, Field(strict=True, min_length=1), Encodable]
 Count = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # fits a signed 64-bit integer on any wire
+Seed = Annotated[int, Field(strict=True, ge=-(SEEDS // 2), lt=SEEDS // 2)]  # a signed 64-bit integer, as OpenAI's
 Temperature = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 CutToCount = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-CutToMass = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+CutToMass = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 MinP = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 OpenAIPenalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
@@ -239,7 +239,8 @@ class RunConfig(Settings):
         ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty`` where given and not None.
 
         ``greedy`` asked for by name stays greedy whatever the temperature, since a web page always sends one;
-        but a temperature or a cut given over a file whose active strategy happens to be greedy is meant.
+        but a temperature or a cut given over a file whose active strategy happens to be greedy is meant. A ``top_p``
+        of 0 leaves the likeliest token alone, which is greedy. A negative seed is the engine's modulo 2**64.
         Raises UsageError for an unknown strategy or impossible parameters.
         """
         words = {"k": "top_k", "p": "top_p"}
@@ -250,9 +251,11 @@ class RunConfig(Settings):
         except ValidationError as error:
             raise UsageError("\n".join(problems(error, Chosen))) from None
         lifted = not strategy and not {"temperature", "top_k", "top_p", "min_p"}.isdisjoint(given)
-        if (strategy or self.active_decoding_strategy) == "greedy" and not lifted:
+        if chosen["top_p"] == 0 or ((strategy or self.active_decoding_strategy) == "greedy" and not lifted):
             chosen["temperature"] = 0.0
-        return Sampling(**chosen)
+        if chosen["top_p"] == 0:
+            chosen["top_p"] = 1.0
+        return Sampling(**chosen | {"seed": seed % SEEDS})
 
 
 def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
