@@ -10,6 +10,7 @@ next has to start a cluster twice.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -53,9 +54,59 @@ DISTRIBUTION_FORM = "auto, or for each rank a list of layers, such as {rank_0: [
 RANK_KEY = re.compile("rank_[0-9]+")
 LAYER_RANGE = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):([0-9]{1,5})")
+ORIGIN = re.compile(r"([A-Za-z][\w+.-]*)://(\[[\w:.]+\]|[^\s:/\\?#@\[\]]*)(?::([0-9]{0,5}))?/?", re.ASCII)
+ORIGIN_FORM = "scheme, host and port, such as http://localhost:3000 or app://obsidian.md; or null"
+ORIGIN_HOST = re.compile(r"[\w.~-]+|\[[0-9a-f:]+\]", re.ASCII)
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 IPAD_FORM = "ipad: {rank: 1, address: HOST:PORT, token_file: FILE, package: NAME.mlpackage}"
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "prterun", "orterun"})
 HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(.*))?", re.DOTALL)
+
+
+def read_origin(text: str) -> str:
+    """An origin of web pages as browsers serialise it (WHATWG HTML, "Origin"): lower case, without a default port.
+
+    Its scheme may be any. ``null`` stands for all pages that have no origin. Raises ``ValueError`` with what is wrong.
+    """
+    if text == "null":
+        return text
+    match = ORIGIN.fullmatch(text)
+    if not match:
+        raise ValueError(f"it should be {ORIGIN_FORM}")
+    if "*" in match[2]:
+        raise ValueError("each origin is listed by its full name, without *")
+    scheme, host, port = match[1].lower(), _origin_host(match[2]), int(match[3]) if match[3] else None
+    if scheme == "file":
+        if host or match[3]:
+            raise ValueError("pages of files have the origin file:// in some programs, and null in browsers")
+        return "file://"
+    if not ORIGIN_HOST.fullmatch(host) or (port or 0) > 65535:
+        raise ValueError(f"it should be {ORIGIN_FORM}")
+    return f"{scheme}://{host}" + (f":{port}" if port not in (None, DEFAULT_PORTS.get(scheme)) else "")
+
+
+def _origin_host(host: str) -> str:
+    """A host's name as a browser writes it in an origin. ``ValueError`` for what is no host."""
+    if host.startswith("["):
+        return f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"
+    try:
+        return host.lower() if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        raise ValueError("its host is no name") from None
+
+
+def _listed_origin(value: Any) -> str:
+    if value is None:
+        raise ValueError('is null; write "null" in quotes if pages without an origin are meant')
+    if not isinstance(value, str):
+        raise ValueError(f"is {shown(value)}; it should be {ORIGIN_FORM}")
+    try:
+        return read_origin(value)
+    except ValueError as error:
+        raise ValueError(f"is {shown(value)}; {error}") from None
+
+
+Origin = Annotated[str, BeforeValidator(_listed_origin)]
 
 
 class Settings(BaseModel):
@@ -141,7 +192,7 @@ class WebInterface(Settings):
     frontend_port: Port | None = None
     """Accepted because the reference's files have it: here the API serves the page."""
     api_key_file: Text | None = None
-    origins: tuple[Text, ...] = ()
+    origins: tuple[Origin, ...] = ()
     """Pages of other origins that may use the API."""
     queue: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 64
     """Answers that may wait for a slot."""
