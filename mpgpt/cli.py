@@ -134,7 +134,10 @@ def generate_command(**given: Any) -> int:
 @click.option("--port", type=click.IntRange(0, 65535), help="0: any that is free.  [default: the file's, or 8000]")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="Holds the keys of who may use it, one a line.")
 @click.option("--insecure", is_flag=True, help="Listen to other machines without any key.")
-@click.option("--origin", "origins", multiple=True, help="A page of another origin that may use it; may be repeated.")
+@click.option(
+    "--origin", "origins", multiple=True,
+    help="An origin whose pages may use it, of any scheme (app://obsidian.md), or null; may be repeated.",
+)  # fmt: skip
 @click.option("--queue", type=click.IntRange(0, 100_000), help="Answers that may wait for a slot.  [default: 64]")
 @click.option("--time-limit", type=click.FloatRange(0, 86_400, min_open=True), help="Seconds an answer may take.")
 @options.decoding

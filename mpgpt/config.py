@@ -10,6 +10,7 @@ next has to start a cluster twice.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from mpgpt.core import Sampling, Span, Workload
+from mpgpt.core import SEEDS, Sampling, Span, Workload
 from mpgpt.errors import UsageError
 from mpgpt.yamlfile import parse_yaml, printable, problems, read_yaml, shown
 
@@ -39,10 +40,10 @@ Encodable = AfterValidator(lambda text: text.encode().decode())
 Text = Annotated[str, Field(strict=True, min_length=1), Encodable]
 Count = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]  # fits a signed 64-bit integer on any wire
+Seed = Annotated[int, Field(strict=True, ge=-(SEEDS // 2), lt=SEEDS // 2)]  # a signed 64-bit integer, as OpenAI's
 Temperature = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 CutToCount = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-CutToMass = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+CutToMass = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 MinP = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 OpenAIPenalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
@@ -53,7 +54,57 @@ DISTRIBUTION_FORM = "auto, or for each rank a list of layers, such as {rank_0: [
 RANK_KEY = re.compile("rank_[0-9]+")
 LAYER_RANGE = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):([0-9]{1,5})")
+ORIGIN = re.compile(r"([A-Za-z][\w+.-]*)://(\[[\w:.]+\]|[^\s:/\\?#@\[\]]*)(?::([0-9]{0,5}))?/?", re.ASCII)
+ORIGIN_FORM = "scheme, host and port, such as http://localhost:3000 or app://obsidian.md; or null"
+ORIGIN_HOST = re.compile(r"[\w.~-]+|\[[0-9a-f:]+\]", re.ASCII)
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 IPAD_FORM = "ipad: {rank: 1, address: HOST:PORT, token_file: FILE, package: NAME.mlpackage}"
+
+
+def read_origin(text: str) -> str:
+    """An origin of web pages as browsers serialise it (WHATWG HTML, "Origin"): lower case, without a default port.
+
+    Its scheme may be any. ``null`` stands for all pages that have no origin. Raises ``ValueError`` with what is wrong.
+    """
+    if text == "null":
+        return text
+    match = ORIGIN.fullmatch(text)
+    if not match:
+        raise ValueError(f"it should be {ORIGIN_FORM}")
+    if "*" in match[2]:
+        raise ValueError("each origin is listed by its full name, without *")
+    scheme, host, port = match[1].lower(), _origin_host(match[2]), int(match[3]) if match[3] else None
+    if scheme == "file":
+        if host or match[3]:
+            raise ValueError("pages of files have the origin file:// in some programs, and null in browsers")
+        return "file://"
+    if not ORIGIN_HOST.fullmatch(host) or (port or 0) > 65535:
+        raise ValueError(f"it should be {ORIGIN_FORM}")
+    return f"{scheme}://{host}" + (f":{port}" if port not in (None, DEFAULT_PORTS.get(scheme)) else "")
+
+
+def _origin_host(host: str) -> str:
+    """A host's name as a browser writes it in an origin. ``ValueError`` for what is no host."""
+    if host.startswith("["):
+        return f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"
+    try:
+        return host.lower() if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        raise ValueError("its host is no name") from None
+
+
+def _listed_origin(value: Any) -> str:
+    if value is None:
+        raise ValueError('is null; write "null" in quotes if pages without an origin are meant')
+    if not isinstance(value, str):
+        raise ValueError(f"is {shown(value)}; it should be {ORIGIN_FORM}")
+    try:
+        return read_origin(value)
+    except ValueError as error:
+        raise ValueError(f"is {shown(value)}; {error}") from None
+
+
+Origin = Annotated[str, BeforeValidator(_listed_origin)]
 
 
 class Settings(BaseModel):
@@ -152,7 +203,7 @@ class WebInterface(Settings):
     frontend_port: Port | None = None
     """Accepted because the reference's files have it: here the API serves the page."""
     api_key_file: Text | None = None
-    origins: tuple[Text, ...] = ()
+    origins: tuple[Origin, ...] = ()
     """Pages of other origins that may use the API."""
     queue: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 64
     """Answers that may wait for a slot."""
@@ -251,7 +302,8 @@ class RunConfig(Settings):
         ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty`` where given and not None.
 
         ``greedy`` asked for by name stays greedy whatever the temperature, since a web page always sends one;
-        but a temperature or a cut given over a file whose active strategy happens to be greedy is meant.
+        but a temperature or a cut given over a file whose active strategy happens to be greedy is meant. A ``top_p``
+        of 0 leaves the likeliest token alone, which is greedy. A negative seed is the engine's modulo 2**64.
         Raises UsageError for an unknown strategy or impossible parameters.
         """
         words = {"k": "top_k", "p": "top_p"}
@@ -262,9 +314,11 @@ class RunConfig(Settings):
         except ValidationError as error:
             raise UsageError("\n".join(problems(error, Chosen))) from None
         lifted = not strategy and not {"temperature", "top_k", "top_p", "min_p"}.isdisjoint(given)
-        if (strategy or self.active_decoding_strategy) == "greedy" and not lifted:
+        if chosen["top_p"] == 0 or ((strategy or self.active_decoding_strategy) == "greedy" and not lifted):
             chosen["temperature"] = 0.0
-        return Sampling(**chosen)
+        if chosen["top_p"] == 0:
+            chosen["top_p"] = 1.0
+        return Sampling(**chosen | {"seed": seed % SEEDS})
 
 
 def _named_spans(named: Mapping[str, Layers]) -> list[Span]:

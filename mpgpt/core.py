@@ -134,9 +134,17 @@ class Sampling:
     presence_penalty: float = 0.0
     """Off the logit of a token that was said, however often."""
     seed: int = 0
+    """Below ``SEEDS``. Clients write signed integers: ``signed_seed``."""
 
 
 GREEDY = Sampling()
+SEEDS = 2**64
+"""How many there are: as many as unsigned 64-bit integers."""
+
+
+def signed_seed(seed: int) -> int:
+    """A seed as clients write it: the signed 64-bit integer of the same bits."""
+    return seed - SEEDS if seed >= SEEDS // 2 else seed
 
 
 Chance = tuple[int, float]

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import click
 
 from mpgpt.config import DtypeName
+from mpgpt.core import SEEDS
 
 Option = Callable[[Any], Any]
 
@@ -41,11 +42,14 @@ decoding = group(
     click.option("--strategy", type=click.Choice(["greedy", "sampling", "top_k", "top_p"])),
     click.option("--temperature", type=float),
     click.option("--top-k", type=int, help="Only the K most probable tokens."),
-    click.option("--top-p", type=float, help="Only the most probable tokens that together reach P."),
+    click.option("--top-p", type=float, help="Only the most probable tokens that together reach P; 0 is greedy."),
     click.option("--min-p", type=float, help="Only tokens at least P times as probable as the most probable."),
     click.option("--repetition-penalty", type=float, help="Above 1: less of what was already said."),
-    click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text, on any cluster."),
-)
+    click.option(
+        "--seed", type=click.IntRange(-(SEEDS // 2), SEEDS // 2 - 1),
+        help="The same seed, the same text, on any cluster.",
+    ),
+)  # fmt: skip
 """How tokens are chosen."""
 
 prompting = group(

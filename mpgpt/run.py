@@ -84,7 +84,7 @@ class Run:
             seed = secrets.randbits(63)
         sampling = self.config.sampling(strategy or self._given("strategy"), seed, **given)
         check(sampling)
-        return GREEDY if sampling == Sampling(seed=seed) else sampling
+        return GREEDY if sampling == Sampling(seed=sampling.seed) else sampling
 
     @property
     def strategy(self) -> str:

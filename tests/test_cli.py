@@ -123,8 +123,9 @@ def test_prompts_files_that_cannot_be(models: dict[str, Path], tmp_path: Path) -
 def test_options_that_cannot_be(models: dict[str, Path], tmp_path: Path) -> None:
     model = models["llama"]
     for option, value, name in (
-        ("--temperature", "nan", "temperature"), ("--top-p", "0", "top_p"), ("--min-p", "2", "min_p"),
-        ("--top-k", "-1", "top_k"), ("--repetition-penalty", "0", "repetition_penalty"), ("--seed", "-1", "--seed"),
+        ("--temperature", "nan", "temperature"), ("--top-p", "-0.5", "top_p"), ("--min-p", "2", "min_p"),
+        ("--top-k", "-1", "top_k"), ("--repetition-penalty", "0", "repetition_penalty"),
+        ("--seed", str(2**63), "--seed"), ("--seed", str(-(2**63) - 1), "--seed"),
         ("--max-new-tokens", "0", "--max-new-tokens"), ("--layers", "0-x", "--layers"), ("--dtype", "int3", "--dtype"),
         ("--strategy", "beam", "--strategy"),
     ):  # fmt: skip
@@ -166,6 +167,28 @@ def test_a_bad_line_is_a_record_and_the_rest_goes_on(models: dict[str, Path], tm
     assert run.returncode == 0, run.stderr
     got = records(out)
     assert set(got) == {"a", "b", "g"} and (got["g"], got["a"]) == before
+
+
+def test_a_seed_below_0_and_a_top_p_of_0_are_the_same_everywhere(models: dict[str, Path], tmp_path: Path) -> None:
+    """As options, in the settings, and in a line of a batch."""
+    config, source, out = tmp_path / "c.yaml", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    config.write_text("seed: -1\nactive_decoding_strategy: top_p\ndecoding_strategies: {top_p: {p: 0.95}}\n")
+    lines = [{"id": "seed", "seed": -1}, {"id": "greedy", "top_p": 0}, {"id": "other", "seed": 1}]
+    source.write_text("".join(json.dumps({"prompt": "hello", "temperature": 1.0, **line}) + "\n" for line in lines))
+    arguments = ("generate", "--model", models["llama"], "--ignore-eos", "--threads", "1", "--max-new-tokens", "12")
+    assert mpgpt(0, *arguments, "--top-p", "0.95", "--prompts", source, "--out", out).returncode == 0
+    told = {key: record["text"] + "\n" for key, record in records(out).items()}
+    assert len(set(told.values())) == 3
+
+    def one(*options: str | Path) -> str:
+        run = mpgpt(0, *arguments, "--prompt", "hello", *options)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    assert one("--config", config) == told["seed"]
+    assert one("--temperature", "1", "--top-p", "0.95", "--seed", "-1") == told["seed"]
+    assert one() == told["greedy"]
+    assert one("--config", config, "--top-p", "0", "--seed", "5") == told["greedy"]
 
 
 def test_standard_input_and_several_prompts(models: dict[str, Path]) -> None:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mpgpt.config import IPad, RunConfig, check_spans, load, parse_layers
-from mpgpt.core import Sampling, Span
+from mpgpt.core import Sampling, Span, signed_seed
 from mpgpt.errors import UsageError
 from mpgpt.launcher import beside, hostfile_of
+from mpgpt.sampler import check
 
 HOSTFILES = Path(__file__).parent.parent / "hostfiles"
 HYBRID = "{rank_0: [0, 1, 2, 3], rank_1: [4, 5, 6, 7], rank_2: [8, 9, 10, 11]}"
@@ -120,7 +121,7 @@ ipad: {{rank: 1, address: "[fe80::1%en0]:8000", token_file: ~/t, package: a.mlpa
         ("num_layers: [12]", ["num_layers is [12]"]),
         ("threads: 0", ["threads is 0"]),
         ("max_sequences: 0", ["max_sequences is 0"]),
-        ("seed: -1", ["seed is -1"]),
+        ("seed: -9223372036854775809", ["seed is -9223372036854775809", "equal to -9223372036854775808"]),
         ("seed: 9223372036854775808", ["less than 9223372036854775808"]),
         ("dtype: fp16", ["dtype is 'fp16'", "'float32', 'bfloat16', 'float16', 'int8' or 'int4'"]),
         ("hf_model_name: ''", ["hf_model_name is ''", "at least 1 character"]),
@@ -150,7 +151,7 @@ ipad: {{rank: 1, address: "[fe80::1%en0]:8000", token_file: ~/t, package: a.mlpa
         ("decoding_strategies: {top_k: {k: -1}}", ["decoding_strategies.top_k.k is -1"]),
         ("decoding_strategies: {top_k: {k: 2.5}}", ["decoding_strategies.top_k.k is 2.5"]),
         ("decoding_strategies: {top_k: {p: 0.9}}", ["decoding_strategies.top_k.p is not a known key"]),
-        ("decoding_strategies: {top_p: {p: 0}}", ["decoding_strategies.top_p.p is 0", "greater than 0"]),
+        ("decoding_strategies: {top_p: {p: -0.1}}", ["decoding_strategies.top_p.p is -0.1", "equal to 0"]),
         ("decoding_strategies: {top_p: {p: 1.5}}", ["less than or equal to 1"]),
         ("decoding_strategies: {sampling: {temperature: -1}}", ["sampling.temperature is -1"]),
         ("decoding_strategies: {sampling: {temperature: .inf}}", ["sampling.temperature is inf", "finite"]),
@@ -164,6 +165,10 @@ ipad: {{rank: 1, address: "[fe80::1%en0]:8000", token_file: ~/t, package: a.mlpa
         ("web_interface: {queue: -1}", ["web_interface.queue is -1", "equal to 0"]),
         ("web_interface: {origins: http://x}", ["web_interface.origins is 'http://x'; it should be a list"]),
         ("web_interface: {origins: [1]}", ["web_interface.origins.0 is 1"]),
+        ("web_interface: {origins: [a://b, 'localhost:3000']}", ["origins.1 is 'localhost:3000'; it should be scheme"]),
+        ("web_interface: {origins: [null]}", ["web_interface.origins.0 is null", "in quotes"]),
+        ("web_interface: {origins: ['*']}", ["web_interface.origins.0 is '*'"]),
+        ("web_interface: {origins: ['http://*.a']}", ["web_interface.origins.0 is 'http://*.a'; each origin"]),
         ("web_interface: {time_limit_s: 0}", ["web_interface.time_limit_s is 0", "greater than 0"]),
         ("web_interface: {api_key_file: 5}", ["web_interface.api_key_file is 5"]),
         ("web_interface: {hots: x}", ["web_interface.hots is not a known key", "did you mean host?"]),
@@ -442,7 +447,7 @@ def test_overrides_lie_over_the_strategy() -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 1.5}, "top_k is 1.5"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": -0.1}, "top_p is -0.1"),
         ({"k": 3}, "k is not a known key"),
     ],
 )
@@ -455,8 +460,34 @@ def test_impossible_strategy_and_seed_are_refused() -> None:
     for name in ("beam", ""):
         with pytest.raises(UsageError, match=f"strategy '{name}'; there are greedy, sampling, top_k, top_p"):
             RunConfig().sampling(name, 0)
-    with pytest.raises(UsageError, match="seed is -1"):
-        RunConfig().sampling(None, -1)
+    for seed in (-(2**63) - 1, 2**63):
+        with pytest.raises(UsageError, match=f"seed is {seed}"):
+            RunConfig().sampling(None, seed)
+
+
+def test_seeds_are_signed_and_the_engines_are_not() -> None:
+    config = RunConfig(seed=-1)
+    for seed, theirs in ((0, 0), (-1, 2**64 - 1), (-(2**63), 2**63), (2**63 - 1, 2**63 - 1)):
+        sampling = config.sampling("sampling", seed)
+        assert sampling.seed == theirs and signed_seed(sampling.seed) == seed
+        check(sampling)
+
+
+def test_a_top_p_of_0_is_greedy(tmp_path: Path) -> None:
+    """In the settings and over them, whatever the temperature; penalties stay."""
+    config = RunConfig(active_decoding_strategy="top_k")
+    greedy = Sampling(top_k=40, seed=3, repetition_penalty=1.5)
+    assert config.sampling(None, 3, top_p=0, temperature=2.0, repetition_penalty=1.5) == greedy
+    (tmp_path / "a.yaml").write_text("active_decoding_strategy: top_p\ndecoding_strategies: {top_p: {p: 0}}\n")
+    assert load(tmp_path / "a.yaml").sampling(None, 3) == Sampling(seed=3)
+
+
+def test_origins_are_taken_as_browsers_send_them(tmp_path: Path) -> None:
+    listed = '"null", APP://Obsidian.md, "http://localhost:80", "tauri://localhost/", "file://"'
+    (tmp_path / "a.yaml").write_text(f"web_interface: {{origins: [{listed}]}}\n")
+    assert load(tmp_path / "a.yaml").web_interface.origins == (
+        "null", "app://obsidian.md", "http://localhost", "tauri://localhost", "file://",
+    )  # fmt: skip
 
 
 # --- finding the file ---

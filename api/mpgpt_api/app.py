@@ -6,6 +6,7 @@ Must not know: how any of them works.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,7 +27,8 @@ from mpgpt.heartbeat import Silence
 from mpgpt.ring import Place
 from mpgpt.run import Run
 from mpgpt_api import openai, reference
-from mpgpt_api.guard import API, Access, Guard
+from mpgpt_api.cors import Cors
+from mpgpt_api.guard import API, MOST_REQUESTS, Access, Guard
 from mpgpt_api.metrics import Metrics
 from mpgpt_api.problems import missing, tell
 from mpgpt_api.service import Limits, Service
@@ -35,6 +37,7 @@ from mpgpt_api.watch import Watch
 PAGE = Path(__file__).parent / "page"
 """Where the built page lies."""
 DAY_S = 86400
+CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +56,11 @@ class Served:
 
 
 def make_app(
-    served: Served, access: Access, limits: Limits, *, started: Callable[[Service], None] = lambda service: None
-) -> ASGIApp:
-    """The ASGI application. ``started`` hears of the service once the event loop runs."""
+    served: Served, access: Access, limits: Limits, *, started: Callable[[Service], None] = lambda service: None,
+    requests: int = MOST_REQUESTS,
+) -> ASGIApp:  # fmt: skip
+    """The ASGI application, which answers so many ``requests`` at once. ``started`` hears of the service once the event
+    loop runs."""
     metrics = Metrics()
     watch = Watch(served.engine, served.places, served.silences)
     service = Service(
@@ -79,23 +84,42 @@ def make_app(
     tell(app)
     _describe(app)
     page: ASGIApp = Page(directory=PAGE, html=True) if (PAGE / "index.html").is_file() else NO_PAGE
-    guarded: ASGIApp = Guard(Site(app, page), access, limits.body_bytes)
+    guarded: ASGIApp = Guard(Site(app, page), access, limits.body_bytes, requests)
     if access.origins:
-        guarded = CORSMiddleware(
-            guarded, allow_origins=access.origins, allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"], expose_headers=["retry-after"],
-        )  # fmt: skip
-    return Counted(guarded, metrics)
+        guarded = Cors(guarded, access.origins)
+    return Methods(Counted(guarded, metrics))
 
 
 class Page(StaticFiles):
-    """The built page. What has a hash in its name never changes; the rest is asked for anew."""
+    """The built page. What has a hash in its name never changes; the rest is asked for anew.
+
+    Its few files are held in memory: a client that asks for them and does not read would hold a descriptor each.
+    """
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self._held: dict[tuple[str, str], bytes] = {}
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
+        if isinstance(response, FileResponse):
+            response = await self._from_memory(response)
         lasting = path.startswith("assets/") and response.status_code == 200
         response.headers["cache-control"] = f"public, max-age={365 * DAY_S}, immutable" if lasting else "no-cache"
         return response
+
+    async def _from_memory(self, response: FileResponse) -> Response:
+        name = str(response.path), response.headers["etag"]
+        if name not in self._held:
+            self._held[name] = await asyncio.to_thread(Path(response.path).read_bytes)
+        body = self._held[name]
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(body), CHUNK_BYTES):
+                yield body[start : start + CHUNK_BYTES]
+
+        headers = {key: value for key, value in response.headers.items() if key != "accept-ranges"}
+        return StreamingResponse(chunks(), response.status_code, headers | {"content-length": str(len(body))})
 
 
 NO_PAGE = PlainTextResponse("The API is here; the page is not built: `make page` in mpgpt's checkout builds it.\n")
@@ -115,6 +139,40 @@ class Site:
             await self._page(scope, receive, send)
         except HTTPException as error:
             await missing(error, scope["method"], scope["path"]).response(scope["path"])(scope, receive, send)
+
+
+class Methods:
+    """HEAD wherever GET is, and OPTIONS: what a path allows. Endpoints know of neither."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope.get("method")
+        bare = method == "HEAD"
+
+        async def answer(message: Message) -> None:
+            nonlocal bare
+            if message["type"] == "http.response.start" and message["status"] == 405:
+                message, bare = _allowing(message, method == "OPTIONS"), bare or method == "OPTIONS"
+            elif message["type"] == "http.response.body" and bare:
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"} if method == "HEAD" else scope, receive, answer)
+
+
+def _allowing(start: Message, asked: bool) -> Message:
+    """The beginning of an answer to a method that is not for a path, with all that are; if they were ``asked`` for, it
+    is what was wanted."""
+    start = {**start, "headers": list(start["headers"]), "status": 204 if asked else 405}
+    headers = MutableHeaders(scope=start)
+    allowed = {name.strip() for name in headers.get("allow", "GET").split(",")}
+    headers["allow"] = ", ".join(sorted(allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
+    if asked:
+        for name in ("content-length", "content-type"):
+            del headers[name]
+    return start
 
 
 class Counted:

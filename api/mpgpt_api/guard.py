@@ -1,4 +1,5 @@
-"""Who may come in, and with how much: keys, origins, host names, the size of a body; and what a browser may do with it.
+"""Who may come in, and with how much: keys, origins, host names, the size of a body, the number of requests at once;
+and what a browser may do with it.
 
 Knows: HTTP headers, and ASGI.
 Must not know: endpoints, except which paths need no key.
@@ -12,16 +13,17 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mpgpt.config import read_origin
 from mpgpt.errors import UsageError
 from mpgpt_api.problems import Problem
 
 BODY_S = 30.0
 """How long a body may take to arrive."""
+MOST_REQUESTS = 1000
 SHORTEST_KEY = 16
 OPEN = ("/health",)
 """What a monitor may ask without a key."""
@@ -48,7 +50,7 @@ class Access:
     keys: tuple[bytes, ...] = ()
     """Any of them opens it; none: it is open."""
     origins: tuple[str, ...] = ()
-    """Pages of other origins that may use it, such as http://localhost:3000."""
+    """Pages of other origins that may use it, such as http://localhost:3000, in the form that ``read_origin`` gives."""
     local: bool = True
     """Whether only this host reaches it. Then its name must be this host's: a page from elsewhere could have its own
     name lead here."""
@@ -79,17 +81,28 @@ def is_loopback(host: str) -> bool:
 
 def check_origin(origin: str) -> str:
     """As a browser sends it. ``UsageError`` for what is no origin."""
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
-        raise UsageError(f"the origin {origin} is none; write scheme, host and port, such as http://localhost:3000")
-    return f"{parts.scheme}://{parts.netloc}".lower()
+    try:
+        return read_origin(origin)
+    except ValueError as error:
+        raise UsageError(f"the origin {origin} is none: {error}") from None
+
+
+def sent_origin(headers: Headers) -> str:
+    """The origin of the page that sends a request, in the form of those that are listed; empty where none is named."""
+    origin = headers.get("origin", "")
+    try:
+        return origin and read_origin(origin)
+    except ValueError:
+        return origin  # of no such form, hence none of those listed
 
 
 class Guard:
     """ASGI middleware, the outermost."""
 
-    def __init__(self, app: ASGIApp, access: Access, body_bytes: int) -> None:
-        self._app, self._access, self._most = app, access, body_bytes
+    def __init__(self, app: ASGIApp, access: Access, body_bytes: int, requests: int = MOST_REQUESTS) -> None:
+        """``requests`` may be answered at once; whoever asks for the server's health comes in all the same."""
+        self._app, self._access, self._most, self._requests = app, access, body_bytes, requests
+        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,17 +120,23 @@ class Guard:
         try:
             self._admit(scope, headers)
             receive = await self._body(headers, receive) if scope["method"] == "POST" else receive
+            if self._inside >= self._requests and scope["path"] not in OPEN:
+                raise Problem(503, "too many requests at once; try again later", headers={"Retry-After": "1"})
         except Problem as problem:
             await problem.response(scope["path"])(scope, receive, answer)
             return
-        await self._app(scope, receive, answer)
+        self._inside += 1
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            self._inside -= 1
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         access, host = self._access, headers.get("host", "")
-        if access.local and not is_loopback(_name(host)):
+        if access.local and not is_loopback(_name(host)) and not _nameless(scope, headers):
             raise Problem(403, f"this server is for this machine only, and {host or 'no name'} is not its name")
-        origin = headers.get("origin", "").lower()
-        if origin and origin not in access.origins and urlsplit(origin).netloc != host.lower():
+        origin = sent_origin(headers)
+        if origin and origin not in access.origins and not _same(origin, host):
             raise Problem(403, f"pages of {origin} may not use this server; start it with --origin {origin}")
         path, method = scope["path"], scope["method"]
         if not access.keys or not path.startswith(API) or path in OPEN or (method == "OPTIONS" and origin):
@@ -135,20 +154,26 @@ class Guard:
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._most:
             raise self._too_long()
-        messages: list[Message] = []
+        taken = bytearray()  # and no list of messages: of a body that comes byte by byte it would be huge
+        left: list[Message] = []
         try:
             async with asyncio.timeout(BODY_S):
-                taken, more = 0, True
+                more = True
                 while more:
                     message = await receive()
-                    messages.append(message)
-                    taken += len(message.get("body", b""))
-                    more = message["type"] == "http.request" and message.get("more_body", False)
-                    if taken > self._most:
+                    if message["type"] != "http.request":
+                        left.append(message)
+                        break
+                    taken += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(taken) > self._most:
                         raise self._too_long()
         except TimeoutError:
-            raise Problem(408, f"the body did not arrive within {BODY_S:.0f} s") from None
-        messages.reverse()
+            raise Problem(
+                408, f"the body did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}
+            ) from None
+        whole: Message = {"type": "http.request", "body": bytes(taken), "more_body": bool(left)}
+        messages = [*left, whole]
 
         async def again() -> Message:
             return messages.pop() if messages else await receive()
@@ -162,6 +187,23 @@ class Guard:
 def _name(host: str) -> str:
     """A Host header without its port."""
     return host[: host.rindex("]") + 1] if "]" in host else host.partition(":")[0]
+
+
+def _same(origin: str, host: str) -> bool:
+    """Whether a page comes from this server itself. Behind a proxy its scheme may be another than ours."""
+    scheme = origin.partition("://")[0]
+    if scheme not in ("http", "https"):
+        return False
+    try:
+        return read_origin(f"{scheme}://{host}") == origin
+    except ValueError:
+        return False
+
+
+def _nameless(scope: Scope, headers: Headers) -> bool:
+    """Whether it is HTTP/1.0 without a Host header, from this machine: a probe, for browsers always send one."""
+    address, _ = scope.get("client") or ("", 0)
+    return "host" not in headers and scope["http_version"] == "1.0" and is_loopback(address)
 
 
 def origins(given: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from mpgpt import __version__
-from mpgpt.core import Chance
+from mpgpt.core import SEEDS, Chance
 from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.problems import Problem, documented
 from mpgpt_api.service import Job, Piece, Service, Wanted
@@ -41,7 +41,6 @@ from mpgpt_api.shapes import (
 )  # fmt: skip
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
-SEEDS = 2**64
 REFUSALS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 

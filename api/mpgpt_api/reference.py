@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from mpgpt import __version__
+from mpgpt.core import signed_seed
 from mpgpt.engine import Stream
 from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.metrics import Metrics
@@ -189,7 +190,7 @@ def _answered(stream: Stream, body: Asked) -> Answered:
         success=True, generated_text=stream.text, finish_reason=reason, total_time_ms=1000 * seconds,
         time_to_first_token_ms=1000 * first, num_tokens=new, prompt_tokens=len(stream.request.ids),
         tokens_per_second=(new - 1) / (seconds - first) if new > 1 and seconds > first else new / max(seconds, 1e-9),
-        seed=stream.request.sampling.seed, session_id=body.session_id,
+        seed=signed_seed(stream.request.sampling.seed), session_id=body.session_id,
     )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ The main thread is the engine's, the only one that calls MPI; uvicorn has a thre
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -22,7 +21,6 @@ from types import FrameType
 from typing import Any
 
 import click
-import uvicorn
 
 from mpgpt.agreement import Behind
 from mpgpt.engine import Engine
@@ -32,6 +30,7 @@ from mpgpt.link import World
 from mpgpt.ring import Ring
 from mpgpt.run import Run
 from mpgpt_api.app import Served, make_app
+from mpgpt_api.connections import Server, most_connections, most_requests
 from mpgpt_api.guard import Access, is_loopback, origins, read_keys
 from mpgpt_api.service import Limits, Service
 
@@ -89,18 +88,11 @@ class Serve:
             dtype=self._run.dtype, silences=ring.world.silences,
         )  # fmt: skip
         services: list[Service] = []
-        app = make_app(served, self._access, self._limits, started=services.append)
-        for noisy, level in (
-            ("uvicorn", logging.WARNING),
-            ("asyncio", logging.ERROR),
-        ):  # clients that go away are no news
-            logging.getLogger(noisy).setLevel(level)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=PARTING_S,
-                timeout_keep_alive=30,
-            )
+        most = most_connections()  # now: the ring has its descriptors already
+        app = make_app(
+            served, self._access, self._limits, started=services.append, requests=most_requests(most)
         )  # fmt: skip
+        server = Server(app, most=most, parting_s=PARTING_S)
         thread = threading.Thread(target=server.run, args=([self._socket],), name="API", daemon=True)
         with _ended_by_signals(ring.world, engine, server, services):
             thread.start()
@@ -151,7 +143,7 @@ def _tell(services: list[Service], sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _ended_by_signals(world: World, engine: Engine, server: uvicorn.Server, services: list[Service]) -> Iterator[None]:
+def _ended_by_signals(world: World, engine: Engine, server: Server, services: list[Service]) -> Iterator[None]:
     """SIGINT and SIGTERM end it in order: nothing comes in, who waits is told, the ring stops. A later one, or
     ``END_S``, ends it at once; mpirun may send several together."""
     told: list[float] = []

@@ -4,16 +4,17 @@ Knows: names, types and bounds, as they stand in OpenAI's API reference and in t
 Must not know: how any of it is answered.
 
 What a body holds beyond these keys is passed over, as other servers do; but what would change the answer and is not
-done here is refused, and not passed over.
+done here is refused, and not passed over. A value that asks for nothing (null, an empty list, a bias of 0) is as if it
+were not there.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from mpgpt.config import StrategyName
+from mpgpt.config import Seed, StrategyName
 from mpgpt.core import MAX_CHANCES
 
 MOST_CHOICES = 16
@@ -21,18 +22,22 @@ MOST_STOPS = 4
 MOST_PROMPTS = 16
 MOST_MESSAGES = 1000
 
-Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Stop = Annotated[str, Field(max_length=200)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None
 NewTokens = Annotated[int, Field(ge=1, le=1_000_000)] | None
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
 MinP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None
 TopK = Annotated[int, Field(ge=0, lt=2**31)] | None
 Repetition = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None
-Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Top = Annotated[int, Field(ge=0, lt=MAX_CHANCES)]
+
+
+def stops(given: str | list[str] | None) -> tuple[str, ...]:
+    """What ends a text. An empty one ends none."""
+    return tuple(stop for stop in ([given] if isinstance(given, str) else given or ()) if stop)
 
 
 def _encodable(text: str) -> str:
@@ -72,7 +77,7 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESS
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Sampled(Body):
@@ -85,7 +90,7 @@ class Sampled(Body):
     repetition_penalty: Repetition = None
     frequency_penalty: Penalty = None
     presence_penalty: Penalty = None
-    seed: Seed = None
+    seed: Seed | None = None
 
     @property
     def overrides(self) -> dict[str, float]:
@@ -106,7 +111,7 @@ class OpenAIRequest(Sampled):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return stops(self.stop)
 
     @property
     def choices(self) -> int:
@@ -120,7 +125,7 @@ class OpenAIRequest(Sampled):
     def _streamed(self) -> Self:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options is for streams: set stream to true")
-        if self.logit_bias:
+        if any((self.logit_bias or {}).values()):
             raise ValueError("logit_bias is not supported by this server")
         return self
 
@@ -143,7 +148,7 @@ class ChatRequest(OpenAIRequest):
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         if self.tools or self.functions:
             raise ValueError("tools are not supported by this server")
@@ -172,7 +177,7 @@ class CompletionRequest(OpenAIRequest):
         | Ids
         | Annotated[list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
-    logprobs: Top | None = None
+    logprobs: Annotated[Top | None, BeforeValidator(lambda value: None if value is False else value)] = None
     # What is refused if it asks for anything.
     echo: bool | None = None
     suffix: str | None = None
@@ -222,7 +227,7 @@ class Asked(Sampled):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return stops(self.stop)
 
 
 # -- answers

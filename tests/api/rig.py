@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import openai
-import uvicorn
 
 from mpgpt.core import Step
 from mpgpt.engine import Engine
@@ -23,6 +22,8 @@ from mpgpt.link import SoloWorld
 from mpgpt.ring import Ring
 from mpgpt.run import Run
 from mpgpt_api.app import Served, make_app
+from mpgpt_api.connections import MOST, most_requests
+from mpgpt_api.connections import Server as HTTPServer
 from mpgpt_api.guard import Access
 from mpgpt_api.service import Limits, Service
 from tests.models import save_random, save_tokenizer
@@ -86,9 +87,9 @@ def save_model(name: str, folder: Path, chat: bool = True) -> Path:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *, access: Access = Access(), limits: Limits = Limits(), **options: Any,  # noqa: B008
+    folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST, **options: Any,  # noqa: B008
 ) -> Iterator[Server]:  # fmt: skip
-    """A server of the model in ``folder``; ``options`` are those of the command line."""
+    """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     run = Run({"model": str(folder), "threads": 1, "ignore_eos": True, **options}, home=folder.parent, file=None,
               behind=_nobody)  # fmt: skip
     ring: Ring = run.form(SoloWorld(), lambda: None)
@@ -107,12 +108,10 @@ def serving(
         silences=lambda: tuple(silences),
     )  # fmt: skip
     services: list[Service] = []
-    app = make_app(served, access, limits, started=services.append)
+    app = make_app(served, access, limits, started=services.append, requests=most_requests(most))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1)
-        )  # fmt: skip
+        server = HTTPServer(app, most=most, parting_s=1)
         threads = [
             threading.Thread(target=engine.run, daemon=True),
             threading.Thread(target=server.run, args=([listening],), daemon=True),

@@ -236,6 +236,74 @@ def test_keys_that_are_not_known_are_passed_over(server: Server) -> None:
     assert server.post("/v1/completions", body).status_code == 200
 
 
+NOTHING: dict[str, Any] = {
+    "user": None, "n": None, "stop": None, "stream": None, "stream_options": None, "seed": None,
+    "temperature": None, "top_p": None, "frequency_penalty": None, "presence_penalty": None, "logit_bias": None,
+    "metadata": None, "store": None, "service_tier": None,
+}  # fmt: skip
+SAME: list[dict[str, Any]] = [
+    NOTHING, {"stop": ""}, {"stop": []}, {"stop": ["", ""]}, {"stop": ["\x00" * 9] * 4}, {"n": 1}, {"stream": False},
+    {"frequency_penalty": 0, "presence_penalty": 0.0}, {"logit_bias": {}}, {"logit_bias": {"5": 0, "7": 0.0}},
+    {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}, {"temperature": 0}, {"top_p": 1},
+    {"top_p": 0}, {"top_p": 0.0, "temperature": 2}, {"top_p": 0, "temperature": 1, "seed": -1}, {"seed": 2**63 - 1},
+    {"seed": -(2**63)}, {"min_p": 0, "top_k": 0, "repetition_penalty": 1},
+]  # fmt: skip
+"""What asks for nothing else than a greedy server does anyway."""
+
+
+def test_values_that_ask_for_nothing_change_nothing(server: Server) -> None:
+    plain: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "max_completion_tokens": 20}
+    completions: list[dict[str, Any]] = [
+        {"logprobs": False}, {"logprobs": None}, {"echo": False, "suffix": ""}, {"suffix": None}, {"best_of": 1},
+    ]  # fmt: skip
+    chats: list[dict[str, Any]] = [
+        {"logprobs": False, "top_logprobs": 0}, {"top_logprobs": 0}, {"top_logprobs": None}, {"tools": []},
+        {"tools": None, "tool_choice": None, "response_format": None}, {"functions": [], "function_call": "none"},
+        {"tool_choice": "none", "parallel_tool_calls": False}, {"response_format": {"type": "text"}},
+        {"max_completion_tokens": None}, {"max_tokens": None}, {"modalities": ["text"], "reasoning_effort": None},
+    ]  # fmt: skip
+    for path, body, key, more in (
+        ("/v1/completions", plain | {"prompt": PROMPT}, "text", completions),
+        ("/v1/chat/completions", plain | {"messages": MESSAGES}, "message", chats),
+    ):
+        told = server.post(path, body).json()["choices"][0][key]
+        for asked in SAME + more:
+            answer = server.post(path, body | asked)
+            assert answer.status_code == 200, (asked, answer.text)
+            assert answer.json()["choices"][0][key] == told, asked
+    body = {"prompt": PROMPT, "max_tokens": 3, "stream": True, "stream_options": {"include_usage": None}}
+    assert events(server.post("/v1/completions", body))[-1] == "[DONE]"
+    sure = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 3, "logprobs": 0}).json()["choices"][0]
+    assert len(sure["logprobs"]["tokens"]) == 3
+
+
+def test_openais_ranges_to_their_ends(client: openai.OpenAI) -> None:
+    more: Any = {"model": "tiny", "messages": MESSAGES, "max_tokens": 3}
+    for name, ends in (("temperature", (0, 2)), ("top_p", (0, 1)), ("presence_penalty", (-2, 2)), ("n", (1, 16)),
+                       ("frequency_penalty", (-2, 2)), ("seed", (-(2**63), 2**63 - 1))):  # fmt: skip
+        for end in ends:
+            assert client.chat.completions.create(**more | {name: end}).choices
+    sure = client.chat.completions.create(**more, logprobs=True, top_logprobs=0).choices[0].logprobs
+    assert sure and [token.top_logprobs for token in sure.content or []] == [[]] * 3
+
+
+def test_a_seed_below_0_is_a_seed_as_any(server: Server, client: openai.OpenAI) -> None:
+    """Each gives its own text, again and again, and ``/query`` says which it was."""
+    more: Any = {"model": "tiny", "messages": MESSAGES, "max_tokens": 16, "temperature": 1.2}
+    texts = {
+        seed: client.chat.completions.create(**more, seed=seed).choices[0].message.content
+        for seed in (-1, 1, 0, -(2**63), 2**63 - 1, -(2**31))
+    }
+    assert len(set(texts.values())) == len(texts)
+    for seed, text in texts.items():
+        assert client.chat.completions.create(**more, seed=seed).choices[0].message.content == text
+        asked = {"messages": MESSAGES, "max_tokens": 16, "temperature": 1.2, "seed": seed}
+        told = server.post("/query", asked).json()
+        assert (told["seed"], told["generated_text"]) == (seed, text)
+    both = client.chat.completions.create(**more, seed=-1, n=2)
+    assert [choice.message.content for choice in both.choices] == [texts[-1], texts[0]]
+
+
 # -- errors
 
 
@@ -273,14 +341,14 @@ BAD: dict[str, tuple[str, Any]] = {
     "n 0": ("/v1/completions", {"prompt": "a", "n": 0}),
     "n 17": ("/v1/completions", {"prompt": "a", "n": 17}),
     "five stops": ("/v1/completions", {"prompt": "a", "stop": ["a", "b", "c", "d", "e"]}),
-    "an empty stop": ("/v1/completions", {"prompt": "a", "stop": ""}),
     "a long stop": ("/v1/completions", {"prompt": "a", "stop": "x" * 201}),
-    "top_p 0": ("/v1/completions", {"prompt": "a", "top_p": 0}),
+    "top_p below 0": ("/v1/completions", {"prompt": "a", "top_p": -0.1}),
     "top_p 2": ("/v1/completions", {"prompt": "a", "top_p": 2}),
     "top_k -1": ("/v1/completions", {"prompt": "a", "top_k": -1}),
     "a temperature that is none": ("/v1/completions", b'{"prompt": "a", "temperature": NaN}'),
     "an endless temperature": ("/v1/completions", b'{"prompt": "a", "temperature": 1e999}'),
-    "a seed below 0": ("/v1/completions", {"prompt": "a", "seed": -1}),
+    "a seed too small": ("/v1/completions", {"prompt": "a", "seed": -(2**63) - 1}),
+    "half a seed": ("/v1/completions", {"prompt": "a", "seed": 1.5}),
     "a seed too large": ("/v1/completions", {"prompt": "a", "seed": 2**63}),
     "frequency_penalty 3": ("/v1/completions", {"prompt": "a", "frequency_penalty": 3}),
     "logprobs 21": ("/v1/completions", {"prompt": "a", "logprobs": 21}),
@@ -319,7 +387,7 @@ def test_bad_input_is_a_sentence(server: Server, path: str, body: Any) -> None:
         ({"prompt": ["a"] * 17}, "prompt", "at most 16 items"),
         ({"prompt": {"a": 1}}, "prompt", "should be a valid"),
         ({"prompt": "a", "stop": list("abcde")}, "stop", "at most 4 items"),
-        ({"prompt": "a", "stop": ["a", ""]}, "stop.1", "at least 1 character"),
+        ({"prompt": "a", "stop": ["a", "x" * 201]}, "stop.1", "at most 200 characters"),
         ({"prompt": "a", "stop": 5}, "stop", "should be a valid"),
         ({}, "prompt", "required"),
     ],
