@@ -176,7 +176,7 @@ def writable(path: Path, option: str) -> None:
             if not os.access(target.path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         elif not folder.is_dir():
-            raise UsageError(f"{option} {path}: the folder {folder} does not exist")
+            raise UsageError(f"{option} {path} cannot be written: the folder {folder} does not exist")
         else:
             os.close(os.open(target.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             target.path.unlink()
