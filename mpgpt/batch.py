@@ -15,15 +15,29 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from mpgpt.errors import UsageError
+from mpgpt.errors import OutputError, ReaderGone, UsageError
+from mpgpt.files import append, destination, open_at_end, replace
+from mpgpt.stdio import output_error
 
+JSON_LINES = (".jsonl", ".ndjson")
+ROLES = ("system", "developer", "user", "assistant")
 Message = dict[str, str]
 RECORD_KEYS = (
     "id", "prompt", "text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason", "error",
     "ttft_s", "seconds",
 )  # fmt: skip
+
+
+def _complete(message: Message) -> Message:
+    """A message as chat templates take it, which know no developer but a system."""
+    for key in ("role", "content"):
+        if key not in message:
+            raise ValueError(f"a message needs a {key}")
+    if message["role"] not in ROLES:
+        raise ValueError(f"the role is {message['role']!r}; it can be {', '.join(ROLES)}")
+    return message | {"role": "system"} if message["role"] == "developer" else message
 
 
 class Line(BaseModel):
@@ -33,7 +47,7 @@ class Line(BaseModel):
 
     id: int | str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[Annotated[Message, AfterValidator(_complete)]], Field(min_length=1)] | None = None
     max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -61,10 +75,10 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file: .jsonl with an object a line, any other with a prompt a line (blank lines passed over).
+    """The prompts of a file: .jsonl or .ndjson with an object a line, any other with a prompt a line.
 
-    A bad line of a .jsonl file becomes a Prompt with ``error``, which names the line. Ids default to the number
-    of the line. Raises ``UsageError`` when the file cannot be read or is not UTF-8.
+    Blank lines are passed over. A bad line of a .jsonl file becomes a Prompt with ``error``, which names the line. Ids
+    default to the number of the line. Raises ``UsageError`` when the file cannot be read or is not UTF-8.
     """
     try:
         raw = path.read_bytes()
@@ -78,12 +92,13 @@ def read_prompts(path: Path) -> list[Prompt]:
         at = error.start + len(raw) - len(error.object)  # a byte order mark is not counted there
         line = raw[:at].count(b"\n") + 1
         raise UsageError(f"--prompts {path} is not UTF-8: byte {at + 1}, in line {line}") from None
+    json_lines = path.suffix.lower() in JSON_LINES
     # Not splitlines: a form feed or U+2028 is part of a prompt.
-    lines = text.split("\n") if path.suffix == ".jsonl" else re.split("\r\n|\r|\n", text)
+    lines = text.split("\n") if json_lines else re.split("\r\n|\r|\n", text)
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UsageError(f"--prompts {path} holds no prompts")
-    if path.suffix != ".jsonl":
+    if not json_lines:
         return [Prompt(id=n, prompt=line, line=n) for n, line in numbered]
     return _unique(_read_line(n, line) for n, line in numbered)
 
@@ -96,7 +111,8 @@ def _read_line(number: int, text: str) -> Prompt:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
-        return Prompt(id=number, prompt=None, line=number, error=f"line {number}: {where}: {problem['msg']}")
+        message = problem["msg"].removeprefix("Value error, ")
+        return Prompt(id=number, prompt=None, line=number, error=f"line {number}: {where}: {message}")
     except ValueError as error:
         return Prompt(id=number, prompt=None, line=number, error=f"line {number}: {error}")
     except RecursionError:
@@ -144,47 +160,74 @@ class Records:
     """A .jsonl file of records that grows by whole lines and can be taken up again.
 
     Records of an earlier run of the same prompts are kept, and their prompts are ``done``; those with an error,
-    of other prompts, or broken off in the middle of the last line are dropped, to be made anew.
+    of other prompts, or broken off in the middle of the last line are dropped, to be made anew. What is no regular
+    file, such as a pipe, is only written to.
     """
 
     def __init__(self, path: Path, prompts: list[Prompt]) -> None:
         """Raises ``UsageError`` when the file cannot be written or holds something else than records."""
-        if not path.parent.is_dir():
-            raise UsageError(f"--out {path}: the folder {path.parent} does not exist")
-        if path.is_dir():
-            raise UsageError(f"--out {path} is a directory, not a file")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"--out {path} is a device or a pipe, not a file")
-        asked = {prompt.id: prompt.prompt for prompt in prompts}
-        kept = []
+        self._path, self._kept = path, 0
+        self.done: frozenset[int | str] = frozenset()
         try:
-            for old in _old_records(path):
-                if not old["error"] and old["id"] in asked and asked[old["id"]] == old["prompt"]:
-                    kept.append(old)
-                    del asked[old["id"]]
-            _rewrite(path, kept)
-            self._file = path.open("ab")
+            target = destination(path)
+            if target.regular and not target.path.parent.is_dir():
+                raise UsageError(f"--out {path}: the folder {target.path.parent} does not exist")
+            if target.regular and target.path.exists():
+                self._take_up(target.path, prompts)
+            self._descriptor = open_at_end(target)
+        except IsADirectoryError:
+            raise UsageError(f"--out {path} is a directory, not a file") from None
         except OSError as error:
-            raise UsageError(f"--out {path} cannot be written: {error.strerror}") from None
-        self.done = frozenset(old["id"] for old in kept)
+            raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from None
+        self._regular = target.regular
+
+    def _take_up(self, file: Path, prompts: list[Prompt]) -> None:
+        asked = {prompt.id: prompt.prompt for prompt in prompts}
+        content, kept = file.read_bytes(), []
+        for old in _old_records(self._path, content):
+            if not old["error"] and old["id"] in asked and asked[old["id"]] == old["prompt"]:
+                kept.append(old)
+                del asked[old["id"]]
+        fresh = "".join(map(as_line, kept)).encode()
+        if fresh != content:
+            replace(file, fresh)
+        self.done, self._kept = frozenset(old["id"] for old in kept), len(kept)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record as one line, at once."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Append a record as one line, at once. Raises ``OutputError``; the records before it are whole."""
+        try:
+            append(self._descriptor, as_line(record).encode())
+        except OSError as error:
+            raise self._failure(error) from None
+        self._kept += 1
 
     def close(self) -> None:
-        self._file.close()
+        """Raises ``OutputError`` where a disk far away says only now that it is full."""
+        try:
+            os.close(self._descriptor)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> OutputError:
+        failure = output_error(error, f"--out {self._path}")
+        if isinstance(failure, ReaderGone) or not self._regular:
+            return failure
+        records = f"{self._kept} record{'s' * (self._kept != 1)}"
+        return OutputError(f"{failure}; it holds {records}, and the same command goes on from there")
 
 
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+def as_line(record: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """A record as a line of JSON, of text that UTF-8 can write."""
+    line = json.dumps(record, ensure_ascii=ascii_only)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, for which there is only the escape
+        line = json.dumps(record)
+    return line + "\n"
 
 
-def _old_records(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    lines = path.read_bytes().split(b"\n")
+def _old_records(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
+    lines = content.split(b"\n")
     for n, line in enumerate(lines[:-1], 1):
         try:
             old = json.loads(line)
@@ -197,14 +240,3 @@ def _old_records(path: Path) -> Iterator[dict[str, Any]]:
         yield old
     if len(lines) == 1 and lines[0] and not lines[0].startswith(b'{"id": '):
         raise UsageError(f"--out {path} exists and holds no records of an earlier run; give another name")
-
-
-def _rewrite(path: Path, kept: list[dict[str, Any]]) -> None:
-    """The file with just these records, or as it was: written beside it and renamed."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with fresh.open("wb") as file:
-            file.writelines(map(_line, kept))
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from mpgpt import config as configs
-from mpgpt import plot
+from mpgpt import plot, stdio
 from mpgpt.agreement import Behind, local_rank, locate, reach, settle, together
 from mpgpt.architecture import ModelConfig
 from mpgpt.core import Workload
-from mpgpt.errors import MpgptError
+from mpgpt.errors import MpgptError, OutputError
 from mpgpt.launch import environment, listen, mpirun
 from mpgpt.link import SoloWorld, World
 from mpgpt.llama_rpc import LlamaRpc, programs
@@ -101,8 +101,11 @@ class InRing:
             _print({"read_bandwidth_gb_s": speed, "read_by": way})
         else:
             results.add_bandwidth(wanted.dtypes[0], ring.world.size, speed, way)
-            results.finish()
-            publish(results, wanted.plot)
+            try:
+                results.finish()
+                publish(results, wanted.plot)
+            except OutputError as error:  # the ring is ended already
+                return stdio.parting(error)
         return 0
 
 
@@ -254,10 +257,11 @@ def publish(results: Results, picture: Path | None) -> None:
     document = results.document()
     if not document["runs"]:
         return
-    show(document)
-    sys.stdout.flush()
-    if picture:
-        write_whole(picture, plot.plot(document, picture.suffix))
+    try:
+        show(document)
+    finally:  # whoever reads the table may have read enough of it
+        if picture:
+            write_whole(picture, plot.plot(document, picture.suffix), f"--plot {picture}")
 
 
 def _crowded(ring: Ring) -> bool:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from mpgpt import __version__, options
-from mpgpt.errors import LinkError, MpgptError, RequestError, UsageError
+from mpgpt import __version__, options, stdio
+from mpgpt.errors import LinkError, MpgptError, ReaderGone, RequestError, UsageError
 
 if TYPE_CHECKING:
     from mpgpt.launcher import Guard, Launcher, SettingsFile
@@ -53,7 +53,9 @@ MPI_DEFAULTS = {
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 1 failed (at least in part), 2 misused, 130 or 143 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed (at least in part), 2 misused, 130 or 143 interrupted, 141 if
+    nobody reads on."""
+    stdio.settle()
     rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
     message, status = "", 0
     try:
@@ -68,9 +70,13 @@ def main() -> NoReturn:
         message, status = "interrupted", 130
     except MpgptError as error:
         message, status = str(error), error.exit_status
+    failed = stdio.finish()
+    if failed and not status:
+        message, status = str(failed), failed.exit_status
     if message and rank == 0:
         click.echo(f"mpgpt: {message}", err=True)
-    sys.stdout.flush()
+    if status == ReaderGone.exit_status and "OMPI_COMM_WORLD_RANK" in os.environ:
+        status = 0  # of any other, mpirun would make many words
     if status and "OMPI_COMM_WORLD_RANK" in os.environ:
         if rank:
             os._exit(0)  # the run's status is rank 0's, and mpirun makes many words of two
@@ -98,15 +104,16 @@ def pull_command(name: str, folder: Path | None) -> None:
     """
     from mpgpt.pull import pull
 
-    click.echo(pull(name, folder=folder, home=_model_home()))
+    click.echo(os.fsencode(pull(name, folder=folder, home=_model_home())))  # a name is bytes, not this terminal's text
 
 
 @cli.command("generate")
 @options.source
 @click.option("--prompt", "prompts", multiple=True, help="A prompt; may be repeated.")
 @click.option(
-    "--prompts", "prompts_file", type=click.Path(path_type=Path), help="A file: .txt, a prompt a line; or .jsonl."
-)
+    "--prompts", "prompts_file", type=click.Path(path_type=Path),
+    help="A file: text, a prompt a line; or .jsonl or .ndjson, an object a line.",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write records here; run again, it does what is missing.")
 @options.decoding
 @click.option("--stop", "stops", multiple=True, help="End the text before this; may be repeated.")
@@ -418,7 +425,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
     if world.loss and (world.loss.said or world.rank):
         message = ""  # it stands there already, or rank 0 says it
-    sys.stdout.flush()
+    stdio.finish()
     if message:
         _say(f"mpgpt: {message}", guard)
     world.part(message)
@@ -453,7 +460,7 @@ def _terminated(signum: int, world: World, guard: Guard | None) -> NoReturn:
     if world.lost_soon(LOST_S):
         assert world.loss
         _end(world, guard, world.loss.sentence, 1)
-    sys.stdout.flush()
+    stdio.finish()
     os._exit(128 + signum)
 
 

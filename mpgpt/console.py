@@ -6,17 +6,18 @@ Must not know: how any figure came about.
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mpgpt import stdio
 from mpgpt.core import Account, Node, Span
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import UsageError
@@ -25,18 +26,31 @@ from mpgpt.trials import ROWS, Trial
 
 def echo(stream: Stream, piece: str) -> None:
     """A listener that prints the text as it comes."""
-    click.echo(piece, nl=False)
-    sys.stdout.flush()
+    stdio.put(piece)
 
 
 def read_all() -> str:
-    """All of standard input; ``UsageError`` when it is not UTF-8."""
-    if sys.stdin is None:
-        return ""
+    """All of standard input; ``UsageError`` when it cannot be read or is not UTF-8."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8").strip("\r\n")
+        raw = sys.stdin.buffer.read()
+    except OSError as error:
+        raise UsageError(f"standard input cannot be read: {error.strerror or error}") from None
+    text = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return text.decode().strip("\r\n")
     except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8: byte {error.start + 1}") from None
+        raise UsageError(f"standard input is not UTF-8: byte {error.start + 1 + len(raw) - len(text)}") from None
+
+
+def read_line() -> str:
+    """A line of standard input, of a person whose terminal may have another encoding; empty at the end."""
+    try:
+        raw = sys.stdin.buffer.readline().rstrip(b"\r\n")
+        return raw.decode()
+    except OSError:  # the terminal has gone
+        return ""
+    except UnicodeDecodeError:
+        return raw.decode(sys.stdin.encoding, "replace")
 
 
 def figures(stream: Stream, places: Sequence[tuple[Node, Span | None]]) -> str:

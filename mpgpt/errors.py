@@ -8,6 +8,8 @@ Must not know: anything else of the project.
     ├── ModelError          a model folder is absent, incomplete, damaged, or of an unsupported kind
     │   └── PullError       a model could not be fetched or converted
     ├── RequestError        one prompt cannot be served; the others go on
+    ├── OutputError         what was made cannot be written: a disk is full, standard output is closed
+    │   └── ReaderGone      exit status 141, without a word: whoever read has read enough
     ├── WireError           bytes from another rank are not a frame
     └── LinkError           another rank cannot be reached or has gone
 
@@ -37,6 +39,17 @@ class PullError(ModelError):
 
 class RequestError(MpgptError, ValueError):
     """One prompt cannot be served: empty, too long, or with impossible sampling parameters."""
+
+
+class OutputError(MpgptError):
+    """What was made cannot be written: a disk is full, standard output is closed."""
+
+
+class ReaderGone(OutputError):
+    """Nobody reads any more what is written, such as ``head`` when it has its lines; there is nothing to say of it."""
+
+    exit_status = 141
+    """Of a program that SIGPIPE ends."""
 
 
 class WireError(MpgptError, ValueError):

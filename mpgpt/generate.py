@@ -6,8 +6,7 @@ Must not know: MPI, models, how steps are made.
 
 from __future__ import annotations
 
-import json
-import sys
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -16,11 +15,11 @@ from typing import Any
 
 import click
 
-from mpgpt import console
+from mpgpt import console, stdio
 from mpgpt.agreement import Behind
-from mpgpt.batch import Message, Prompt, Records, read_prompts, record
+from mpgpt.batch import Message, Prompt, Records, as_line, read_prompts, record
 from mpgpt.engine import Engine, Stream
-from mpgpt.errors import RequestError, UsageError
+from mpgpt.errors import OutputError, RequestError, UsageError
 from mpgpt.launcher import SettingsFile
 from mpgpt.link import World
 from mpgpt.ring import Ring
@@ -61,7 +60,7 @@ class Generate:
         if options["prompts_file"]:
             return read_prompts(options["prompts_file"])
         if options["prompts"]:
-            return [Prompt(id=n, prompt=text) for n, text in enumerate(options["prompts"], 1)]
+            return [_argument(n, text) for n, text in enumerate(options["prompts"], 1)]
         return None if self._terminal else [Prompt(id=1, prompt=console.read_all())]
 
     def _submit(self, engine: Engine, prompt: Prompt, listener: Callable[[Stream, str], None]) -> Stream:
@@ -90,13 +89,15 @@ class Generate:
         except (RequestError, UsageError):
             engine.stop()
             raise
+        except OutputError as error:  # whatever else there is to say would not be heard
+            engine.stop()
+            return stdio.parting(error)
         engine.stop()
         return status
 
     def _single(self, engine: Engine, ring: Ring, prompt: Prompt) -> int:
         stream = self._follow(engine, prompt)
-        click.echo()
-        sys.stdout.flush()
+        stdio.put("\n")
         if stream.error:
             raise RequestError(stream.error)
         if ring.world.launched:
@@ -123,29 +124,27 @@ class Generate:
     def _converse(self, engine: Engine, ring: Ring) -> int:
         """A conversation on the terminal, or single completions where the model knows no roles."""
         # All to standard output: a person reads it, and mpirun would let two outputs overtake one another.
-        click.echo("Say something (an empty line or Ctrl-D ends it).")
+        stdio.put("Say something (an empty line or Ctrl-D ends it).\n")
         opening = self._run.opening
         messages: list[Message] = list(opening)
         while True:
-            click.echo("> ", nl=False)
-            sys.stdout.flush()
-            said = sys.stdin.readline().rstrip("\n")
+            stdio.put("> ")
+            said = console.read_line()
             if not said.strip():
                 return 0
             messages.append({"role": "user", "content": said})
             try:
                 stream = self._follow(engine, Prompt(id=0, prompt=list(messages) if self._run.chat else said))
             except RequestError as error:
-                click.echo(f"({error}; the conversation begins anew)")
+                stdio.put(f"({error}; the conversation begins anew)\n")
                 messages = list(opening)
                 continue
             if stream.error:
-                click.echo(f"\n({stream.error}; the conversation begins anew)")
+                stdio.put(f"\n({stream.error}; the conversation begins anew)\n")
                 messages = list(opening)
                 continue
             messages.append({"role": "assistant", "content": stream.text})
-            click.echo()
-            click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]))
+            stdio.put("\n" + console.figures(stream, [(place.node, place.span) for place in ring.places]) + "\n")
 
     def _batch(self, engine: Engine, ring: Ring, prompts: list[Prompt]) -> int:
         """Many prompts, as many in flight as there are slots and as many again ready; a record as each is done."""
@@ -190,7 +189,19 @@ class Generate:
         if self._records:
             self._records.write(one)
         else:
-            click.echo(json.dumps(one, ensure_ascii=False))
+            stdio.put(as_line(one, ascii_only=not stdio.is_utf8()))
+
+
+def _argument(number: int, text: str) -> Prompt:
+    """A prompt from the command line; in it, bytes that are no text of the locale are halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            text = os.fsencode(text).decode()
+        except UnicodeDecodeError as error:
+            return Prompt(id=number, prompt=text, error=f"--prompt is not UTF-8: byte {error.start + 1}")
+    return Prompt(id=number, prompt=text)
 
 
 def _record_of(prompt: Prompt, stream: Stream) -> dict[str, Any]:

@@ -7,8 +7,6 @@ Must not know: MPI, how anything is measured, planned or simulated.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from rich.table import Table
 from mpgpt.cluster import SLOTS, Cluster, Scene, load_cluster
 from mpgpt.config import check_spans, parse_layers
 from mpgpt.core import Node, Shape, Workload
-from mpgpt.errors import MpgptError, UsageError
+from mpgpt.files import writable, write_whole
 from mpgpt.plan import Plan, alternatives, choose, needs, predict
 from mpgpt.refusal import gigabytes
 from mpgpt.simulate import Report, run
@@ -265,30 +263,11 @@ def plan_tree(
 
 def check_target(path: Path | None) -> Path | None:
     """Where JSON will go, found impossible before the work and not after it."""
-    if path is None:
-        return None
-    if path.is_dir():
-        raise UsageError(f"--json {path} is a directory, not a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"--json {path}: the directory {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--json {path}: the directory {path.parent} cannot be written to")
+    if path is not None:
+        writable(path, "--json")
     return path
 
 
 def save(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write JSON beside its place and move it there, so that no half of it is ever seen."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", suffix=".part", encoding="utf-8", delete=False
-        ) as file:
-            part = Path(file.name)
-            try:
-                file.write(json.dumps(tree, indent=2) + "\n")
-                file.flush()
-                part.chmod(0o644)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise MpgptError(f"--json {path} cannot be written: {error.strerror}") from None
+    """Write a tree as JSON."""
+    write_whole(path, (json.dumps(tree, indent=2) + "\n").encode(), f"--json {path}")

@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 
 from mpgpt import config as configs
+from mpgpt import stdio
 from mpgpt.agreement import Behind, Ground, agree, context_of, measure, reach, together
 from mpgpt.architecture import read_config
 from mpgpt.console import explain
-from mpgpt.errors import UsageError
+from mpgpt.errors import OutputError, UsageError
 from mpgpt.folder import read_json
 from mpgpt.kernels import Kernels
 from mpgpt.launcher import SettingsFile
@@ -100,10 +101,13 @@ class Planning:
             ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others, home=AT_HOME
         )
         plan = choose(plans)
-        show(plan, plans, ground.nodes, ground.shape, self._console, workload=workload)
-        if options["json"]:
-            tree = plan_tree(plan, plans, ground.nodes, ground.shape, workload)
-            save(options["json"], tree | {"measured": _measured(ground)})
+        try:
+            show(plan, plans, ground.nodes, ground.shape, self._console, workload=workload)
+            if options["json"]:
+                tree = plan_tree(plan, plans, ground.nodes, ground.shape, workload)
+                save(options["json"], tree | {"measured": _measured(ground)})
+        except OutputError as error:
+            return stdio.parting(error)
         return 0
 
     def serve(self) -> None:

@@ -52,7 +52,6 @@ import os
 import platform
 import socket
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,7 +62,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mpgpt import __version__
-from mpgpt.errors import MpgptError, UsageError
+from mpgpt.files import destination
+from mpgpt.files import writable as writable
+from mpgpt.files import write_whole as write_whole
 
 SPEEDS = ("decode_tokens_per_s", "prompt_tokens_per_s")
 FIGURES = (*SPEEDS, "ttft_ms", "tpot_ms")
@@ -77,9 +78,12 @@ class Results:
     """Runs, as they come in; ``document`` is all of it at any time."""
 
     def __init__(self, header: dict[str, Any], file: Path | None) -> None:
-        """``header`` has the keys ``model`` and ``settings``; ``file`` is written anew after every run."""
+        """``header`` has the keys ``model`` and ``settings``; ``file`` is written anew after every run.
+
+        A pipe or the like, in which nothing can be written anew, gets the last document only.
+        """
         self._header = {"format": 1, "date": now()} | machine() | header
-        self._file = file
+        self._file, self._anew = file, file is not None and destination(file).regular
         self._rounds: dict[Key, list[dict[str, Any]]] = {}
         self._reads: dict[tuple[str, int], list[tuple[float, str]]] = {}
         self._peers: dict[tuple[str, Key], list[dict[str, Any]]] = {}
@@ -151,8 +155,8 @@ class Results:
         }  # fmt: skip
 
     def _write(self) -> None:
-        if self._file:
-            write_whole(self._file, json.dumps(self.document(), indent=1).encode() + b"\n")
+        if self._file and (self._anew or self.complete):
+            write_whole(self._file, json.dumps(self.document(), indent=1).encode() + b"\n", f"--json {self._file}")
 
 
 def _fold(values: list[Any], how: Callable[[list[float]], Any]) -> Any:
@@ -197,32 +201,6 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-# -- files
-
-
-def writable(path: Path, option: str) -> None:
-    """Raises ``UsageError`` when ``path`` cannot be written, found out by making a file beside it."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{option} {path}: that is there, and not a file")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            pass
-    except OSError as error:
-        raise UsageError(f"{option} {path} cannot be written: {error.strerror or error}") from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside ``path`` and rename: whoever looks sees the old file or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise MpgptError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # -- on the terminal

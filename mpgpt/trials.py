@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpgpt.errors import UsageError
+from mpgpt.errors import OutputError, UsageError
+from mpgpt.files import write_whole
 from mpgpt.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, key
 
 ROWS = (1, 8, 96)
@@ -210,13 +210,11 @@ def _as_json(trials: Sequence[Trial]) -> dict[str, Any]:
 
 def _write(memory: Path, known: dict[str, Any]) -> None:
     """Keep what is known; where that cannot be done, the next run tries again."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, OutputError):
         try:
             everything = json.loads(memory.read_bytes())
         except FileNotFoundError:
             everything = {}
         everything = {**everything, machine(): known} if isinstance(everything, dict) else {machine(): known}
         memory.parent.mkdir(parents=True, exist_ok=True)
-        part = memory.with_name(f"{memory.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(everything, indent=1))
-        part.replace(memory)
+        write_whole(memory, json.dumps(everything, indent=1).encode())

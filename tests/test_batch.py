@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpgpt.batch import RECORD_KEYS, Prompt, Records, read_prompts, record
-from mpgpt.errors import UsageError
+from mpgpt.batch import RECORD_KEYS, Prompt, Records, as_line, read_prompts, record
+from mpgpt.errors import OutputError, ReaderGone, UsageError
 
 
 def prompts_of(folder: Path, content: str | bytes, name: str = "prompts.jsonl") -> list[Prompt]:
@@ -27,7 +30,7 @@ def only(folder: Path, line: str) -> Prompt:
 # -- .txt
 
 
-@pytest.mark.parametrize("name", ["prompts.txt", "prompts", "prompts.json"])
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts", "prompts.json", "jsonl", "prompts.jsonl.txt"])
 def test_a_text_file_has_a_prompt_a_line(tmp_path: Path, name: str) -> None:
     assert prompts_of(tmp_path, "Once upon\n\n  \t\n  two spaces kept \nGrüße 🙂", name) == [
         Prompt(id=1, prompt="Once upon"),
@@ -124,6 +127,13 @@ def test_a_line_says_what_it_wants(tmp_path: Path) -> None:
         ('{"messages": []}', "messages: "),
         ('{"messages": ["a"]}', "messages.0: "),
         ('{"messages": [{"role": "user", "content": 1}]}', "messages.0.content: "),
+        ('{"messages": [{"role": "user", "content": null}]}', "messages.0.content: "),
+        ('{"messages": [{"content": "a"}]}', "messages.0: a message needs a role"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "user"}]}', "messages.1: a message needs a content"),
+        ('{"messages": [{"role": "user", "text": "a"}]}', "messages.0: a message needs a content"),
+        ('{"messages": [{}]}', "messages.0: a message needs a role"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}', "messages.0: the role is 'robot'; it can be system, "),
+        ('{"messages": [{"role": "", "content": "a"}]}', "messages.0: the role is ''; "),
         ('{"prompt": "a", "id": 1.5}', "id"),
         ('{"prompt": "a", "id": true}', "id"),
         ('{"prompt": "a", "id": ["a"]}', "id"),
@@ -143,7 +153,21 @@ def test_a_bad_line_is_an_error_of_that_prompt_alone(tmp_path: Path, line: str, 
     assert (bad.id, bad.prompt) == (3, None)
     assert bad.error.startswith("line 3: ")
     assert word in bad.error
-    assert "pydantic" not in bad.error
+    assert "pydantic" not in bad.error and "Value error" not in bad.error
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.JSONL", "p.JsonL", "p.ndjson", "p.NDJSON", "p.txt.ndjson"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_lines_of_json_by_any_of_their_names(tmp_path: Path, name: str, mark: bytes) -> None:
+    (good, bad) = prompts_of(tmp_path, mark + b'{"prompt": "a", "id": "x"}\nb\n', name)
+    assert good == Prompt(id="x", prompt="a") and bad.error.startswith("line 2: ")
+
+
+def test_a_developer_is_a_system(tmp_path: Path) -> None:
+    """As the API has it; templates know no developer."""
+    said = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Hi", "name": "Ada"}]
+    prompt = only(tmp_path, json.dumps({"messages": said}))
+    assert prompt.prompt == [{"role": "system", "content": "Be kind."}, said[1]]
 
 
 def test_an_id_that_came_before_makes_a_line_bad(tmp_path: Path) -> None:
@@ -221,14 +245,40 @@ def test_a_run_is_taken_up_where_it_broke_off(tmp_path: Path) -> None:
     assert again.done == {1, "c", 3}
 
 
-def test_half_a_surrogate_pair_survives_being_taken_up(tmp_path: Path) -> None:
-    path, odd = tmp_path / "out.jsonl", Prompt(id=1, prompt="a\ud800")
-    records = Records(path, [odd])
-    records.write(record(odd, text="\udfff"))
+HALVES = [
+    Prompt(id=1, prompt="a\ud800"),
+    Prompt(id="\ud83d", prompt="Grüße"),
+    Prompt(id=3, prompt=[{"role": "user", "content": "\udcff"}]),
+]
+
+
+@pytest.mark.parametrize("odd", HALVES)
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_half_a_surrogate_pair_is_escaped_again(odd: Prompt, ascii_only: bool) -> None:
+    line = as_line(record(odd, text="\udfff", error="\ud800"), ascii_only=ascii_only)
+    assert json.loads(line.encode()) == record(odd, text="\udfff", error="\ud800")
+    assert "\\udfff" in line and line.endswith("}\n") and line.count("\n") == 1
+    assert "Grüße 🙂" in as_line(record(CHAT)), "the others are as people read them"
+    assert as_line(record(CHAT), ascii_only=True).isascii()
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["escaped", "as it was written once"])
+def test_half_a_surrogate_pair_survives_being_taken_up(tmp_path: Path, raw: bool) -> None:
+    path = tmp_path / "out.jsonl"
+    written = [record(odd, text="\udfff") for odd in [*HALVES, CHAT]]
+    records = Records(path, [*HALVES, CHAT])
+    for one in written:
+        records.write(one)
     records.close()
-    again = Records(path, [odd])
+    whole = path.read_text(encoding="utf-8")
+    if raw:
+        path.write_bytes(
+            b"".join(json.dumps(r, ensure_ascii=False).encode(errors="surrogatepass") + b"\n" for r in written)
+        )
+    again = Records(path, [*HALVES, CHAT])
     again.close()
-    assert again.done == {1}
+    assert again.done == {1, "\ud83d", 3, "c"}
+    assert path.read_text(encoding="utf-8") == whole
 
 
 @pytest.mark.parametrize(
@@ -303,13 +353,98 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path) -> None:
         Records(tmp_path / "absent" / "out.jsonl", PROMPTS)
     with pytest.raises(UsageError, match="is a directory"):
         Records(tmp_path, PROMPTS)
-    (tmp_path / "null").symlink_to(os.devnull)
-    with pytest.raises(UsageError, match="is a device or a pipe"):  # which a new file would replace
-        Records(tmp_path / "null", PROMPTS)
     with pytest.raises(UsageError, match="cannot be written: File name too long"):
-        Records(tmp_path / ("n" * 250), PROMPTS)
-    assert os.listdir(tmp_path) == ["null"]
-    assert (tmp_path / "null").is_char_device()
+        Records(tmp_path / ("n" * 256), PROMPTS)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_link_is_written_through_and_the_file_stays_as_it_was(tmp_path: Path) -> None:
+    real, link = tmp_path / "far" / "real.jsonl", tmp_path / "out.jsonl"
+    real.parent.mkdir()
+    link.symlink_to("far/real.jsonl")
+    for error in ("no", None):
+        records = Records(link, PROMPTS)
+        records.write(record(HELLO, text="h", error=error))
+        records.close()
+        assert lines_of(real) == [record(HELLO, text="h", error=error)], "what failed is dropped from the real file"
+        real.chmod(0o600)
+    assert link.is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert (os.listdir(real.parent), sorted(os.listdir(tmp_path))) == (["real.jsonl"], ["far", "out.jsonl"])
+    Records(link, PROMPTS).close()
+    write(real, more=b"notes\n")
+    with pytest.raises(UsageError, match=r"out\.jsonl exists, and its line 1 is not a record"):
+        Records(link, PROMPTS)
+
+
+def test_hard_links_stay_one_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "out.jsonl", tmp_path / "other"
+    write(path, record(HELLO, error="no"), record(LAST, text="l"))
+    other.hardlink_to(path)
+    Records(path, PROMPTS).close()
+    assert lines_of(other) == [record(LAST, text="l")] and path.samefile(other)
+
+
+def test_a_file_with_nothing_to_drop_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    records = Records(path, PROMPTS)
+    records.write(record(CHAT, text="c"))
+    records.close()
+    before = path.stat()
+    again = Records(path, PROMPTS)
+    again.close()
+    assert again.done == {"c"}
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_devices_and_pipes_are_appended_to_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "null").symlink_to(os.devnull)
+    records = Records(tmp_path / "null", PROMPTS)
+    records.write(record(HELLO))
+    records.close()
+    assert records.done == frozenset()
+    assert (tmp_path / "null").is_symlink() and Path(os.devnull).is_char_device()
+    records = Records(Path("/dev/full"), PROMPTS)
+    with pytest.raises(OutputError, match=r"^--out /dev/full cannot be written: No space left on device$"):
+        records.write(record(HELLO))
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    records = Records(pipe, PROMPTS)
+    records.write(record(HELLO, text="h"))
+    records.close()
+    reader.join()
+    assert [json.loads(line) for line in got] == [record(HELLO, text="h")] and pipe.is_fifo()
+
+
+def test_a_pipe_whose_reader_has_gone_says_so_without_words(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    records = Records(Path(f"/dev/fd/{writing}"), PROMPTS)
+    os.close(reading)
+    with pytest.raises(ReaderGone, match=r"^$"):
+        records.write(record(HELLO))
+    records.close()
+    os.close(writing)
+
+
+def test_a_full_disk_is_named_and_whole_records_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    write(path, record(CHAT, text="c"))
+    records = Records(path, PROMPTS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 300, limits[1]))
+    try:
+        records.write(record(HELLO, text="h"))
+        with pytest.raises(OutputError, match=r"out\.jsonl cannot be written: File too large; it holds 2 records, and"):
+            records.write(record(LAST, text="l" * 300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    records.close()
+    assert lines_of(path) == [record(CHAT, text="c"), record(HELLO, text="h")]
+    again = Records(path, PROMPTS)
+    again.write(record(LAST, text="l"))
+    again.close()
+    assert again.done == {"c", 1} and len(lines_of(path)) == 3
 
 
 def test_nothing_is_lost_when_the_new_file_cannot_take_its_place(

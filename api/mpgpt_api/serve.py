@@ -131,8 +131,12 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _public(model: str) -> str:
-    """A model's name without the way to its folder, which is nobody's business."""
-    return Path(model).name if Path(model).is_dir() else model
+    """A model's name without the way to its folder, which is nobody's business: the folder's own."""
+    path = Path(os.path.expanduser(model))
+    if not path.exists():
+        return model
+    name = path.resolve().name or "model"  # a container may have it at its root
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _tell(services: list[Service], sentence: str) -> None:

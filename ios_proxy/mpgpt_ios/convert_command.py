@@ -6,6 +6,7 @@ Must not know: how a package is made or checked.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def run_convert(
     folder = find(model, home) or pull(model, home=home, report=lambda line: click.echo(line, err=True))
     with console.status("converting") as status:
         bundle, difference = convert(
-            folder, spans[0], out.expanduser().absolute(), slots=slots, context=context, chunk=chunk, weights=weights,
-            name=model, report=status.update,
+            folder, spans[0], Path(os.path.realpath(out.expanduser())), slots=slots, context=context, chunk=chunk,
+            weights=weights, name=model, report=status.update,
         )  # fmt: skip
     click.echo(f"{out}: layers {spans[0]} of {model}, {bundle.length / 1e6:.1f} MB, {bundle.hash.hex()[:12]}")
     click.echo(f"self-test within {difference:.4f} of float32; {bundle.manifest.tolerance} is allowed")

@@ -324,3 +324,24 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
         weights="float16", home=tmp_path,
     )  # fmt: skip
     assert sys.stderr is terminal and "a library's bar" not in terminal.getvalue()
+
+
+def test_a_link_is_written_through(
+    folders: dict[str, Path], bundles: dict[str, tuple[Bundle, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package is made beside the folder that the link points to, and takes its place, not the link's."""
+    made: list[Path] = []
+
+    def convert(folder: Path, span: Any, out: Path, **more: Any) -> tuple[Bundle, float]:
+        made.append(out)
+        return bundles["gpt2"]
+
+    monkeypatch.setattr(convert_command, "convert", convert)
+    (tmp_path / "far" / "b.mlpackage").mkdir(parents=True)
+    (tmp_path / "a.mlpackage").symlink_to("far/b.mlpackage")
+    for name in ("a.mlpackage", "far/b.mlpackage", "far/new.mlpackage"):
+        convert_command.run_convert(
+            model=str(folders["gpt2"]), layers="1-2", out=tmp_path / name, slots=1, context=32, chunk=8,
+            weights="float16", home=tmp_path,
+        )  # fmt: skip
+    assert made == [tmp_path / "far" / name for name in ("b.mlpackage", "b.mlpackage", "new.mlpackage")]

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,6 +139,26 @@ def test_interrupted_and_taken_up_again(
     assert run.returncode == 0, run.stderr
     assert out.read_bytes().startswith(before)
     assert set(records(out)) == set(range(40))
+
+
+def test_a_ring_whose_text_nobody_reads(models: dict[str, Path]) -> None:
+    """Rank 0's own pipe, and mpirun's: the ring ends in order, with nothing to say of it."""
+    arguments = ("-m", "mpgpt", "generate", "--model", str(models["gpt2"]), "--prompt", "x", *TWO, *LONG)
+    launched = [*mpirun(2, *arguments)]
+    program = launched.index(sys.executable)
+    inside = [*launched[:program], "bash", "-c", 'set -o pipefail; "$@" | head -c 5', "bash", *launched[program:]]
+    outside = ["bash", "-c", 'set -o pipefail; "$@" | head -c 5', "bash", *launched]
+    for command in (inside, outside):
+        run = subprocess.run(command, capture_output=True, env=ENV, cwd=ROOT, timeout=120, check=False)
+        assert (run.returncode, len(run.stdout)) == (0, 5), run.stderr
+        assert b"mpgpt: " not in run.stderr and b"Traceback" not in run.stderr and b"prterun" not in run.stderr
+        assert command is outside or run.stderr == b""
+
+
+def test_a_ring_whose_records_find_no_room(models: dict[str, Path], long_batch: tuple[Path, Path]) -> None:
+    source, _ = long_batch
+    arguments = ("generate", "--model", models["gpt2"], "--prompts", source, "--out", "/dev/full", *TWO, *LONG)
+    assert_one_message(mpgpt(2, *arguments), "--out /dev/full cannot be written: No space left on device")
 
 
 def test_an_error_on_a_far_rank_names_it(tmp_path: Path) -> None:
