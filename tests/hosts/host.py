@@ -124,7 +124,8 @@ class Host:
         unshare = ["unshare", "-n", "-m", "-u", "-i", "-p", "--fork", "--kill-child", "--propagation", "private"]
         self._unshare = subprocess.Popen(
             self._limited([*unshare, sys.executable, "-I", "-S", str(INIT)]), bufsize=0, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", env={"PATH": _SYSTEM_PATH},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
+            env={"PATH": _SYSTEM_PATH},
         )  # fmt: skip
         self._tell(json.dumps(self._boot_options()))
 
@@ -321,7 +322,7 @@ class Host:
 
     def _expect(self, word: str) -> None:
         assert self._unshare and self._unshare.stdout
-        said = []
+        said: list[str] = []
         while (line := read_line(self._unshare.stdout, BOOT_S)) != word:
             if not line:
                 self.power_off()
