@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
 from tests.hosts.cluster import ADDRESSES, Cluster, obstacle
 from tests.hosts.network import PRESETS
-
-SCRIPTS = "mpgpt-hosts-"
 
 
 @click.group(invoke_without_command=True)
@@ -31,7 +22,8 @@ def main(context: click.Context, network: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     context.obj = PRESETS[network]
     if context.invoked_subcommand is None:
-        with Cluster(PRESETS[network]) as cluster, scripts(cluster) as folder:
+        with Cluster(PRESETS[network]) as cluster:
+            folder = cluster.write_scripts()
             click.echo(f"{network}: {', '.join(f'{host.name} {host.address}' for host in cluster)}")
             click.echo(f"Run a command on a host:  {folder}/mini1 mpgpt --version    (without one: a shell)")
             click.echo("Ctrl-C switches them off.")
@@ -51,23 +43,10 @@ def run(context: click.Context, host: str, command: tuple[str, ...]) -> None:
     sys.exit(status if status >= 0 else 128 - status)
 
 
-@contextmanager
-def scripts(cluster: Cluster) -> Iterator[Path]:
-    """A folder with one program for each host, which runs its arguments there."""
-    temporary = Path(tempfile.gettempdir())
-    for stale in temporary.glob(f"{SCRIPTS}*"):
-        if not Path("/proc", stale.name.removeprefix(SCRIPTS)).exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = temporary / f"{SCRIPTS}{os.getpid()}"
-    folder.mkdir(mode=0o700)
-    try:
-        for host in cluster:
-            path = folder / host.name
-            path.write_text(f'#!/bin/sh\n[ $# -gt 0 ] || set -- bash\nexec {shlex.join(host.command_line([]))} "$@"\n')
-            path.chmod(0o700)
-        yield folder
-    finally:
-        shutil.rmtree(folder)
+@main.command()
+def check() -> None:
+    """Say whether this machine can have pretend hosts; fetch what they want."""
+    click.echo("this machine can have pretend hosts")
 
 
 if __name__ == "__main__":

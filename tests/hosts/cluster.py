@@ -9,15 +9,18 @@ Knows: which hosts there are, and what this machine must have. Must not know: mp
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from tests.hosts.host import Host, Installation, Setup
-from tests.hosts.limits import remove_stale
+from tests.hosts.host import Host, HostProcess, Installation, Setup
+from tests.hosts.limits import PREFIX, is_stale, make_label, remove_stale
 from tests.hosts.network import ETHERNET, Cable, Network, build_switch
 from tests.hosts.openssh import NoOpenSSH, find_openssh
 
@@ -44,10 +47,14 @@ class Cluster:
         if reason:
             raise RuntimeError(f"no pretend hosts: {reason}")
         remove_stale()
+        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            if is_stale(folder):
+                shutil.rmtree(folder, ignore_errors=True)
         openssh = find_openssh(build / "sshd")
+        self.label = make_label()
         installation = Installation(
-            checkout=checkout, openssh=openssh, addresses=ADDRESSES, user_key=openssh.make_key("user"),
-            host_keys={name: openssh.make_key(name) for name in ADDRESSES},
+            label=self.label, checkout=checkout, openssh=openssh, addresses=ADDRESSES,
+            user_key=openssh.make_key("user"), host_keys={name: openssh.make_key(name) for name in ADDRESSES},
         )  # fmt: skip
         self.checkout = checkout
         self.network = Network(build_switch(_compiler() or "cc", build / "hosts"), list(ADDRESSES), cable)
@@ -88,13 +95,41 @@ class Cluster:
         for host in self:
             host.power_off()
         self.network.close()
+        shutil.rmtree(self._scripts, ignore_errors=True)
 
-    def reset(self) -> list[str]:
-        """Make the cluster as new but for what was written into files; returns what was found running, and kills it."""
+    @property
+    def _scripts(self) -> Path:
+        return Path(tempfile.gettempdir(), self.label)
+
+    def write_scripts(self) -> Path:
+        """A folder with one program for each host, which runs its arguments there, or a shell; gone at ``close``."""
+        self._scripts.mkdir(mode=0o700)
+        for host in self:
+            path = self._scripts / host.name
+            path.write_text(f'#!/bin/sh\n[ $# -gt 0 ] || set -- bash\nexec {shlex.join(host.command_line([]))} "$@"\n')
+            path.chmod(0o700)
+        return self._scripts
+
+    def find_rank(self, rank: int, seconds: float = 30) -> tuple[Host, HostProcess]:
+        """The host and the process of an MPI rank; waits until mpirun has started it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for host in self:
+                for process in host.processes() if host.is_on else []:
+                    if process.rank == rank:
+                        return host, process
+            time.sleep(0.05)
+        raise TimeoutError(f"no host ran a rank {rank} within {seconds:g} s")
+
+    def reset(self, grace: float = 5) -> list[str]:
+        """Make the cluster as new but for what was written into files.
+
+        What runs has ``grace`` seconds to end; what still runs then is killed, and returned.
+        """
         self.network.reset()
         left = [
             f"{host.name}: {process.pid} {process.name}: {process.cmdline}"
-            for host in self if host.is_on for process in host.wait_until_idle(5)
+            for host in self if host.is_on for process in host.wait_until_idle(grace)
         ]  # fmt: skip
         stale = [host.name for host in self if not host.is_on or host.setup != Setup() or host.processes()]
         if stale:

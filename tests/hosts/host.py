@@ -15,14 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from tests.hosts.init import BootOptions, File, Overlay
+from tests.hosts.init import SSHD_PID, BootOptions, File, Overlay
 from tests.hosts.limits import Limits
 from tests.hosts.network import Network, read_line
 from tests.hosts.openssh import Key, OpenSSH, sshd_config
@@ -57,6 +57,7 @@ class Setup:
 class Installation:
     """What all hosts of a cluster have in common."""
 
+    label: str
     checkout: Path
     openssh: OpenSSH
     addresses: Mapping[str, str]
@@ -73,12 +74,15 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class HostProcess:
-    """A process as the host sees it; ``machine_pid`` is its id outside."""
+    """A process as the host sees it."""
 
     pid: int
     name: str
     cmdline: str
     machine_pid: int
+    """Its id outside, for ``os.kill``."""
+    rank: int | None
+    """Its rank if mpirun started it; a rank's own children have none."""
 
 
 class Host:
@@ -94,6 +98,8 @@ class Host:
         self._network = network
         self._unshare: subprocess.Popen[bytes] | None = None
         self._pid = 0
+        self._own = {1}
+        """The ids, on the host, of what runs there from the start."""
 
     def __repr__(self) -> str:
         return f"<Host {self.name} {self.address} {'on' if self.is_on else 'off'}>"
@@ -120,7 +126,7 @@ class Host:
         """The first half of ``boot``: several hosts may begin before the first is waited for."""
         self.power_off()
         self.setup = setup or Setup()
-        self.limits = Limits(self.name, self.core, self.setup.memory)
+        self.limits = Limits(f"{self._installation.label}-{self.name}", self.core, self.setup.memory)
         unshare = ["unshare", "-n", "-m", "-u", "-i", "-p", "--fork", "--kill-child", "--propagation", "private"]
         self._unshare = subprocess.Popen(
             self._limited([*unshare, sys.executable, "-I", "-S", str(INIT)]), bufsize=0, start_new_session=True,
@@ -138,6 +144,7 @@ class Host:
         self._network.attach(self.name, self._pid)
         self._tell("network")
         self._expect("ready")
+        self._own = {1, int(self.read_file(SSHD_PID))} if self.setup.sshd != "off" else {1}
 
     def power_off(self) -> None:
         """Pull the power cord: the cable is dead first, so nobody hears a last word. Nothing happens if it is off."""
@@ -181,9 +188,18 @@ class Host:
         words = ["bash", "-c", command] if isinstance(command, str) else [str(word) for word in command]
         options: dict[str, Any] = {
             "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
-            "start_new_session": True,
+            "errors": "replace", "start_new_session": True,
         }  # fmt: skip
         return subprocess.Popen(self.command_line(words, env=env, cwd=cwd, venv=venv), **(options | popen))
+
+    @contextlib.contextmanager
+    def started(self, command: str | Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """``start``, and ``kill_group`` at the end."""
+        process = self.start(command, **options)
+        try:
+            yield process
+        finally:
+            self.kill_group(process)
 
     def command_line(
         self, words: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | Path | None = None,
@@ -211,16 +227,26 @@ class Host:
 
     def processes(self) -> list[HostProcess]:
         """Everything that runs on the host except process 1 and the sshd that listens; zombies are left out."""
-        return [p for p in self._all_processes() if p.pid != 1 and not _is_listener(p)]
+        return [p for p in self._all_processes() if p.pid not in self._own]
+
+    def find(self, which: int | str, seconds: float = 5) -> list[HostProcess]:
+        """The process with an id on the host, or all whose command line matches a pattern; waits for the first."""
+        end = time.monotonic() + seconds
+        while True:
+            running = self.processes()
+            if isinstance(which, int):
+                found = [process for process in running if process.pid == which]
+            else:
+                found = [process for process in running if re.search(which, process.cmdline)]
+            if found:
+                return found
+            if time.monotonic() > end:
+                raise HostError(f"{self.name} runs nothing that matches {which!r}: {running}")
+            time.sleep(0.02)
 
     def kill(self, which: int | str, signum: int = signal.SIGKILL) -> list[HostProcess]:
-        """Send a signal to a process by its id on the host, or to all whose command line matches a pattern."""
-        found = [
-            p for p in self.processes()
-            if (p.pid == which if isinstance(which, int) else re.search(which, p.cmdline))
-        ]  # fmt: skip
-        if not found:
-            raise HostError(f"{self.name} runs nothing that matches {which!r}: {self.processes()}")
+        """Send a signal to what ``find`` finds."""
+        found = self.find(which)
         for process in found:
             os.kill(process.machine_pid, signum)
         return found
@@ -307,7 +333,7 @@ class Host:
             "/etc/hosts": (f"127.0.0.1\tlocalhost\n{names}", 0o644),
             "/etc/hostname": (f"{hostname}\n", 0o644),
             "/run/ssh_host_key": (common.host_keys[self.name].private, 0o600),
-            "/run/sshd_config": (sshd_config("/run/ssh_host_key"), 0o644),
+            "/run/sshd_config": (sshd_config("/run/ssh_host_key", str(SSHD_PID)), 0o644),
             f"{ssh}/id_ed25519": (common.user_key.private, 0o600),
             f"{ssh}/id_ed25519.pub": (common.user_key.public, 0o644),
             f"{ssh}/authorized_keys": ("" if self.setup.sshd == "refuses" else common.user_key.public, 0o600),
@@ -351,13 +377,22 @@ class Host:
         return members
 
 
-def _is_listener(process: HostProcess) -> bool:
-    return process.cmdline.startswith("sshd: ") and "[listener]" in process.cmdline
-
-
 def _read_process(entry: Path) -> HostProcess | None:
     fields = dict(line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line)
     if fields["State"].startswith(("Z", "X")):
         return None
     cmdline = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return HostProcess(int(fields["NSpid"].split()[-1]), fields["Name"], cmdline, int(entry.name))
+    rank = _read_rank(entry)
+    if rank is not None and rank == _read_rank(entry.with_name(fields["PPid"])):
+        rank = None
+    return HostProcess(int(fields["NSpid"].split()[-1]), fields["Name"], cmdline, int(entry.name), rank)
+
+
+def _read_rank(entry: Path) -> int | None:
+    """The rank in the environment that a process was started with."""
+    try:
+        variables = (entry / "environ").read_bytes().split(b"\0")
+    except OSError:  # it has no parent, or the parent has ended
+        return None
+    found = [value.partition(b"=")[2] for value in variables if value.startswith(b"OMPI_COMM_WORLD_RANK=")]
+    return int(found[0]) if found else None

@@ -16,9 +16,11 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TypedDict
 
+SSHD_PID = Path("/run/sshd.pid")
 STAGING = Path("/mnt")
 """Where overlays are put together before they cover what they are made of; empty again once the host is up."""
 
@@ -102,6 +104,8 @@ def start_sshd() -> None:
         with accounts.open("a") as file:
             file.write("sshd:x:110:65534::/run/sshd:/usr/sbin/nologin\n")
     run("/usr/sbin/sshd", "-f", "/run/sshd_config", "-E", "/run/sshd.log")
+    while not (SSHD_PID.exists() and SSHD_PID.read_text().endswith("\n")):  # it writes its id once it listens
+        time.sleep(0.005)
 
 
 def bury(signum: int, frame: object) -> None:

@@ -6,22 +6,22 @@ Knows: cgroup v1 and v2 under /sys/fs/cgroup. Must not know: namespaces, or what
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-PREFIX = "mpgpt-hosts"
+PREFIX = "mpgpt-hosts-"
 V1, V2 = ("cpuset", "memory"), "cgroup.controllers"
 
 
 class Limits:
     """The control groups of one host; a machine that allows none gives a host without limits."""
 
-    def __init__(self, name: str, core: int, memory: int) -> None:
+    def __init__(self, group: str, core: int, memory: int) -> None:
         self.folders: list[Path] = []
         """Whoever writes its process id to ``cgroup.procs`` in each of them is limited."""
-        group = f"{PREFIX}-{os.getpid()}-{name}"
         if (ROOT / V2).exists():
             self._make_v2(ROOT / group, core)
         else:
@@ -39,9 +39,12 @@ class Limits:
         return any(self._memory_files())
 
     def set_memory(self, size: int) -> None:
-        """Bound the host's memory in bytes; a process that would go over is killed."""
+        """Bound the host's memory in bytes; a process that would go over is killed, and nothing is swapped."""
         for file in self._memory_files():
             file.write_text(str(size))
+            for name in ("memory.swappiness", "memory.swap.max"):
+                if (file.parent / name).exists():
+                    (file.parent / name).write_text("0")
 
     def close(self) -> None:
         """Remove the groups; the processes in them must have been killed."""
@@ -70,11 +73,21 @@ class Limits:
             self.folders.append(folder)
 
 
+def make_label() -> str:
+    """A new name for the folders that a cluster makes on the machine; it holds this process's id, for ``is_stale``."""
+    return f"{PREFIX}{os.getpid()}-{secrets.token_hex(2)}"
+
+
+def is_stale(folder: Path) -> bool:
+    """Whether the process is gone whose label a folder's name begins with."""
+    owner = folder.name.removeprefix(PREFIX).split("-")[0]
+    return owner.isdigit() and not Path("/proc", owner).exists()
+
+
 def remove_stale() -> None:
     """Remove the groups of runs that were killed."""
-    for folder in [*ROOT.glob(f"{PREFIX}-*"), *ROOT.glob(f"*/{PREFIX}-*")]:
-        owner = folder.name.removeprefix(f"{PREFIX}-").split("-")[0]
-        if owner.isdigit() and not Path("/proc", owner).exists():
+    for folder in [*ROOT.glob(f"{PREFIX}*"), *ROOT.glob(f"*/{PREFIX}*")]:
+        if is_stale(folder):
             _remove(folder)
 
 

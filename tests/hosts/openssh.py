@@ -95,12 +95,12 @@ def _run(command: list[str]) -> None:
         raise NoOpenSSH(f"there is no sshd, and {command[0]} cannot give Debian's{hint}: {said[0] if said else '?'}")
 
 
-def sshd_config(host_key: str) -> str:
+def sshd_config(host_key: str, pid_file: str) -> str:
     """The configuration of a host's sshd: keys only, no question, no dependence on the machine's accounts."""
     return f"""\
 Port 22
 HostKey {host_key}
-PidFile /run/sshd.pid
+PidFile {pid_file}
 UsePAM no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
