@@ -92,9 +92,9 @@ class Cluster:
 
     def close(self) -> None:
         """Switch everything off."""
+        self.network.close()
         for host in self:
             host.power_off()
-        self.network.close()
         shutil.rmtree(self._scripts, ignore_errors=True)
 
     @property
@@ -118,7 +118,7 @@ class Cluster:
                 for process in host.processes() if host.is_on else []:
                     if process.rank == rank:
                         return host, process
-            time.sleep(0.05)
+            time.sleep(0.2)
         raise TimeoutError(f"no host ran a rank {rank} within {seconds:g} s")
 
     def reset(self, grace: float = 5) -> list[str]:

@@ -25,14 +25,13 @@ import psutil
 from tests.hosts.init import SSHD_PID, BootOptions, File, Overlay
 from tests.hosts.limits import Limits
 from tests.hosts.network import Network, read_line
-from tests.hosts.openssh import Key, OpenSSH, sshd_config
+from tests.hosts.openssh import SYSTEM_PATH, Key, OpenSSH, sshd_config
 
 INIT = Path(__file__).with_name("init.py")
 BOOT_S = 30.0
 DOTFILES = (".ssh", ".bashrc", ".bash_profile", ".bash_login", ".profile", ".openmpi", ".prte", ".pmix")
 """What a developer's home may hold that would change what a host does."""
 _JOIN = 'for group in $1; do echo $$ > "$group/cgroup.procs"; done; shift; exec "$@"'
-_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 class HostError(Exception):
@@ -131,9 +130,9 @@ class Host:
         self._unshare = subprocess.Popen(
             self._limited([*unshare, sys.executable, "-I", "-S", str(INIT)]), bufsize=0, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
-            env={"PATH": _SYSTEM_PATH},
+            env={"PATH": SYSTEM_PATH},
         )  # fmt: skip
-        self._tell(json.dumps(self._boot_options()))
+        self._send(json.dumps(self._boot_options()))
 
     def finish_boot(self) -> None:
         """The second half of ``boot``: returns when the host is on the network and sshd listens."""
@@ -142,12 +141,12 @@ class Host:
         (child,) = psutil.Process(self._unshare.pid).children()
         self._pid = child.pid
         self._network.attach(self.name, self._pid)
-        self._tell("network")
+        self._send("network")
         self._expect("ready")
         self._own = {1, int(self.read_file(SSHD_PID))} if self.setup.sshd != "off" else {1}
 
     def power_off(self) -> None:
-        """Pull the power cord: the cable is dead first, so nobody hears a last word. Nothing happens if it is off."""
+        """Pull the power cord, or do nothing if it is out. The network goes first, so that no connection is closed."""
         if self._unshare is None:
             return
         self._network.detach(self.name)
@@ -291,7 +290,7 @@ class Host:
         return ["sh", "-c", _JOIN, "sh", " ".join(map(str, self.limits.folders)), *command]
 
     def _environment(self, venv: bool) -> dict[str, str]:
-        path = f"{self._installation.checkout}/.venv/bin:{_SYSTEM_PATH}" if venv else _SYSTEM_PATH
+        path = f"{self._installation.checkout}/.venv/bin:{SYSTEM_PATH}" if venv else SYSTEM_PATH
         user = self._installation.user
         login = {"HOME": str(self._installation.home), "USER": user, "LOGNAME": user, "SHELL": "/bin/bash"}
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}
@@ -341,7 +340,7 @@ class Host:
         }
         return [File(path=path, text=text, mode=mode) for path, (text, mode) in files.items()]
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._unshare and self._unshare.stdin
         with contextlib.suppress(BrokenPipeError):  # it has ended already: its log says why
             self._unshare.stdin.write(line.encode() + b"\n")
@@ -358,11 +357,11 @@ class Host:
     def _all_processes(self) -> list[HostProcess]:
         namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
+        for name in os.listdir("/proc"):
+            if name.isdigit():
                 with contextlib.suppress(OSError):  # it has ended meanwhile
-                    if os.readlink(entry / "ns/pid") == namespace:
-                        found.append(_read_process(entry))
+                    if os.readlink(f"/proc/{name}/ns/pid") == namespace:
+                        found.append(_read_process(Path("/proc", name)))
         return sorted((p for p in found if p is not None), key=lambda p: p.pid)
 
     def _group(self, process: subprocess.Popen[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Process 1 of a pretend host: makes its file system and network its own, starts sshd, and buries the dead.
+"""Process 1 of a pretend host: makes its file system and network its own, starts sshd, and reaps orphans.
 
 Run by ``host.py`` in new namespaces, with Python's standard library alone. Standard input carries one line of JSON
 (``BootOptions``), then "network" once eth0 is there; standard output says "mounted", then "ready". The end of standard
@@ -108,8 +108,8 @@ def start_sshd() -> None:
         time.sleep(0.005)
 
 
-def bury(signum: int, frame: object) -> None:
-    """Collect every child that has ended: process 1 inherits whoever loses its parent."""
+def reap(signum: int, frame: object) -> None:
+    """Collect every child that has ended: orphans become children of process 1."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -117,7 +117,7 @@ def bury(signum: int, frame: object) -> None:
         pass
 
 
-def say(word: str) -> None:
+def report(word: str) -> None:
     os.write(1, f"{word}\n".encode())
 
 
@@ -126,16 +126,16 @@ def main() -> None:
     socket.sethostname(options["hostname"])
     mount_all(options["overlays"])
     write_files(options["files"])
-    say("mounted")
+    report("mounted")
     if sys.stdin.readline().strip() != "network":
         return
     set_up_network(options["address"])
     if options["sshd"]:
         start_sshd()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which process 1 does not receive
-    signal.signal(signal.SIGCHLD, bury)
-    bury(0, None)
-    say("ready")
+    signal.signal(signal.SIGCHLD, reap)
+    reap(0, None)
+    report("ready")
     while os.read(0, 4096):
         pass
 

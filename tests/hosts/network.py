@@ -10,12 +10,13 @@ import os
 import select
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 SOURCE = Path(__file__).with_name("switch.c")
-ANSWER_S = 10.0
+REPLY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +64,16 @@ class Network:
         self._process = subprocess.Popen(
             [switch, *hosts], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
         )
-        self.realtime = self._read_answer() == "ok: real-time"
+        self.realtime = self._read_reply() == "ok: real-time"
         """Whether delays are exact while the machine is busy."""
         self.reset()
 
     def close(self) -> None:
         """End the switch; every host loses its network."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(ANSWER_S)
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait(REPLY_S)
         self._process.stdout.close()
 
     @property
@@ -87,8 +89,9 @@ class Network:
         self._command(f"attach {host} {pid}")
 
     def detach(self, host: str) -> None:
-        """Pull the host's cable out."""
-        self._command(f"detach {host}")
+        """Pull the host's cable out; a switch that has ended has none."""
+        if self._process.poll() is None:
+            self._command(f"detach {host}")
 
     def set(
         self, host: str, *, delay_ms: float | None = None, rate_mbit: float | None = None, loss: float | None = None,
@@ -139,11 +142,12 @@ class Network:
 
     def _command(self, line: str) -> None:
         assert self._process.stdin
-        self._process.stdin.write(line.encode() + b"\n")
-        answer = self._read_answer()
-        if answer != "ok":
-            raise RuntimeError(f"switch: {line}: {answer or 'no answer'}")
+        with suppress(BrokenPipeError):  # it has ended, and gives no reply
+            self._process.stdin.write(line.encode() + b"\n")
+        reply = self._read_reply()
+        if reply != "ok":
+            raise RuntimeError(f"switch: {line}: {reply or 'no reply'}")
 
-    def _read_answer(self) -> str:
+    def _read_reply(self) -> str:
         assert self._process.stdout
-        return read_line(self._process.stdout, ANSWER_S)
+        return read_line(self._process.stdout, REPLY_S)

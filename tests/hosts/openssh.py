@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 PACKAGES = ("openssh-server", "openssh-client")
 PROGRAMS = ("sshd", "ssh", "ssh-keygen")
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class NoOpenSSH(Exception):
@@ -29,8 +29,8 @@ class OpenSSH:
 
     def make_key(self, comment: str) -> Key:
         """A new ed25519 key without a passphrase."""
-        program = shutil.which("ssh-keygen", path=_SYSTEM_PATH) or str(self._usr_path("bin/ssh-keygen"))
-        env = {"PATH": _SYSTEM_PATH, "LD_LIBRARY_PATH": ":".join(map(str, self._libraries()))}
+        program = shutil.which("ssh-keygen", path=SYSTEM_PATH) or str(self._usr_path("bin/ssh-keygen"))
+        env = {"PATH": SYSTEM_PATH, "LD_LIBRARY_PATH": ":".join(map(str, self._libraries()))}
         with TemporaryDirectory(prefix="mpgpt-key-") as folder:
             path = Path(folder, "key")
             command = [program, "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)]
@@ -55,7 +55,7 @@ class Key:
 
 def find_openssh(folder: Path) -> OpenSSH:
     """This machine's OpenSSH where it is complete; else Debian's, unpacked in ``folder`` once."""
-    if all(shutil.which(program, path=_SYSTEM_PATH) for program in PROGRAMS):
+    if all(shutil.which(program, path=SYSTEM_PATH) for program in PROGRAMS):
         return OpenSSH(None)
     if not (folder / "usr/sbin/sshd").exists():
         _unpack(folder)
@@ -80,8 +80,11 @@ def _unpack(folder: Path) -> None:
                 shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
         if not (root / "usr/sbin/sshd").exists():
             raise NoOpenSSH("there is no sshd, and apt-get fetched none")
-        shutil.rmtree(folder, ignore_errors=True)
-        root.replace(folder)
+        try:
+            root.replace(folder)
+        except OSError:  # another process was quicker
+            if not (folder / "usr/sbin/sshd").exists():
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -227,7 +227,7 @@ static void read_port(int source) {
 
 /* Commands. */
 
-static void answer(const char *format, ...) {
+static void reply(const char *format, ...) {
     va_list values;
     va_start(values, format);
     vprintf(format, values);
@@ -267,7 +267,7 @@ static void attach(Port *port, long pid) {
     snprintf(path, sizeof path, "/proc/%ld/ns/net", pid);
     const int namespace = open(path, O_RDONLY | O_CLOEXEC);
     if (namespace < 0 || setns(namespace, CLONE_NEWNET)) {
-        answer("cannot enter the network of process %ld: %s", pid, strerror(errno));
+        reply("cannot enter the network of process %ld: %s", pid, strerror(errno));
         if (namespace >= 0) close(namespace);
         return;
     }
@@ -278,12 +278,12 @@ static void attach(Port *port, long pid) {
     if (setns(home_namespace, CLONE_NEWNET)) fail("home");
     port->uplink_free = port->downlink_free = 0;
     if (port->tap < 0)
-        answer("cannot make a TAP device: %s", strerror(reason));
+        reply("cannot make a TAP device: %s", strerror(reason));
     else
-        answer("ok");
+        reply("ok");
 }
 
-static void obey(const char *line) {
+static void execute(const char *line) {
     char first[64], second[64];
     double delay, rate, loss;
     int up;
@@ -309,10 +309,10 @@ static void obey(const char *line) {
     } else if (!strcmp(line, "heal")) {
         memset(cuts, 0, sizeof cuts);
     } else {
-        answer("not a command, or no such host: %s", line);
+        reply("not a command, or no such host: %s", line);
         return;
     }
-    answer("ok");
+    reply("ok");
 }
 
 static void read_commands(void) {
@@ -325,7 +325,7 @@ static void read_commands(void) {
     char *line = text;
     for (char *end; (end = strchr(line, '\n')); line = end + 1) {
         *end = 0;
-        obey(line);
+        execute(line);
     }
     filled = strlen(line);
     if (filled >= sizeof text - 1) exit(1);
@@ -359,7 +359,7 @@ int main(int count, char **names) {
     prctl(PR_SET_TIMERSLACK, 1);
     const bool realtime = sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){REALTIME_PRIORITY}) == 0;
     if (mlockall(MCL_CURRENT | MCL_FUTURE)) errno = 0;
-    answer(realtime ? "ok: real-time" : "ok");
+    reply(realtime ? "ok: real-time" : "ok");
 
     struct pollfd polled[1 + MAX_PORTS];
     for (;;) {

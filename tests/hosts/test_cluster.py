@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import statistics
 import subprocess
@@ -15,9 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.hosts.cluster import CHECKOUT, Cluster
+from tests.hosts.cluster import CHECKOUT, Cluster, obstacle
 from tests.hosts.host import Host, HostError, Setup
 from tests.hosts.limits import PREFIX, ROOT
+from tests.hosts.openssh import NoOpenSSH, find_openssh
 
 PYTHON = str(CHECKOUT / ".venv/bin/python")
 ECHO = [PYTHON, "-m", "tests.hosts.echo"]
@@ -136,6 +138,17 @@ def test_power(cluster: Cluster) -> None:
             host.run("true")
     assert cluster.reset() == [] and host.is_on and host.processes() == []
     assert cluster["mini1"].run([*SSH, "mini2", "hostname"]).stdout == "mini2\n"
+
+
+def test_a_rebooted_host_knows_no_old_connection(cluster: Cluster) -> None:
+    talk = (
+        f"import socket; s = socket.create_connection(('mini2', {PORT})); print('up', flush=True); input(); "
+        "s.settimeout(20); s.sendall(b'anyone?'); s.recv(10)"
+    )
+    with listening(cluster["mini2"]), cluster["mini1"].started([PYTHON, "-c", talk], stdin=subprocess.PIPE) as talking:
+        assert talking.stdout and talking.stdout.readline() == "up\n"
+        cluster["mini2"].boot()
+        assert "ConnectionResetError" in talking.communicate("\n", timeout=60)[1]
 
 
 def test_processes_and_signals(cluster: Cluster) -> None:
@@ -291,6 +304,32 @@ def test_the_same_text_over_a_poor_network(cluster: Cluster, rank0: Host) -> Non
     cluster.network.drop_udp()
     ring = rank0.run(RING, timeout=300)
     assert ring.returncode == 0 and ring.stdout == alone.stdout, ring.stderr
+
+
+# This machine
+
+
+def test_what_a_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.platform", "darwin")
+        assert "Linux's namespaces" in str(obstacle())
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getuid", lambda: 1000)
+        assert "root" in str(obstacle())
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        assert "util-linux" in str(obstacle())
+    if not shutil.which("apt-get"):
+        return
+    nothing = tmp_path / "apt.conf"
+    nothing.write_text(f'Dir::State::lists "{tmp_path}/lists";\nDir::Cache "{tmp_path}/cache";\n')
+    monkeypatch.setenv("APT_CONFIG", str(nothing))
+    monkeypatch.setattr("tests.hosts.openssh.SYSTEM_PATH", str(tmp_path))
+    with pytest.raises(
+        NoOpenSSH, match=r"there is no sshd, and apt-get cannot give Debian's \(perhaps after `apt-get update`\)"
+    ):
+        find_openssh(tmp_path / "sshd")
+    assert not [*tmp_path.glob("sshd*")]
 
 
 # What stays
