@@ -274,7 +274,8 @@ def test_no_way_to_the_machine(cluster: Cluster) -> None:
 
 
 HOSTFILE = "/tmp/hosts"
-GENERATE = [PYTHON, "-m", "mpgpt", "generate", "--model", "/tmp/model", "--raw", "--prompt", "Once upon a time"]
+TEXT = ["--raw", "--prompt", "Once upon a time", "--ignore-eos", "--max-new-tokens", "32"]
+GENERATE = [PYTHON, "-m", "mpgpt", "generate", "--model", "/tmp/model", *TEXT]
 RING = ["mpirun", "-hostfile", HOSTFILE, "-n", "3", *GENERATE, "--layers", "0-1,2-3,4"]
 
 
