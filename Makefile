@@ -1,5 +1,5 @@
 # make demo: real text, printed by three ranks.    make test: the tests.    make check: style, types, layers.
-# make page: the web page, built anew.
+# make hosts: the tests over pretend hosts, the slow ones too; wants Linux and root.    make page: the web page, built anew.
 # Each makes .venv when it is not there, and installs what it needs.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PAGE := api/mpgpt_api/page/index.html
 # What has the machine for itself: rings of several ranks, servers, a browser. The other tests run two at a time.
-RINGS := tests/mpi tests/page tests/api
+RINGS := tests/mpi tests/page tests/api tests/hosts
 QUESTION ?= What is the capital of France, and what is it known for?
 
 # Three ranks on a machine of fewer cores must not be bound to one core each; and root must say that it means it.
@@ -18,7 +18,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test check install page clean
+.PHONY: demo test hosts check install page clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(PAGE)
@@ -26,8 +26,11 @@ demo: $(VENV)/installed $(PAGE)
 	mpirun -hostfile hostfiles/local -n 3 mpgpt generate --layers 0-9,10-19,20-29 --prompt "$(QUESTION)"
 
 test: $(VENV)/installed-dev $(PAGE)
-	$(BIN)/python -m pytest $(RINGS)
+	$(BIN)/python -m pytest -m 'not slow_hosts' $(RINGS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(RINGS:%=--ignore=%)
+
+hosts: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/hosts
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check
