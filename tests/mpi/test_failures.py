@@ -106,7 +106,7 @@ def test_a_rank_killed_while_decoding(models: dict[str, Path], long_batch: tuple
         ranks[victim].kill()
         _, errors = process.communicate(timeout=20)
         assert process.returncode != 0
-        assert f"rank {victim}" in errors and socket.gethostname() in errors and "Killed" in errors
+        assert f"rank {victim}" in errors and socket.gethostname() in errors and "it was killed" in errors
     kept = records(out)
     assert {0, 1, 2} <= set(kept) and all(record["error"] is None for record in kept.values())
 
@@ -116,7 +116,8 @@ def test_a_rank_killed_while_loading(models: dict[str, Path]) -> None:
         ranks_of(process, 3)[1].kill()
         _, errors = process.communicate(timeout=20)
         assert process.returncode != 0
-        assert "rank 1" in errors and "Killed" in errors
+        # Before the ranks have met there is only mpirun to say it.
+        assert "rank 1" in errors and "killed" in errors.lower()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
