@@ -197,9 +197,8 @@ def test_an_error_while_loading_on_a_far_rank_names_it(tmp_path: Path) -> None:
 def test_what_cannot_be_is_said_once(
     models: dict[str, Path], arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    run = mpgpt(2, "generate", "--model", models["gpt2"], "--prompt", "x", *arguments)
-    if "--prompt" in arguments:
-        run = mpgpt(2, "generate", "--model", models["gpt2"], *arguments)
+    prompt = () if "--prompt" in arguments else ("--prompt", "x")
+    run = mpgpt(2, "generate", "--model", models["gpt2"], *prompt, *arguments)
     assert_one_message(run, said)
     assert run.returncode == status
 
