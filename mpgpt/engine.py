@@ -25,7 +25,6 @@ from mpgpt.core import Sequence as Running
 from mpgpt.errors import MpgptError, RequestError
 from mpgpt.scheduler import Scheduler
 
-
 NOT_FINITE = (
     "the model's logits for token {token} of the answer are NaN or infinite: its weights are damaged, or the "
     "activation dtype overflows on this prompt (bfloat16 and float32 reach further than float16)"

@@ -343,7 +343,7 @@ def test_an_output_that_failed_behind_a_wrong_draft_or_an_end_is_nobodys() -> No
     assert reply(scheduler, push(scheduler), (2, 9) + (NO_TOKEN,) * 14) == [2, 9]
     assert sequence.finish_reason == "" and scheduler.busy
     for options, reason in (({"stops": (3,)}, "stop"), ({"new": 4}, "length")):
-        scheduler, (sequence,) = repeating(**options)  # type: ignore[arg-type]
+        scheduler, (sequence,) = repeating(**options)
         flight = push(scheduler)
         said = (2, 3, 4)[: flight.step.outputs] + (NO_TOKEN,) * (flight.step.outputs - 3)
         assert reply(scheduler, flight, said) == [2, 3, 4][: 2 if reason == "stop" else 3]
