@@ -125,6 +125,8 @@ class Stream:
     def finish(self, reason: str) -> None:
         """The end; the listener is called once more, with what was held back (it may be empty)."""
         rest = self._text.finish()
+        if self._text.stopped and reason == "length":  # a stop that what was held back completes
+            reason = "stop"
         self.finished, self.finish_reason = time.monotonic(), reason
         self._listener(self, rest)
 

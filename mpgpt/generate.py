@@ -71,7 +71,8 @@ class Generate:
         run = self._run
         sampling = run.sampling(prompt.overrides, prompt.seed)
         request = run.request(run.encode(prompt.prompt), sampling, max_new_tokens=prompt.max_new_tokens)
-        return engine.submit(request, run.tokenizer.stream(stops), listener)
+        continued = request.ids if isinstance(prompt.prompt, str) and not run.chat else ()
+        return engine.submit(request, run.tokenizer.stream(stops, after=continued), listener)
 
     # -- in the ring
 
@@ -92,15 +93,27 @@ class Generate:
         return status
 
     def _single(self, engine: Engine, ring: Ring, prompt: Prompt) -> int:
-        stream = self._submit(engine, prompt, console.echo)
-        engine.drain()
+        stream = self._follow(engine, prompt)
         click.echo()
         sys.stdout.flush()
+        if stream.error:
+            raise RequestError(stream.error)
         if ring.world.launched:
             time.sleep(0.1)  # mpirun forwards the two outputs apart: the text goes first
         click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]), err=True)
         self._tell_devices(engine, ring)
         return 0
+
+    def _follow(self, engine: Engine, prompt: Prompt) -> Stream:
+        """Run one prompt to its end, and print its text as it comes."""
+        pieces: deque[str] = deque()
+        stream = self._submit(engine, prompt, lambda stream, piece: pieces.append(piece))
+        while engine.busy:
+            engine.step()
+            # Not in the listener: output that cannot be written is the run's trouble, not the request's.
+            while pieces:
+                console.echo(stream, pieces.popleft())
+        return stream
 
     def _tell_devices(self, engine: Engine, ring: Ring) -> None:
         if any(place.node.kind == "ipad" for place in ring.places):
@@ -120,14 +133,15 @@ class Generate:
                 return 0
             messages.append({"role": "user", "content": said})
             try:
-                stream = self._submit(
-                    engine, Prompt(id=0, prompt=list(messages) if self._run.chat else said), console.echo
-                )
+                stream = self._follow(engine, Prompt(id=0, prompt=list(messages) if self._run.chat else said))
             except RequestError as error:
                 click.echo(f"({error}; the conversation begins anew)")
                 messages = list(opening)
                 continue
-            engine.drain()
+            if stream.error:
+                click.echo(f"\n({stream.error}; the conversation begins anew)")
+                messages = list(opening)
+                continue
             messages.append({"role": "assistant", "content": stream.text})
             click.echo()
             click.echo(console.figures(stream, [(place.node, place.span) for place in ring.places]))
@@ -137,13 +151,13 @@ class Generate:
         done = self._records.done if self._records else frozenset()
         waiting = deque(prompt for prompt in prompts if prompt.id not in done)
         streams: dict[Stream, Prompt] = {}
+        ended: deque[Stream] = deque()
         failed = 0
         with console.BatchProgress(len(prompts), len(done)) as progress:
 
             def hear(stream: Stream, piece: str) -> None:
                 if stream.finish_reason:
-                    self._write(_record_of(streams.pop(stream), stream))
-                    progress.done(len(stream.ids))
+                    ended.append(stream)
 
             while waiting or engine.busy:
                 while waiting and len(streams) < 2 * ring.slots:
@@ -156,6 +170,11 @@ class Generate:
                         self._write(record(prompt, error=f"{where}{error}"))
                         progress.done(0)
                 engine.step()
+                while ended:
+                    stream = ended.popleft()
+                    failed += bool(stream.error)
+                    self._write(_record_of(streams.pop(stream), stream))
+                    progress.done(len(stream.ids))
                 progress.running(sum(len(stream.ids) for stream in streams))
         if self._records:
             self._records.close()
@@ -174,7 +193,9 @@ class Generate:
 
 
 def _record_of(prompt: Prompt, stream: Stream) -> dict[str, Any]:
+    where = f"line {prompt.line}: " if prompt.line else ""
+    error = f"{where}{stream.error}" if stream.error else None
     return record(
         prompt, text=stream.text, token_ids=stream.ids, prompt_tokens=len(stream.request.ids),
-        finish_reason=stream.finish_reason, ttft_s=stream.ttft_s, seconds=stream.seconds,
+        finish_reason=stream.finish_reason, error=error, ttft_s=stream.ttft_s, seconds=stream.seconds,
     )  # fmt: skip

@@ -665,6 +665,21 @@ def test_a_cancelled_stream_whose_text_fails_is_told(capsys: pytest.CaptureFixtu
     assert ear.events[-1] == ("", "error") and stream.error == "no end" and not engine.busy
 
 
+class LateStop(Letters):
+    """Finds a stop in what was held back to the end."""
+
+    def finish(self) -> str:
+        self.stopped = True
+        return super().finish()
+
+
+def test_a_stop_that_is_found_at_the_end_is_a_stop() -> None:
+    engine, ear = make(AlphabetRing()), Ear()
+    engine.submit(ask("ab", 2), LateStop(), ear)
+    engine.drain()
+    assert ear.events[-1] == ("", "stop")
+
+
 # -- logits that are none
 
 

@@ -102,7 +102,7 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
         """The continuation of a prompt, or of several, as they stand."""
         known(body.model)
         prompts = [tuple(one) if isinstance(one, list) else await service.encode(one) for one in body.prompts]
-        job = service.open(_wanted(service, body, prompts, body.max_tokens, body.chances))
+        job = service.open(_wanted(service, body, prompts, body.max_tokens, body.chances, continues=True))
         head = header("cmpl")
         if body.stream:
             return Events(job, _completion_events(service, job, head, body))
@@ -116,13 +116,14 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
 
 
 def _wanted(
-    service: Service, body: OpenAIRequest, prompts: Sequence[tuple[int, ...]], most: int | None, chances: int
-) -> list[Wanted]:
+    service: Service, body: OpenAIRequest, prompts: Sequence[tuple[int, ...]], most: int | None, chances: int, *,
+    continues: bool = False,
+) -> list[Wanted]:  # fmt: skip
     """``n`` answers to each prompt. Each has a seed of its own, counted up from the one that was given."""
     first = service.run.sampling(body.overrides, body.seed)
     samplings = [replace(first, seed=(first.seed + n) % SEEDS) for n in range(body.choices)]
     return [
-        Wanted(ids=ids, sampling=sampling, max_new_tokens=most, stops=body.stops, chances=chances)
+        Wanted(ids=ids, sampling=sampling, max_new_tokens=most, stops=body.stops, chances=chances, continues=continues)
         for ids in prompts
         for sampling in samplings
     ]
@@ -160,19 +161,17 @@ def _chat_logprobs(service: Service, pieces: Sequence[Piece]) -> ChatLogprobs:
     return ChatLogprobs(content=content)
 
 
-def _logprobs(service: Service, pieces: Sequence[Piece], top: int, offset: int) -> Logprobs:
-    """``offset`` is where the first token begins in the answer's text, in characters."""
-    tokens: list[str] = []
-    offsets: list[int] = []
+def _logprobs(service: Service, pieces: Sequence[Piece], top: int) -> Logprobs:
     chances = list(chain.from_iterable(piece.chances for piece in pieces))
-    for own, *_ in chances:
-        offsets.append(offset)
-        tokens.append(_likely(service, own).token)
-        offset += len(tokens[-1])
-    likeliest = [{_likely(service, each).token: each[1] for each in some} for _, *some in chances]
+    # Named together with the token itself, which so has the same name everywhere, and first choice of it.
+    labels = [service.run.tokenizer.labels_of([token for token, _ in some]) for some in chances]
+    likeliest = [
+        dict(zip(names[1:], [logprob for _, logprob in some[1:]], strict=True))
+        for names, some in zip(labels, chances, strict=True)
+    ]
     return Logprobs(
-        tokens=tokens, token_logprobs=[own[1] for own, *_ in chances], top_logprobs=likeliest if top else None,
-        text_offset=offsets,
+        tokens=[own for own, *_ in labels], token_logprobs=[own[1] for own, *_ in chances],
+        top_logprobs=likeliest if top else None, text_offset=[start for piece in pieces for start in piece.starts],
     )  # fmt: skip
 
 
@@ -190,7 +189,7 @@ def _chat_choice(service: Service, index: int, pieces: Sequence[Piece], body: Ch
 
 
 def _choice(service: Service, index: int, pieces: Sequence[Piece], body: CompletionRequest) -> Choice:
-    logprobs = _logprobs(service, pieces, body.logprobs or 0, 0) if body.chances else None
+    logprobs = _logprobs(service, pieces, body.logprobs or 0) if body.chances else None
     reason: Any = pieces[-1].finish_reason
     return Choice(index=index, text=_text(pieces), logprobs=logprobs, finish_reason=reason)
 
@@ -226,13 +225,8 @@ async def _chat_events(service: Service, job: Job, head: Header, body: ChatReque
 
 
 async def _completion_events(service: Service, job: Job, head: Header, body: CompletionRequest) -> AsyncIterator[str]:
-    offsets = [0] * len(job.streams)
-
     def said(piece: Piece) -> Iterator[str]:
-        logprobs = None
-        if body.chances and piece.ids:
-            logprobs = _logprobs(service, [piece], body.logprobs or 0, offsets[piece.choice])
-            offsets[piece.choice] += sum(map(len, logprobs.tokens))
+        logprobs = _logprobs(service, [piece], body.logprobs or 0) if body.chances and piece.ids else None
         if piece.text or piece.finish_reason or logprobs:
             choice = {
                 "index": piece.choice, "text": piece.text, "logprobs": logprobs and logprobs.model_dump(),

@@ -91,13 +91,14 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
     router = APIRouter()
 
     async def submit(body: Asked) -> Job:
+        continues = False
         if body.messages is not None:
             ids = await service.encode_chat([message.plain for message in body.messages])
-        elif body.raw or not service.run.chat:
+        elif continues := bool(body.raw or not service.run.chat):
             ids = await service.encode(body.text or "")
         else:
             ids = await service.encode_chat([{"role": "user", "content": body.text or ""}])
-        return service.open([_wanted(service, body, ids)])
+        return service.open([_wanted(service, body, ids, continues)])
 
     @router.post("/chat", response_class=Response, responses=documented("/chat", *REFUSALS) | {200: STREAM})
     async def chat(body: Asked) -> Response:
@@ -160,9 +161,9 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
     return router
 
 
-def _wanted(service: Service, body: Asked, ids: tuple[int, ...]) -> Wanted:
+def _wanted(service: Service, body: Asked, ids: tuple[int, ...], continues: bool) -> Wanted:
     sampling = service.run.sampling(body.overrides, body.seed, body.decoding_strategy)
-    return Wanted(ids=ids, sampling=sampling, max_new_tokens=body.max_tokens, stops=body.stops)
+    return Wanted(ids=ids, sampling=sampling, max_new_tokens=body.max_tokens, stops=body.stops, continues=continues)
 
 
 def _answered(stream: Stream, body: Asked) -> Answered:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mpgpt.core import Chance, Request, Sampling
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError
 from mpgpt.run import Run
+from mpgpt.tokenizer import TextStream
 from mpgpt_api.problems import Problem
 
 MOST_WAIT_S = 60
@@ -48,6 +50,8 @@ class Wanted:
     max_new_tokens: int | None = None
     stops: tuple[str, ...] = ()
     chances: int = 0
+    continues: bool = False
+    """Whether the answer is the rest of a text that ``ids`` begin, and not a text of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +63,12 @@ class Piece:
     ids: tuple[int, ...]
     chances: tuple[tuple[Chance, ...], ...]
     """With each of ``ids``."""
+    starts: tuple[int, ...]
+    """Where in the answer's text the part of each of ``ids`` begins, in characters."""
     finish_reason: str
     """Empty but in the last piece of each choice."""
+    error: str = ""
+    """A sentence, where ``finish_reason`` is "error"."""
 
 
 class Job:
@@ -71,17 +79,22 @@ class Job:
         self._loop, self._deadline, self._cancel = loop, deadline, cancel
         self._queue: asyncio.Queue[Piece | Problem] = asyncio.Queue()
 
-    def listener(self, choice: int) -> Callable[[Stream, str], None]:
-        """What the engine calls, on its thread."""
-        told = 0
+    def listener(self, choice: int, answer: TextStream) -> Callable[[Stream, str], None]:
+        """What the engine calls, on its thread. A token is told once the text before it is."""
+        told = shown = 0
 
         def hear(stream: Stream, text: str) -> None:
-            nonlocal told
-            new = [at for at in range(told, len(stream.ids)) if stream.ids[at] not in stream.request.stop_ids]
-            told = len(stream.ids)
+            nonlocal told, shown
+            shown += len(text)
+            upto = len(answer.starts)  # a stop id is not among them
+            if not stream.finish_reason:
+                upto = bisect_right(answer.starts, shown, told)
+            new, told = range(told, upto), upto
             piece = Piece(
                 choice=choice, text=text, ids=tuple(stream.ids[at] for at in new),
-                chances=tuple(stream.chances[at] for at in new), finish_reason=stream.finish_reason,
+                chances=tuple(stream.chances[at] for at in new),
+                starts=tuple(min(answer.starts[at], shown) for at in new), finish_reason=stream.finish_reason,
+                error=stream.error,
             )  # fmt: skip
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
@@ -91,7 +104,7 @@ class Job:
     async def pieces(self, tick_s: float | None = None) -> AsyncIterator[Piece | None]:
         """Until every choice is finished; None whenever ``tick_s`` have passed without a piece.
 
-        Raises ``Problem`` when it takes too long, or the server stops.
+        Raises ``Problem`` when it takes too long, the server stops, or a choice ends by an error.
         """
         left = len(self.streams)
         while left:
@@ -109,6 +122,8 @@ class Job:
                 continue
             if isinstance(piece, Problem):
                 raise piece
+            if piece.error:
+                raise Problem(500, piece.error)
             left -= bool(piece.finish_reason)
             yield piece
 
@@ -190,9 +205,8 @@ class Service:
         job = Job(loop, loop.time() + self.limits.time_s, self.engine.cancel)
         self._jobs.add(job)
         for choice, (one, request) in enumerate(zip(wanted, requests, strict=True)):
-            stream = self.engine.submit(
-                request, self.run.tokenizer.stream(one.stops), self._and_then(loop, job, job.listener(choice))
-            )
+            text = self.run.tokenizer.stream(one.stops, after=one.ids if one.continues else ())
+            stream = self.engine.submit(request, text, self._and_then(loop, job, job.listener(choice, text)))
             self._streams.add(stream)
             job.streams.append(stream)
         return job

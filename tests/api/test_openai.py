@@ -12,7 +12,10 @@ import pytest
 import torch
 import transformers
 
+from mpgpt.errors import RequestError
+from tests import vocabularies
 from tests.api.rig import TEMPLATE, Server, events, serving, until
+from tests.models import save_random
 
 PROMPT = "Once upon a time"
 MESSAGES: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
@@ -167,7 +170,7 @@ def test_an_end_token_ends_the_text(folder: Path) -> None:
         ids = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "logprobs": 0}).json()
         third = server.run.tokenizer
         tokens = ids["choices"][0]["logprobs"]["tokens"]
-        wanted = [id for id in range(257) if third.bytes_of(id).decode(errors="replace") == tokens[2]]
+        wanted = [id for id in range(257) if third.labels_of([id]) == [tokens[2]]]
         server.run.tokenizer.stop_ids = frozenset(wanted)
         ended = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "logprobs": 0}).json()
     (choice,) = ended["choices"]
@@ -422,3 +425,170 @@ def test_an_answer_that_takes_too_long_is_ended(folder: Path) -> None:
         told = events(server.post("/chat", {"text": PROMPT, "max_tokens": 400}))
         assert told[-1] == {"error": "the answer took longer than this server allows", "done": True}
         until(lambda: not server.engine.running, 5.0)
+
+
+# -- text
+
+
+class Broken:
+    """A text that fails at its third token."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+        self.starts: list[int] = []
+        self.text, self.stopped = "", False
+
+    def push(self, token: int) -> str:
+        self.starts.append(len(self.text))
+        if len(self.starts) == 3:
+            raise self._error
+        self.text += "x"
+        return "x"
+
+    def finish(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def broken(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Requests with this stop have a text that fails."""
+    tokenizer, stream = server.run.tokenizer, server.run.tokenizer.stream
+
+    def some(stops: Any = (), **more: Any) -> Any:
+        sentences = {"BREAK": RequestError("this text cannot be"), "BUG": KeyError("secret")}
+        return Broken(sentences[stops[0]]) if stops and stops[0] in sentences else stream(stops, **more)
+
+    monkeypatch.setattr(tokenizer, "stream", some)
+    return "BREAK"
+
+
+def test_a_text_that_fails_is_one_requests_error(server: Server, client: openai.OpenAI, broken: str) -> None:
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 40}
+    alone = server.post("/v1/completions", body).json()["choices"][0]["text"]
+    others: list[str] = []
+    with server.slow(0.005):
+        thread = threading.Thread(
+            target=lambda: others.append(server.post("/v1/completions", body).json()["choices"][0]["text"])
+        )
+        thread.start()
+        with pytest.raises(openai.InternalServerError, match="this text cannot be") as told:
+            client.completions.create(model="tiny", **body, stop=broken)
+        assert told.value.type == "server_error"
+        with pytest.raises(openai.InternalServerError, match="this text cannot be"):
+            client.chat.completions.create(model="tiny", messages=MESSAGES, stop=broken, n=2, logprobs=True)
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            asked = {"prompt": PROMPT} if path == "/v1/completions" else {"messages": MESSAGES}
+            chunks = events(server.post(path, asked | {"max_tokens": 40, "stream": True, "stop": broken}))
+            assert chunks[-1]["error"]["message"] == "this text cannot be", "and no [DONE] behind it"
+            assert len(chunks) > 2, "what was said before it stands"
+        answer = server.post("/query", {"text": PROMPT, "stop": broken})
+        assert (answer.status_code, answer.json()) == (500, {"error": "this text cannot be", "success": False})
+        told_events = events(server.post("/chat", {"text": PROMPT, "stop": broken}))
+        assert told_events[-1] == {"error": "this text cannot be", "done": True}
+        thread.join()
+    assert others == [alone]
+    server.idle()
+
+
+def test_an_error_of_ours_is_not_told_to_clients(
+    server: Server, broken: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = server.post("/v1/completions", {"prompt": PROMPT, "stop": "BUG"})
+    assert answer.status_code == 500 and "secret" not in answer.text and "internal error" in answer.text
+    assert "secret" in capfd.readouterr().err
+    assert server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 2}).status_code == 200
+
+
+def test_every_likely_token_has_a_name(server: Server) -> None:
+    """A random model says bytes that are no characters: they print alike, and are not alike."""
+    body = {"prompt": PROMPT, "max_tokens": 30, "logprobs": 5, "temperature": 0}
+    (choice,) = server.post("/v1/completions", body).json()["choices"]
+    logprobs = choice["logprobs"]
+    for token, top, own in zip(logprobs["tokens"], logprobs["top_logprobs"], logprobs["token_logprobs"], strict=True):
+        assert len(top) == 5 and max(top.values()) == top[token] == own
+    assert any(token.startswith("bytes:\\x") for token in logprobs["tokens"])
+
+
+def test_offsets_are_into_the_text(server: Server) -> None:
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60, "logprobs": 0, "temperature": 2, "seed": 5}
+    (choice,) = server.post("/v1/completions", body).json()["choices"]
+    text, tokens, offsets = choice["text"], choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+    assert offsets == sorted(offsets) and offsets[0] == 0 and offsets[-1] <= len(text)
+    printed = [(token, at) for token, at in zip(tokens, offsets, strict=True) if not token.startswith("bytes:")]
+    assert len(printed) > 5 and all(text[at:].startswith(token) for token, at in printed)
+
+
+@pytest.mark.parametrize("end", [3, 11, 20])
+def test_offsets_with_a_stop_are_into_what_is_returned(server: Server, end: int) -> None:
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 60, "logprobs": 1, "temperature": 2, "seed": 5}
+    whole = server.post("/v1/completions", body).json()["choices"][0]["text"]
+    stops = [whole[end : end + 3], whole[end - 1 : end + 1] + "not said"]
+    (choice,) = server.post("/v1/completions", body | {"stop": stops}).json()["choices"]
+    offsets, text = choice["logprobs"]["text_offset"], choice["text"]
+    assert choice["finish_reason"] == "stop" and text == whole[: whole.index(stops[0])]
+    assert offsets == sorted(offsets) and max(offsets) <= len(text)
+    chunks = events(server.post("/v1/completions", body | {"stop": stops, "stream": True}))[:-1]
+    shown, parts = "", list[int]()
+    for chunk in chunks:
+        shown += chunk["choices"][0]["text"]
+        if logprobs := chunk["choices"][0]["logprobs"]:
+            parts += logprobs["text_offset"]
+            assert max(parts) <= len(shown), "no token before the text that it begins at"
+    assert (shown, parts) == (text, offsets)
+
+
+LLAMA_TEMPLATE = "{% for m in messages %}<s>{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server whose tokenizer is of Llama 2's kind, and transformers' reading of it."""
+    folder = save_random("llama", tmp_path_factory.mktemp("sentences") / "tiny")
+    vocabularies.save(vocabularies.llama("abcdefghijkl"), folder, chat_template=LLAMA_TEMPLATE)
+    kind: Any = transformers.PreTrainedTokenizerFast
+    with serving(folder, max_sequences=2) as running:
+        yield running, kind.from_pretrained(folder)
+
+
+def test_a_continuation_has_its_first_space(sentences: Any) -> None:
+    """The prompt's text and what is returned are the text of all ids, as transformers decodes them."""
+    server, theirs = sentences
+    prompt = server.run.tokenizer.encode("abc de")
+    spaces = 0
+    for seed in range(0, 80, 16):
+        how: Any = {"max_tokens": 1, "temperature": 4, "seed": seed}
+        choices = server.post("/v1/completions", how | {"prompt": "abc de", "logprobs": 0, "n": 16}).json()["choices"]
+        for choice in choices:
+            (token,) = choice["logprobs"]["tokens"]
+            id = next(id for id in range(300) if server.run.tokenizer.labels_of([id]) == [token])
+            before, whole = (theirs.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, id]))
+            assert before + choice["text"] == whole
+            spaces += choice["text"].startswith(" ")
+        raw = server.post("/query", how | {"text": "abc de", "raw": True}).json()
+        assert raw["generated_text"] == choices[0]["text"]
+        chat = how | {"messages": [{"role": "user", "content": "abc de"}], "n": 16}
+        for choice in server.post("/v1/chat/completions", chat).json()["choices"]:
+            assert not choice["message"]["content"].startswith(" "), "an answer is a text of its own"
+    assert spaces > 2
+
+
+def test_a_random_llama_says_bytes_and_goes_on(sentences: Any) -> None:
+    """Five seeds of the kind that ended the server, at once; and after them it answers."""
+    server, _ = sentences
+    body: Any = {"prompt": "abc", "max_tokens": 300, "temperature": 1}
+    for seed in range(5):
+        whole = server.post("/v1/completions", body | {"seed": seed}).json()["choices"][0]
+        told = events(server.post("/v1/completions", body | {"seed": seed, "stream": True}))[:-1]
+        assert "".join(chunk["choices"][0]["text"] for chunk in told) == whole["text"]
+        assert whole["finish_reason"] == "length" and "\ufffd" in whole["text"]
+
+
+def test_a_vocabulary_with_an_entry_of_two_words_has_log_probabilities(tmp_path: Path) -> None:
+    folder = save_random("llama", tmp_path / "tiny")
+    vocabularies.save(vocabularies.byte_level(), folder)
+    with serving(folder) as server:
+        most = server.run.tokenizer.encode("a")
+        body: Any = {"prompt": most, "max_tokens": 20, "logprobs": 20, "temperature": 3, "seed": 1}
+        (choice,) = server.post("/v1/completions", body).json()["choices"]
+        assert all(len(top) == 20 for top in choice["logprobs"]["top_logprobs"])
+        assert any("two words" in top for top in choice["logprobs"]["top_logprobs"])
