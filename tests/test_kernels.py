@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -118,6 +119,24 @@ def test_rows_of_zeros_and_of_nothing_finite(dtype: str) -> None:
         assert torch.equal(y_TO[1], torch.zeros(32)) and y_TO.isfinite().all()
         zeros = Linear([torch.zeros(32, 64)], None, kernel, torch.float32)
         assert zeros(x_TI).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("damage", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("dtype", "kernel"), ALL, ids=NAMES)
+def test_a_row_that_is_not_finite_spoils_itself_alone(dtype: str, kernel: Kernel, damage: float) -> None:
+    """And all of itself: a NaN must not become a number on the way."""
+    activations = FLOATS.get(dtype, torch.float32)
+    linear = Linear([random(48, 192)], random(48, seed=1), kernel, activations)
+    for rows in (2, 3, 8, 33):
+        whole = random(rows, 192, seed=rows).to(activations)
+        clean = linear(whole)
+        for bad in {0, rows // 2, rows - 1}:
+            x_TI = whole.clone()
+            x_TI[bad, 70] = damage
+            y_TO = linear(x_TI)
+            others = [row for row in range(rows) if row != bad]
+            assert torch.equal(y_TO[others], clean[others])
+            assert not y_TO[bad].isfinite().any()
 
 
 def test_what_is_held() -> None:
