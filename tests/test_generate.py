@@ -130,7 +130,7 @@ def test_a_conversation_goes_on_after_logits_that_are_none(
 ) -> None:
     heard = []
     for said in ("hello\n", "hello\na ~ b\nhello\n"):
-        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said.encode())))
         given = {"model": str(broken), "threads": 1, "max_new_tokens": 6, "ignore_eos": True, "prompts": (),
                  "stops": (), "prompts_file": None, "out": None, "seed": 1}  # fmt: skip
         run = Generate(given, home=broken.parent, config=None, terminal=True, behind=nobody)
