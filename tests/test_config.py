@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from mpgpt.config import IPad, RunConfig, check_spans, load, parse_layers
 from mpgpt.core import Sampling, Span, signed_seed
 from mpgpt.errors import UsageError
-from mpgpt.launcher import beside, hostfile_of
+from mpgpt.launcher import beside
 from mpgpt.sampler import check
 
 HOSTFILES = Path(__file__).parent.parent / "hostfiles"
@@ -488,41 +488,6 @@ def test_origins_are_taken_as_browsers_send_them(tmp_path: Path) -> None:
     assert load(tmp_path / "a.yaml").web_interface.origins == (
         "null", "app://obsidian.md", "http://localhost", "tauri://localhost", "file://",
     )  # fmt: skip
-
-
-# --- finding the file ---
-
-PROGRAM = ["-n", "3", "/x/.venv/bin/mpgpt", "generate", "--prompt", "-hostfile"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (["/x/.venv/bin/prterun", "-hostfile", "hostfiles/local", *PROGRAM], "hostfiles/local"),
-        (["prterun", "-n", "3", "--hostfile", "/abs/hybrid", "/x/mpgpt", "serve"], "/abs/hybrid"),
-        (["/usr/bin/mpirun", "--hostfile=a b=c", *PROGRAM], "a b=c"),
-        (["mpirun", "-machinefile", "m", *PROGRAM], "m"),
-        (["mpiexec", "--machinefile", "m", *PROGRAM], "m"),
-        (["orterun", "-default-hostfile", "d", *PROGRAM], "d"),
-        (["mpirun", "--default-hostfile=d", *PROGRAM], "d"),
-        (["mpirun", "-n", "3", "mpgpt", "generate"], None),
-        (["mpirun", "-n", "3", "mpgpt", "-hostfile"], None),
-        (["mpirun", "-n", "3", "-host", "a,b", "mpgpt"], None),
-        (["bash", "-c", "mpirun -hostfile x", "-hostfile", "y"], None),
-        (["/x/.venv/bin/mpgpt", "-hostfile", "y"], None),
-        (["mpirun"], None),
-        ([], None),
-    ],
-)
-def test_the_hostfile_is_found(argv: list[str], expected: str | None) -> None:
-    assert hostfile_of(argv) == expected
-
-
-def test_settings_are_found_beside_the_hostfile(tmp_path: Path) -> None:
-    (tmp_path / "h.yaml").write_text("")
-    assert beside("h", tmp_path) == tmp_path / "h.yaml"
-    assert beside(str(tmp_path / "h"), Path("/nowhere")) == tmp_path / "h.yaml"
-    assert beside("other", tmp_path) is None
 
 
 # --- what is shipped ---
