@@ -10,7 +10,7 @@ Knows: Open MPI's parameters. Must not know: anything of mpgpt.
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from pathlib import Path
 
@@ -46,10 +46,10 @@ def agent(folder: Path) -> str:
 
     It lies in an environment's ``folder``. The runtime splits at spaces and colons; a path with such is left to PATH.
     """
-    path = shutil.which("mpgpt-ssh", path=str(folder))
-    if path is None:
+    path = folder / "mpgpt-ssh"
+    if not os.access(path, os.X_OK):
         return "ssh"
-    return "mpgpt-ssh : ssh" if set(path) & set(" :\t") else path
+    return "mpgpt-ssh : ssh" if set(str(path)) & set(" :\t") else str(path)
 
 
 def main() -> None:
