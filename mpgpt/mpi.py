@@ -37,6 +37,8 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
 TAG, HELLO = 1, 2
+NETWORKS = 4
+"""Over so many connections between two ranks, one for each network and family of addresses, MPI may send in turn."""
 LEAVE_S = 1.0
 """How long a rank that was told of a failure waits to be ended with mpirun, which would comment on its status."""
 FIRST_S = 60.0
@@ -59,8 +61,8 @@ class _Rank:
 class MPILink:
     """A link over MPI: one message a frame, two receive buffers so that the next one is always posted.
 
-    Its source sends an empty message ahead of all frames. When that is there, so is the connection, and the target
-    knows the descriptor to sleep on.
+    Its source sends some empty messages ahead of all frames. When they are there, so are the connections, and the
+    target knows the descriptors to sleep on.
     """
 
     def __init__(self, world: MPIWorld, source: int, target: int, capacity: int, ringer: socket.socket | None) -> None:
@@ -70,14 +72,15 @@ class MPILink:
         self._sends: deque[tuple[MPI.Request, bytearray]] = deque()
         self._status = MPI.Status()
         self._posted: MPI.Request | None = None
-        self._hello: MPI.Request | None = None
+        self._hellos: list[MPI.Request] = []
         self._usual = 0.0
         if world.rank == target:
             self._buffers = [bytearray(capacity), bytearray(capacity)]
-            self._hello = world.comm.Irecv([bytearray(), MPI.BYTE], source, HELLO)
+            self._hellos = [world.comm.Irecv([bytearray(), MPI.BYTE], source, HELLO) for _ in range(NETWORKS)]
             self._post()
         else:
-            self._begin(HELLO, bytearray())
+            for _ in range(NETWORKS):
+                self._begin(HELLO, bytearray())
 
     def _post(self) -> None:
         self._posted = self._world.comm.Irecv([self._buffers[0], MPI.BYTE], self._source, TAG)
@@ -129,11 +132,12 @@ class MPILink:
             self._sends.popleft()
 
     def connecting(self) -> bool:
-        """Whether the connection may not be there yet, on whose descriptor this rank would sleep."""
-        if self._hello and self._hello.Test():
-            self._hello = None
-            self._world.find_sockets()
-        return self._hello is not None
+        """Whether a connection may not be there yet, on whose descriptor this rank would sleep."""
+        if self._hellos:
+            self._hellos = [hello for hello in self._hellos if not hello.Test()]
+            if not self._hellos:
+                self._world.find_sockets()
+        return bool(self._hellos)
 
     def sending(self) -> bool:
         """Whether frames are still on their way."""
@@ -143,11 +147,10 @@ class MPILink:
     def close(self) -> None:
         """Wait until all that was sent has left, and take the posted receive back."""
         wait(lambda: not self.sending(), self._bell, timeout=5.0)
-        for request in (self._posted, self._hello):
-            if request is not None:
-                request.Cancel()
-                request.Wait()
-        self._posted = self._hello = None
+        for request in (*self._hellos, *([self._posted] if self._posted else [])):
+            request.Cancel()
+            request.Wait()
+        self._posted, self._hellos = None, []
         self._world.closed(self)
 
 

@@ -1,7 +1,14 @@
-"""The Link contract over MPI: run under mpirun on two ranks or more; the last rank receives from the first."""
+"""The Link contract over MPI: run under mpirun on two ranks or more; the last rank receives from the first.
+
+With ``--sockets`` no rank rings another's doorbell, as if each were on a host of its own: MPI's own connections must
+wake them.
+"""
 
 from __future__ import annotations
 
+import sys
+
+from mpgpt.doorbell import SLEEP_S
 from mpgpt.mpi import MPIWorld
 from tests.links import CAPACITY, CASES
 
@@ -13,10 +20,17 @@ def main() -> None:
     said = [f"rank {rank}".encode() * rank for rank in range(world.size)]
     assert world.gather(said[world.rank]) == said
     assert len(world.hosts) == world.size
+    missed: list[str] = []
+    if "--sockets" in sys.argv:
+        world._ringers = {world.rank: world._ringers[world.rank]}
+        world.bell.missed = lambda: missed.append(name)
     link = world.connect(0, last, CAPACITY) if world.rank in (0, last) else None
     for name, (source, target) in CASES.items():
         if link:
             (source if world.rank == 0 else target)(link)
+            if "--sockets" in sys.argv and world.rank:
+                assert world.bell._watched or "closed" in name, "MPI's connection is not watched"
+                assert len(missed) < 2 and world.bell.patience <= SLEEP_S, f"found without being woken: {missed}"
         world.gather(b"")
         if world.rank == 0:
             print("kept:", name, flush=True)
