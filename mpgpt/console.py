@@ -91,12 +91,13 @@ def _several(places: Sequence[tuple[Node, Span | None]]) -> bool:
 
 
 def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
-    """The kernels that each host tried, and which one it takes, as a table on standard error."""
+    """The kernels that each host tried, and which one it takes, as a table on standard error; then what it refused."""
     console = Console(stderr=True)
-    for host, tried in trials.items():
+    for host, every in trials.items():
+        tried = [trial for trial in every if trial.exact]
         table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
         for heading in ("weight", "kernel"):
-            table.add_column(heading)
+            table.add_column(heading, no_wrap=True)
         for rows in ROWS:
             table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
         table.add_column("steady bits")
@@ -108,6 +109,13 @@ def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
                 end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,
             )  # fmt: skip
         console.print(table if tried else f"Kernels on {host}: pinned, so none were tried")
+        wrong = list(dict.fromkeys(trial.kernel for trial in every if not trial.exact))
+        if wrong:
+            console.print(
+                f"Not taken on {host}, because their products of integers are inexact on its processor (16-bit sums "
+                f"overflow): {', '.join(wrong)}. Those called -split multiply each row as two, which is exact.",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
 
 
 class BatchProgress:

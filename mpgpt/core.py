@@ -151,6 +151,8 @@ Chance = tuple[int, float]
 """A token id, and the natural logarithm of its probability under the model itself: before penalties and temperature."""
 MAX_CHANCES = 21
 """With one token: its own, and the twenty likeliest."""
+NO_TOKEN = -1
+"""In place of an id that no logits could be made into, because they are NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +208,9 @@ class Result:
     epoch: int
     number: int
     ids: tuple[int, ...]
+    """``NO_TOKEN`` in place of an id whose logits are NaN or infinite; the other outputs do not suffer from it."""
     chances: tuple[Chance, ...] = ()
-    """``chances`` of each row for each of its ids, flat."""
+    """``chances`` of each row for each of its ids, flat; none for ``NO_TOKEN``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +308,7 @@ class Sequence:
     accepted: int = 0
     """How many of them were right."""
     finish_reason: str = ""
-    """Empty while it runs; then ``stop``, ``length`` or ``cancelled``."""
+    """Empty while it runs; then ``stop``, ``length``, ``cancelled`` or ``error``."""
 
     def __post_init__(self) -> None:
         self.tokens.extend(self.request.ids)

@@ -20,10 +20,15 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
-from mpgpt.core import Account, Chance, Request, Result, Step, Tally
+from mpgpt.core import NO_TOKEN, Account, Chance, Request, Result, Step, Tally
 from mpgpt.core import Sequence as Running
 from mpgpt.errors import MpgptError, RequestError
 from mpgpt.scheduler import Scheduler
+
+NOT_FINITE = (
+    "the model's logits for token {token} of the answer are NaN or infinite: its weights are damaged, or the "
+    "activation dtype overflows on this prompt (bfloat16 and float32 reach further than float16)"
+)
 
 
 class Text(Protocol):
@@ -306,13 +311,15 @@ class Engine:
             stream = self._streams[id(sequence)]
             # A stop ends the text; what drafts gave behind it in the same step was never said.
             try:
-                stopped = any(stream.push(token, chances) for _, token, chances in news)
+                stopped = any(stream.push(token, chances) for _, token, chances in news if token != NO_TOKEN)
             except Exception as error:  # of one request's text or listener: the other requests go on
                 self._fail(sequence, _sentence(error))
                 continue
             if stopped:
                 self._scheduler.finish(sequence, "stop")
-            if sequence.finish_reason:  # a stop that the last token completes is a stop all the same
+            if sequence.finish_reason == "error" and not stopped:
+                self._fail(sequence, NOT_FINITE.format(token=len(stream.ids) + 1))
+            elif sequence.finish_reason:  # a stop that the last token completes is a stop all the same
                 self._finish(sequence, "stop" if stopped else sequence.finish_reason)
 
     def _finish(self, sequence: Running, reason: str) -> None:

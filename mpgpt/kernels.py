@@ -10,6 +10,9 @@ group of 32. And a row's result does not depend on the rows beside it: products 
 floats are so, bit for bit, as long as there are two rows (oneDNN and MKL, x86-64). A single row may take another
 code path and round differently; where a trial at load shows that, it is multiplied as two.
 
+Not every product of integers is exact: FBGEMM and oneDNN add two products of bytes up in 16 bits where an x86-64
+processor has no VNNI, and what does not fit is cut off. A trial shows that, and then such a kernel is none.
+
 Legend: T tokens, I input features, O output features, N groups of input features.
 """
 
@@ -18,10 +21,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +36,8 @@ ROWS_HINT = 32
 """The row count for which oneDNN chooses its blocking; measured best from 1 to 128 rows."""
 GROUP = 32
 """Input features that share a scale in int4: 64 are no faster on x86-64, and less exact."""
+WIDENED_BYTES = 4 << 20
+"""What ``Widened`` makes of a weight at a time."""
 TINY = 1e-30
 """The scale of a row of zeros."""
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -129,6 +135,10 @@ class Int8:
     """
 
     name: str = ""
+    split: bool = False
+    """Whether each row is multiplied as two, its positive and its negative part, so that sums of 16 bits hold them:
+    as bytes without a sign neither is more than 128, and 2 * 128 * 127 is less than 2 ** 15. It costs a product of
+    twice the rows, and no precision."""
 
     def here(self) -> bool:
         return True
@@ -143,6 +153,19 @@ class Int8:
         """The rows to be rounded, and the largest magnitude of each, [T, 1]."""
         x_TI = _spread(x_TI)
         return x_TI, x_TI.abs().amax(1, keepdim=True).clamp_min_(TINY)
+
+    def apart(self, x_TI: Tensor, zero: int) -> Tensor:
+        """The rows as they are multiplied: where split, what is below ``zero``, then what is above, negated."""
+        # A byte without a sign that is negated wraps: 256 - 200 is as far below 128 as 200 is above.
+        return torch.cat((x_TI.clamp_max(zero), x_TI.clamp_min(zero).neg_())) if self.split else x_TI
+
+    def joined(self, outs: list[Tensor]) -> Tensor:
+        """The products of the rows that ``apart`` made, [T, O]."""
+        y_TO = _join(outs)
+        if not self.split:
+            return y_TO
+        below_TO, above_TO = y_TO.chunk(2)
+        return below_TO - above_TO
 
     @staticmethod
     def finish(y_TO: Tensor, x_scale_T1: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -166,9 +189,9 @@ class Fbgemm(Int8):
 
     def multiply(self, x_TI: Tensor, parts: Parts, bias_O: Tensor | None) -> Tensor:
         x_TI, scale_T1 = self.ready(x_TI)
-        x_TI = x_TI / scale_T1
+        x_TI = self.apart(x_TI / scale_T1, 0)
         linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return self.finish(_join([linear(x_TI, 1 / 127, 128, part) for part in parts]), scale_T1, bias_O)
+        return self.finish(self.joined([linear(x_TI, 1 / 127, 128, part) for part in parts]), scale_T1, bias_O)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,18 +207,21 @@ class OneDNN(Int8):
 
     def multiply(self, x_TI: Tensor, parts: Parts, bias_O: Tensor | None) -> Tensor:
         x_TI, scale_T1 = self.ready(x_TI)
-        x_TI = torch.addcdiv(x_TI.new_tensor(128.5), x_TI, scale_T1, value=127).to(torch.uint8)
+        x_TI = self.apart(torch.addcdiv(x_TI.new_tensor(128.5), x_TI, scale_T1, value=127).to(torch.uint8), 128)
         linear = torch.ops.onednn.qlinear_pointwise
         outs = [
             linear(x_TI, 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
             for weight, scale, zeros in parts
         ]
-        return self.finish(_join(outs), scale_T1, bias_O)
+        return self.finish(self.joined(outs), scale_T1, bias_O)
 
 
 @dataclass(frozen=True, slots=True)
 class Integers(Int8):
-    """Plain [O, I] integers, and torch's own product of them, which every build has."""
+    """Plain [O, I] integers, and torch's own product of them, which every build has.
+
+    There is no ``split`` of it: for some shapes oneDNN makes the weights the bytes without a sign.
+    """
 
     name: str = "integers"
 
@@ -206,6 +232,26 @@ class Integers(Int8):
         x_TI, scale_T1 = self.ready(x_TI)
         x_TI = (x_TI * (127 / scale_T1)).round_().to(torch.int8)
         outs = [torch._int_mm(x_TI, weight.t()).float().mul_(scale) for weight, scale in parts]
+        return self.finish(_join(outs), scale_T1, bias_O)
+
+
+@dataclass(frozen=True, slots=True)
+class Widened(Int8):
+    """Integers held in 8 bits and multiplied in float64, where every sum of them is exact: slow, and right anywhere."""
+
+    name: str = "widened"
+
+    def hold(self, *reduced: Tensor) -> Any:
+        return reduced
+
+    def multiply(self, x_TI: Tensor, parts: Parts, bias_O: Tensor | None) -> Tensor:
+        x_TI, scale_T1 = self.ready(x_TI)
+        x_TI = (x_TI * (127 / scale_T1)).round_().double()
+        outs = []
+        for weight_OI, scale_O in parts:
+            few = max(1, WIDENED_BYTES // (8 * weight_OI.shape[1]))
+            for block_OI, scale in zip(weight_OI.split(few), scale_O.split(few), strict=True):
+                outs.append((x_TI @ block_OI.double().t()).float().mul_(scale))
         return self.finish(_join(outs), scale_T1, bias_O)
 
 
@@ -302,15 +348,74 @@ def _packed_linear(x_TI: Tensor, part: Tensor, bias_O: Tensor | None) -> Tensor:
     return y_TO
 
 
-@cache
 def candidates(dtype: str) -> tuple[Kernel, ...]:
     """The kernels that this machine has for a dtype, the one that is most often the fastest first."""
+    return _found(dtype)[0]
+
+
+def inexact(dtype: str) -> tuple[Kernel, ...]:
+    """The kernels that this machine has for a dtype and that do not multiply integers exactly: no candidates."""
+    return _found(dtype)[1]
+
+
+@cache
+def _found(dtype: str) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
+    """The candidates, and those that are inexact."""
     kinds: tuple[Kernel, ...]
     if dtype in FLOATS:
         kinds = Packed(FLOATS[dtype]), Plain(FLOATS[dtype]), Columns(FLOATS[dtype])
     else:
         kinds = (Fbgemm(), OneDNN(), Integers()) if dtype == "int8" else (Kleidi(), Int4())
-    return tuple(kernel for kernel in kinds if _works(kernel, FLOATS.get(dtype, torch.float32)))
+    works = tuple(kernel for kernel in kinds if _works(kernel, FLOATS.get(dtype, torch.float32)))
+    return exact_of(works) if dtype == "int8" else (works, ())
+
+
+def exact_of(kernels: Sequence[Kernel]) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
+    """The 8-bit kernels that are exact on this processor, and the others.
+
+    Those that are not are split if that makes them exact; ``Widened`` is there where else there would be none.
+    """
+    wrong = tuple(kernel for kernel in kernels if not is_exact(kernel))
+    right = [kernel for kernel in kernels if kernel not in wrong]
+    halves = [replace(k, name=f"{k.name}-split", split=True) for k in wrong if isinstance(k, (Fbgemm, OneDNN))]
+    right += [kernel for kernel in halves if is_exact(kernel)]
+    return tuple(right) or (Widened(),), wrong
+
+
+def is_exact(kernel: Kernel) -> bool:
+    """Whether an 8-bit kernel's products are those of the integers, also of the largest, but for a last rounding.
+
+    Some shapes and row counts take other code than the rest, so several are tried. A kernel that fails for one of them
+    is not exact either.
+    """
+    random = np.random.default_rng(8)
+    try:
+        return all(_multiplies_exactly(kernel, random, *shape) for shape in ((64, 1), (64, 33), (320, 64), (1536, 192)))
+    except RuntimeError:
+        return False
+
+
+def _multiplies_exactly(kernel: Kernel, random: np.random.Generator, inputs: int, outputs: int) -> bool:
+    """Weights and rows are turned first: the kernel turns them back into these integers; their product is the same."""
+    x_TI, weight_OI = _extremes(random, 96, inputs), _extremes(random, outputs, inputs)
+    exact_TO = torch.from_numpy(x_TI @ weight_OI.T).double()
+    held = [kernel.hold(*kernel.reduce(_spread(torch.from_numpy(weight_OI).float())))]
+    turned_TI = _spread(torch.from_numpy(x_TI).float())
+    for rows in (1, 2, 8, 96):
+        off_TO = kernel.multiply(turned_TI[:rows].clone(), held, None).double() - exact_TO[:rows]
+        if not bool((off_TO.abs() < 1e-6 * 127 * 127 * inputs).all()):
+            return False
+    return True
+
+
+def _extremes(random: np.random.Generator, rows: int, inputs: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows of nothing but the largest, of nothing but the least, of both, and of all between, in turn; int64."""
+    kinds_4I = np.stack([np.full(inputs, 127), np.full(inputs, -127), np.zeros(inputs), np.zeros(inputs)])
+    numbers = np.tile(kinds_4I.astype(np.int64), (rows // 4 + 1, 1))
+    numbers[2::4] = random.choice([-127, 127], numbers[2::4].shape)
+    numbers[3::4] = random.integers(-127, 128, numbers[3::4].shape)
+    numbers[3::4, 0] = 127  # a row's largest decides its scale
+    return numbers[:rows]
 
 
 def _works(kernel: Kernel, dtype: torch.dtype) -> bool:

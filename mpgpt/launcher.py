@@ -32,6 +32,8 @@ NAMESPACE = re.compile(r"\w+-(.*)-([0-9]+)@[0-9]+")
 """How Open MPI names a run: the launcher's program, host and process."""
 SETTINGS_VARIABLE = "MPGPT_SETTINGS"
 """What ``mpgpt-ssh`` gives to other hosts: the path of the settings and, behind a space, the text, packed."""
+RUN_VARIABLES = ("OMPI_COMM_", "PMIX_", "PRTE_")
+"""What makes a process one of mpirun's."""
 CONNECTIONS = ("ssh", "mpgpt-ssh")
 
 STOPPING_S = 0.8
@@ -172,11 +174,12 @@ class Guard:
     def __init__(self, launcher: Launcher, name: str) -> None:
         """``name`` is what a person should read of rank 0 if it is killed."""
         self.launcher = launcher
+        own = {name: value for name, value in os.environ.items() if not name.startswith(RUN_VARIABLES)}
         command = [sys.executable, "-m", "mpgpt.launcher", str(launcher.pid), name]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, cwd="/",
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            env=own | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         )  # fmt: skip
 
     def stopping(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from mpgpt.core import Account, Request, Workload
-from mpgpt.engine import Engine
+from mpgpt.engine import Engine, Stream
+from mpgpt.errors import MpgptError
 from mpgpt.ring import Place, Ring
 
 REPEATS = 3
@@ -90,7 +91,10 @@ def measure(engine: Engine, ring: Ring, work: Workload, repeats: int = REPEATS) 
 
 
 def _go(engine: Engine, work: Workload, vocab: int, seed: int) -> Go:
-    """All sequences at once, once. The ids differ between sequences and seeds, and are the same every time."""
+    """All sequences at once, once. The ids differ between sequences and seeds, and are the same every time.
+
+    Raises ``MpgptError`` when one of them ends with an error: its figures would be none.
+    """
     dice = random.Random(seed)
     texts = [Moments() for _ in range(work.sequences)]
     begun = time.perf_counter()
@@ -102,17 +106,24 @@ def _go(engine: Engine, work: Workload, vocab: int, seed: int) -> Go:
         for text in texts
     ]  # fmt: skip
     while not all(text.at for text in texts):
-        engine.step()
+        _step(engine, streams)
     before, all_decode = sum(len(text.at) for text in texts), time.perf_counter()
     while not any(stream.finish_reason for stream in streams):
-        engine.step()
+        _step(engine, streams)
     after, one_done = sum(len(text.at) for text in texts), time.perf_counter()
-    engine.drain()
+    while engine.busy:
+        _step(engine, streams)
     return Go(
         decoded=after - before, all_decode_s=all_decode - begun, one_done_s=one_done - begun,
         first_s=[text.at[0] - begun for text in texts],
         gaps_s=[b - a for text in texts for a, b in zip(text.at, text.at[1:], strict=False)],
     )  # fmt: skip
+
+
+def _step(engine: Engine, streams: Sequence[Stream]) -> None:
+    engine.step()
+    if error := next((stream.error for stream in streams if stream.error), ""):
+        raise MpgptError(error)
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:

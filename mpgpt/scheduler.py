@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from mpgpt.core import Chance, Request, Result, Row, Sequence, Step
+from mpgpt.core import NO_TOKEN, Chance, Request, Result, Row, Sequence, Step
 from mpgpt.drafts import ROW_COST, Lookup, allot
 
 CHUNK = 96
@@ -32,7 +32,7 @@ DRAFTED_STEP = 16
 
 
 News = tuple[Sequence, int, tuple[Chance, ...]]
-"""A sequence's new token, and the chances that were wanted with it."""
+"""A sequence's new token, and the chances that were wanted with it; ``NO_TOKEN`` if it ends with an error instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class Scheduler:
         for sequence, row in zip(flight.sequences, flight.step.rows, strict=True):
             sequence.in_flight -= 1
             tokens = [next(ids) for _ in range(row.outputs)]
-            beside = [tuple(islice(chances, row.chances)) for _ in tokens]
+            beside = [tuple(islice(chances, 0 if token == NO_TOKEN else row.chances)) for token in tokens]
             if sequence.finish_reason:
                 self._release(sequence)
             elif tokens:
@@ -153,20 +153,26 @@ class Scheduler:
         return news
 
     def _take(self, sequence: Sequence, row: Row, said: list[int]) -> list[int]:
-        """What of ``said`` is the sequence's: as far as the drafts were right, one more, and not beyond its end."""
+        """What of ``said`` is the sequence's: as far as the drafts were right, one more, and not beyond its end.
+
+        A ``NO_TOKEN`` among them is its end; one behind a wrong draft is not its own.
+        """
         drafts = row.ids[1:] if row.outputs > 1 else ()
         right = 0
         while right < len(drafts) and drafts[right] == said[right]:
             right += 1
         kept = []
         for token in said[: right + 1]:
-            sequence.tokens.append(token)
             kept.append(token)
+            if token == NO_TOKEN:
+                self.finish(sequence, "error")
+                break
+            sequence.tokens.append(token)
             self._judge(sequence, token)
             if sequence.finish_reason:
                 break
         sequence.drafted += len(drafts)
-        sequence.accepted += len(kept) - 1
+        sequence.accepted += max(0, len(kept) - 1 - kept.count(NO_TOKEN))
         if not sequence.finish_reason:
             sequence.sent = len(sequence.tokens) - 1
             self._ready[sequence] = None

@@ -3,9 +3,10 @@
 Knows: how a product is timed fairly, and the file in which choices are remembered.
 Must not know: ranks, layers, or what the shapes are for.
 
-A kernel for which a row's bits depend on the rows beside it is taken only where there is no other. And as a choice
-may change the last bits of a result, it must not change from run to run: it is kept by machine, torch version,
-threads, dtype and shape, and another candidate must be a good deal faster than the usual one to be taken.
+A kernel for which a row's bits depend on the rows beside it is taken only where there is no other; one that does not
+multiply integers exactly is not taken at all, however fast. And as a choice may change the last bits of a result, it
+must not change from run to run: it is kept by machine and what its processor can do, versions, threads, dtype and
+shape, and another candidate must be a good deal faster than the usual one to be taken.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpgpt import __version__
 from mpgpt.errors import OutputError, UsageError
 from mpgpt.files import write_whole
-from mpgpt.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, key
+from mpgpt.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, inexact, key
 
 ROWS = (1, 8, 96)
 """What decoding, decoding together, and a prompt's chunk bring."""
@@ -42,13 +44,15 @@ PASSES = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What one kernel did with one shape: microseconds for each of ``ROWS``."""
+    """What one kernel did with one shape: microseconds for each of ``ROWS``, or none where it is not exact."""
 
     shape: str
     kernel: str
     microseconds: tuple[float, ...]
     steady: bool
     """Whether a row had the same bits in every company that was tried."""
+    exact: bool
+    """Whether its products of integers are exact; those of floats are as exact as floats are."""
     chosen: bool
 
 
@@ -72,12 +76,14 @@ def choose(
         return Kernels(dtype=dtype, chosen=names), []
     remembered = _read(memory)
     trials: list[Trial] = []
+    anew = False
     deadline = time.perf_counter() + BUDGET_S
     for number, (shape, (held, weight)) in enumerate(kinds.items()):
         kept = _known(remembered.get(shape), held)
         share = (deadline - time.perf_counter()) / (len(kinds) - number)
         trials += kept or _try(shape, held, weight, share)
-    if memory and any(trial.shape not in remembered for trial in trials):
+        anew = anew or not kept
+    if memory and anew:
         _write(memory, remembered | _as_json(trials))
     chosen = {trial.shape: trial.kernel for trial in trials if trial.chosen}
     return Kernels(dtype=dtype, chosen=chosen), trials
@@ -90,8 +96,10 @@ def _names(dtype: str) -> list[str]:
 def _check(pinned: str, dtypes: set[str]) -> None:
     known = sorted({name for dtype in dtypes for name in _names(dtype)})
     if pinned != "auto" and pinned not in known:
-        every = {name for dtype in DTYPES for name in _names(dtype)}
+        every = {kernel.name for dtype in DTYPES for kernel in (*candidates(dtype), *inexact(dtype))}
         why = "holds another dtype" if pinned in every else "is not to be had on this machine"
+        if pinned in {kernel.name for dtype in dtypes for kernel in inexact(dtype)}:
+            why = "multiplies inexactly on this processor: its 16-bit sums overflow"
         raise UsageError(f"the kernel {pinned} {why}; for {'/'.join(sorted(dtypes))} there are {', '.join(known)}")
 
 
@@ -112,9 +120,12 @@ def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[Trial]:
     return [
         Trial(
             shape=shape, kernel=kernels[i].name, microseconds=tuple(scale * t for t in best[i]), steady=steady[i],
-            chosen=i == winner,
+            exact=True, chosen=i == winner,
         )
         for i in range(len(kernels))
+    ] + [
+        Trial(shape=shape, kernel=kernel.name, microseconds=(), steady=False, exact=False, chosen=False)
+        for kernel in inexact(dtype)
     ]  # fmt: skip
 
 
@@ -172,7 +183,11 @@ def machine() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return f"{name}, {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    able = " ".join(sorted(feature for feature, has in torch.cpu.get_capabilities().items() if has is True))
+    return (
+        f"{name}, {platform.machine()} ({able}; torch uses {torch.backends.cpu.get_cpu_capability()}), "
+        f"mpgpt {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
 
 
 def _read(memory: Path | None) -> dict[str, Any]:
@@ -187,13 +202,15 @@ def _read(memory: Path | None) -> dict[str, Any]:
 
 
 def _known(entry: Any, dtype: str) -> list[Trial]:
-    """The trials of a shape as they were remembered; none when they are not of the kernels that there are now."""
+    """The trials of a shape as they were remembered; none when they are not of the kernels that there are now, or
+    one is exact now that was not, or the other way."""
     try:
         trials = [trial_from(one) for one in entry]
     except (TypeError, KeyError):
         return []
-    whole = sorted(trial.kernel for trial in trials) == sorted(_names(dtype))
-    return trials if whole and sum(trial.chosen for trial in trials) == 1 else []
+    now = [(name, True) for name in _names(dtype)] + [(kernel.name, False) for kernel in inexact(dtype)]
+    whole = sorted((trial.kernel, trial.exact) for trial in trials) == sorted(now)
+    return trials if whole and [trial.exact for trial in trials if trial.chosen] == [True] else []
 
 
 def trial_from(raw: dict[str, Any]) -> Trial:

@@ -23,8 +23,9 @@ All integers are little-endian. A frame is a 32-byte header and a body:
     body of a tally     accounts x 136 bytes
 
 A row is slot, start, count, outputs, prompt, chances, top_k, zero (uint32 each), temperature, top_p, min_p,
-repetition_penalty, frequency_penalty, presence_penalty (float64 each), seed (uint64). A chance is a token id and
-the natural logarithm of its probability. An account is rank, device (uint32 each), steps, tokens, peak_rss (uint64
+repetition_penalty, frequency_penalty, presence_penalty (float64 each), seed (uint64). An id of a result is -1 where
+the logits were NaN or infinite; no chances belong to it. A chance is a token id and the natural logarithm of its
+probability. An account is rank, device (uint32 each), steps, tokens, peak_rss (uint64
 each), wall, compute, wait, send, other (float64 each, seconds); and of the machine behind the rank requests, sent,
 received, falls (uint64 each), compute, network, away (float64 each, seconds), thermal (uint64).
 ``device`` is 1 where there is such a machine and 2 while it is away, else it is 0 and so are the eight numbers of the
@@ -43,7 +44,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mpgpt.core import MAX_CHANCES, Account, Buffer, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally, Thermal
+from mpgpt.core import (
+    MAX_CHANCES,
+    NO_TOKEN,
+    Account,
+    Buffer,
+    DeviceAccount,
+    Result,
+    Row,
+    Sampling,
+    Step,
+    Stop,
+    Tally,
+    Thermal,
+)
 from mpgpt.errors import WireError
 
 MAGIC = b"mpg1"
@@ -161,12 +175,17 @@ class Codec:
             raise WireError(f"a {type_of[kind]} with rows, tokens or outputs that it cannot have")
         if kind == STOP:
             return Stop(epoch=epoch)
+        return self._decode_result(view, epoch, number, tokens, outputs)
+
+    def _decode_result(self, view: memoryview, epoch: int, number: int, tokens: int, outputs: int) -> Result:
         if outputs > self.tokens or tokens > outputs * MAX_CHANCES:
             raise WireError(f"a result of {outputs} ids and {tokens} chances; {self.tokens} ids are possible")
         ids = struct.unpack_from(f"<{outputs}i", view, HEADER.size)
         chances = tuple(CHANCE.iter_unpack(view[HEADER.size + 4 * outputs :]))
-        if min(ids, default=0) < 0 or any(id < 0 for id, _ in chances):
+        if min(ids, default=0) < NO_TOKEN or any(id < 0 for id, _ in chances):
             raise WireError("a result with a negative token id")
+        if tokens > (said := outputs - ids.count(NO_TOKEN)) * MAX_CHANCES:
+            raise WireError(f"a result of {said} tokens with {tokens} chances")
         if not all(math.isfinite(log) for _, log in chances):
             raise WireError("a result with a chance that is no number")
         return Result(epoch=epoch, number=number, ids=ids, chances=chances)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from mpgpt.pull import model_home, pull
 from tests.models import RANDOM, save_random
+
+
+def pytest_runtest_setup() -> None:
+    """One thread for torch, also after a test that set another number: a second gains nothing for models this small,
+    and where others compute too the two wait for each other (14 s of processor time for what one does in 0.5)."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB = 300
@@ -62,6 +64,18 @@ def save_random(name: str, folder: Path, **options: Any) -> Path:
     """Save model and tokenizer as a hub folder would hold them."""
     build(name).save_pretrained(folder, **options)
     save_tokenizer(folder)
+    return folder
+
+
+def break_embedding(folder: Path, token: str, value: float = math.nan) -> Path:
+    """Make every number of a token's embedding ``value``, in a folder whose head has weights of its own."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    assert "lm_head.weight" in weights, "tied, it would be damaged in every row's logits"
+    (id,) = transformers.AutoTokenizer.from_pretrained(folder).encode(token)
+    name = next(name for name in weights if name.endswith(("embed_tokens.weight", "wte.weight")))
+    weights[name][id] = value
+    save_file(weights, file, metadata={"format": "pt"})
     return folder
 
 

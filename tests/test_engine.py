@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpgpt.core import Account, Request, Result, Step, Tally
+from mpgpt.core import NO_TOKEN, Account, Request, Result, Step, Tally
 from mpgpt.doorbell import Doorbell
 from mpgpt.engine import Engine, Stream
 from mpgpt.errors import RequestError
@@ -31,7 +31,9 @@ ENDLESS = 10**9
 class AlphabetRing:
     """Results in order; a poll finds one only when ``delay`` more steps have entered behind it."""
 
-    def __init__(self, delay: int = 0) -> None:
+    def __init__(self, delay: int = 0, broken: str = "") -> None:
+        """A sequence that has one of the letters ``broken`` in it gets no token any more."""
+        self._broken = {ord(letter) - ord("a") for letter in broken}
         self.log: list[str] = []
         self.steps: list[Step] = []
         self.stopped: list[int] = []
@@ -47,7 +49,8 @@ class AlphabetRing:
                 cache.clear()
             assert len(cache) >= row.start
             cache[row.start :] = row.ids
-            ids += [(id + 1) % LETTERS for id in row.ids[len(row.ids) - row.outputs :]]
+            for stop in range(row.stop - row.outputs + 1, row.stop + 1):
+                ids.append(NO_TOKEN if self._broken & set(cache[:stop]) else (cache[stop - 1] + 1) % LETTERS)
         self.log.append("push")
         self.steps.append(step)
         self._results.append(Result(epoch=step.epoch, number=step.number, ids=tuple(ids)))
@@ -675,3 +678,47 @@ def test_a_stop_that_is_found_at_the_end_is_a_stop() -> None:
     engine.submit(ask("ab", 2), LateStop(), ear)
     engine.drain()
     assert ear.events[-1] == ("", "stop")
+
+
+# -- logits that are none
+
+
+LOGITS = "the model's logits for token {} of the answer are NaN or infinite"
+
+
+def test_logits_that_are_none_end_their_stream_alone() -> None:
+    """In the prompt, and in the answer; with one slot, which the next sequence takes over at once."""
+    for slots in (1, 3):
+        engine, ears = make(AlphabetRing(broken="q"), slots=slots), [Ear() for _ in range(5)]
+        prompts = ("q", "ab", "aqb", "op", "x")
+        streams = [engine.submit(ask(text, 4), Letters(), ear) for text, ear in zip(prompts, ears, strict=True)]
+        engine.drain()
+        assert [stream.text for stream in streams] == ["", "cdef", "", "q", "yzab"]
+        assert [stream.finish_reason for stream in streams] == ["error", "length", "error", "error", "length"]
+        for at, token in ((0, 1), (2, 1), (3, 2)):
+            assert streams[at].error.startswith(LOGITS.format(token)) and ears[at].events[-1] == ("", "error")
+            assert "weights" in streams[at].error and "bfloat16" in streams[at].error
+        assert not streams[1].error and not engine.busy and engine.running == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "stop_ids", "new", "text", "reason"),
+    [("", "", 30, "defghijklmnopq", "error"), ("pq", "", 30, "defghijklmno", "stop"),
+     ("", "q", 30, "defghijklmnop", "stop"), ("", "", 14, "defghijklmnopq", "length")],
+)  # fmt: skip
+def test_drafts_change_nothing_about_logits_that_are_none(
+    stop: str, stop_ids: str, new: int, text: str, reason: str
+) -> None:
+    """What ends the text before them, in the same step even, ends it as ever."""
+    seen = []
+    for drafts in (False, True):
+        engine, ear = make(AlphabetRing(broken="q"), slots=1, chunk=64, context=99, drafts=drafts), Ear()
+        prompt = ALPHABET[:16] + ALPHABET[17:] + "abcdefghijklmnop" + "abc"
+        stream = engine.submit(ask(prompt, new, stop_ids), Letters(stop), ear)
+        after = engine.submit(ask("x", 2), Letters(), Ear())
+        engine.drain()
+        assert (stream.text, stream.finish_reason, bool(stream.error)) == (text, reason, reason == "error")
+        assert after.text == "yz" and not after.error
+        assert (stream.drafted > 0) == drafts and 0 <= stream.accepted <= stream.drafted
+        seen.append((ear.events, stream.ids, stream.error))
+    assert seen[0] == seen[1]

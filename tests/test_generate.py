@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from mpgpt.generate import Generate
 from mpgpt.link import SoloWorld
 from mpgpt.tokenizer import TextStream, Tokenizer
 from tests import vocabularies
-from tests.models import save_random
+from tests.models import break_embedding, save_random
 
 BAD = "this prompt is bad"
 SENTENCE = "the text of this one cannot be"
@@ -94,6 +95,52 @@ def test_a_single_prompt_ends_with_the_sentence(
         generate(models["llama"], prompts=(BAD,))
     assert (str(told.value), told.value.exit_status) == (sentence, 1)
     assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prompt with ~ in it makes its logits NaN."""
+    return break_embedding(save_random("llama-biased", tmp_path_factory.mktemp("broken") / "model"), "~")
+
+
+LOGITS = "the model's logits for token 1 of the answer are NaN or infinite"
+
+
+def test_logits_that_are_none(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence and status 1 for one prompt, a record for one of several."""
+    with pytest.raises(RequestError, match=LOGITS) as told:
+        generate(broken, prompts=("hello ~ you",))
+    assert told.value.exit_status == 1
+    source, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    source.write_text("good morning\n~\ngood night\nhello ~ you\n")
+    assert generate(broken, prompts_file=source, out=out, max_sequences=1) == 1
+    records = {one["id"]: one for one in map(json.loads, out.read_text().splitlines())}
+    for id in (2, 4):
+        one = records[id]
+        assert one["error"].startswith(f"line {id}: {LOGITS}") and one["finish_reason"] == "error"
+        assert (one["text"], one["token_ids"], one["ttft_s"]) == ("", [], None)
+    source.write_text("good morning\n\ngood night\n")
+    assert generate(broken, prompts_file=source, out=tmp_path / "alone.jsonl") == 0
+    alone = [json.loads(line) for line in (tmp_path / "alone.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["token_ids"]) for one in alone] == [(id, records[id]["token_ids"]) for id in (1, 3)]
+
+
+def test_a_conversation_goes_on_after_logits_that_are_none(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = []
+    for said in ("hello\n", "hello\na ~ b\nhello\n"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said.encode())))
+        given = {"model": str(broken), "threads": 1, "max_new_tokens": 6, "ignore_eos": True, "prompts": (),
+                 "stops": (), "prompts_file": None, "out": None, "seed": 1}  # fmt: skip
+        run = Generate(given, home=broken.parent, config=None, terminal=True, behind=nobody)
+        with contextlib.closing(SoloWorld()) as world:
+            assert run.lead(run.form(world)) == 0
+        heard.append(capsys.readouterr().out.split("> ")[1:])
+    first, bad, again, _ = heard[1]
+    assert f"({LOGITS}" in bad and "begins anew)" in bad
+    texts = [one.split("\n[")[0] for one in (heard[0][0], first, again)]
+    assert texts[0] == texts[1] == texts[2] and len(texts[0].strip())
 
 
 def test_output_that_cannot_be_written_is_no_requests_error(

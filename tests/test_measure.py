@@ -9,11 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from mpgpt.core import Account, Node, Result, Span, Step, Workload
+from mpgpt.core import NO_TOKEN, Account, Node, Result, Span, Step, Workload
 from mpgpt.engine import Engine
+from mpgpt.errors import MpgptError
 from mpgpt.measure import measure, read_bandwidth
 from mpgpt.ring import Place, Ring
 from mpgpt.scheduler import Scheduler
+
+ENDLESS = 10**9
 
 
 class Ticking:
@@ -23,10 +26,12 @@ class Ticking:
         self.now, self.tallied = 0.0, list[float]()
         self._results: deque[Result] = deque()
         self.prompts: list[tuple[int, ...]] = []
+        self.broken = ENDLESS
+        """The position from which on there are no tokens."""
 
     def push(self, step: Step) -> None:
         self.prompts += [row.ids for row in step.rows if row.start == 0]
-        ids = tuple(1 for row in step.rows for _ in range(row.outputs))
+        ids = tuple(NO_TOKEN if row.stop >= self.broken else 1 for row in step.rows for _ in range(row.outputs))
         self._results.append(Result(epoch=0, number=step.number, ids=ids))
 
     def pop(self, timeout: float | None = None) -> Result | None:
@@ -108,6 +113,14 @@ def test_prompts_differ_and_are_the_same_every_time(ticking: Ticking) -> None:
     assert len(set(first)) == len(first) == 6, "the warm-up's and two repeats'"
     measured(ticking, Workload(sequences=2, prompt_tokens=20, new_tokens=2))
     assert ticking.prompts == first + first
+
+
+@pytest.mark.parametrize("broken", [1, 20, 22, 25])
+def test_a_sequence_that_fails_has_no_figures(ticking: Ticking, broken: int) -> None:
+    """Before its first token as well, for which nobody must wait in vain."""
+    ticking.broken = broken
+    with pytest.raises(MpgptError, match="NaN or infinite"):
+        measured(ticking, Workload(sequences=3, prompt_tokens=20, new_tokens=6))
 
 
 def test_memory_has_a_speed() -> None:

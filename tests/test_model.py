@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,40 @@ def test_writing_over_positions_takes_tokens_back(models: dict[str, Path]) -> No
     logits(used, [row(1, 30, wrong[30:36])])
     got = logits(used, [row(1, 30, ids[30:])])
     assert torch.allclose(got, expected[30:], atol=1e-4)
+
+
+BAD, HUGE = 7, 9
+
+
+def with_a_bad_token(parts: list[Slice]) -> list[Slice]:
+    """The embedding of ``BAD`` is no number, and that of ``HUGE`` is none in float16."""
+    embedding = parts[0]._embedding.clone()
+    embedding[BAD], embedding[HUGE] = math.nan, 1e5
+    parts[0]._embedding = embedding
+    return parts
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "qwen3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
+def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
+    models: dict[str, Path], name: str, dtype: str
+) -> None:
+    """Bit for bit: beside it in a step, in its slot after it, and before it in its own sequence."""
+    bad = HUGE if dtype == "float16" else BAD
+    ids = [id for id in random_ids(90) if id not in (BAD, HUGE)][:60]
+    cuts = [(0, 40), (40, 52), (52, 53), (53, 60)]
+    expected = [logits(parts, [row(1, a, ids[a:b])]) for parts in [slices(models[name], dtype=dtype)] for a, b in cuts]
+    parts = with_a_bad_token(slices(models[name], cuts=(2,), dtype=dtype))
+    for slot in (1, 0):  # the second time in the slot of a bad one
+        for (a, b), want in zip(cuts, expected, strict=True):
+            other, single = (s for s in (0, 1, 2, 3) if s not in (slot, 3)), row(3, 0, [bad], outputs=1)
+            long = row(next(other), 0, [*ids[: b // 2], bad, *ids[b // 2 :]], outputs=1)
+            got = logits(parts, [long, row(slot, a, ids[a:b]), single])
+            assert not got[0].isfinite().any() and not got[-1].isfinite().any()
+            assert torch.equal(got[1:-1], want), f"positions {a} to {b} in slot {slot}"
+            if b < 60:  # drafts that were wrong, and are written over
+                drafted = logits(parts, [row(slot, b, [ids[b], bad, *ids[b + 1 : b + 4]])])
+                assert drafted[0].isfinite().all() and not drafted[1:].isfinite().any()
 
 
 def test_only_wanted_positions_come_out(models: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mpgpt import mpi_defaults
 from mpgpt.errors import MpgptError
-from mpgpt.mpi_defaults import BEGIN, END, OPENMPI, RUNTIME, parameters, present, write
+from mpgpt.mpi_defaults import BEGIN, END, OPENMPI, RUNTIME, agent, parameters, present, write
 from tests.launch import BIN, ENV, mpgpt
 
 
@@ -48,6 +48,24 @@ def test_a_block_is_written_once(etc: Path) -> None:
     (etc / OPENMPI).write_text(f"{text}pml = ob1\n".replace("PATH", "HOME"))
     write()
     assert (etc / OPENMPI).read_text() == f"{text}pml = ob1\n"
+
+
+def test_lines_of_others_stay_whole(etc: Path) -> None:
+    own = b"# caf\xe9\nbtl = ^ofi"  # not UTF-8, and no end of line
+    (etc / RUNTIME).write_bytes(own)
+    write()
+    assert (etc / RUNTIME).read_bytes().startswith(own + f"\n{BEGIN}".encode())
+    (etc / OPENMPI).write_text(f"a = 1\n{BEGIN}mca_base_env_list = HOME\nb = 2\n")
+    write()
+    assert (etc / OPENMPI).read_text() == f"a = 1\n{BEGIN}mca_base_env_list = PATH\n{END}b = 2\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("/opt/mpgpt/.venv/bin/mpgpt-ssh", None), ("/Users/Ann A/bin/mpgpt-ssh", "mpgpt-ssh : ssh"), (None, "ssh")],
+)
+def test_the_agent_of_a_path_that_the_runtime_would_split(path: str | None, value: str | None) -> None:
+    assert agent(Path(path) if path else None) == (value or path)
 
 
 def test_half_of_the_defaults_are_none(etc: Path) -> None:

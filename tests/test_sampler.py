@@ -28,8 +28,8 @@ from transformers.generation.logits_process import (
 )
 
 import mpgpt.sampler
-from mpgpt.core import GREEDY, Row, Sampling
-from mpgpt.errors import MpgptError, RequestError
+from mpgpt.core import GREEDY, NO_TOKEN, Row, Sampling
+from mpgpt.errors import RequestError
 from mpgpt.sampler import Sampler, candidates, check, nucleus, pick, uniform
 
 PROMPT = (3, 1, 4, 1, 5)
@@ -379,17 +379,41 @@ def test_no_outputs_no_tokens() -> None:
 # --- damage and impossible values ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", [math.nan, math.inf])
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0), Sampling(repetition_penalty=1.1)], ids=str)
-def test_damaged_logits_name_the_slot(damage: float, sampling: Sampling) -> None:
-    logits = randn(3, 100)
-    logits[1, 70] = damage
-    rows = [Row(slot=slot, start=0, ids=(0,), outputs=1, sampling=sampling) for slot in (0, 2, 3)]
-    with pytest.raises(MpgptError, match=r"slot 2 .*weights are probably damaged, or the activation dtype"):
-        sampler(100).sample(rows, logits)
-    logits[1] = -math.inf
-    with pytest.raises(MpgptError, match="slot 2"):
-        sampler(100).sample(rows, logits)
+ALL = slice(None)
+DAMAGE: dict[str, tuple[tuple[int | slice, float], ...]] = {
+    "one nan": ((70, math.nan),), "the first nan": ((0, math.nan),), "one infinite": ((70, math.inf),),
+    "all nan": ((ALL, math.nan),), "all infinite": ((ALL, math.inf),), "all impossible": ((ALL, -math.inf),),
+    "nan among the impossible": ((ALL, -math.inf), (99, math.nan)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("sampling", [
+    GREEDY, Sampling(temperature=1.0), Sampling(repetition_penalty=1.1), Sampling(temperature=0.7, top_k=5, top_p=0.9),
+    Sampling(temperature=1.5, min_p=0.1, frequency_penalty=1.0, presence_penalty=-2.0),
+], ids=str)  # fmt: skip
+def test_damaged_logits_give_no_token_and_the_others_do_not_notice(
+    damage: tuple[tuple[int | slice, float], ...], sampling: Sampling
+) -> None:
+    """Whole rows, and one draft of several; no chances are given of what has no token."""
+    logits = randn(5, 100)
+    rows = [
+        Row(slot=0, start=0, ids=(0,), outputs=1, sampling=sampling),
+        Row(slot=2, start=3, ids=(5, 6, 7), outputs=3, chances=3, sampling=sampling),
+        Row(slot=3, start=0, ids=(0, 4), outputs=1, chances=2, sampling=sampling),
+    ]
+    subject = sampler(100)
+    subject.observe(rows)
+    ids = subject.sample(rows, logits)
+    chances = subject.chances(rows, logits, ids)
+    for bad in range(5):
+        damaged = logits.clone()
+        for where, value in damage:
+            damaged[bad, where] = value
+        got = subject.sample(rows, damaged)
+        assert got == [*ids[:bad], NO_TOKEN, *ids[bad + 1 :]]
+        first, last = ((0, 0), (0, 3), (3, 6), (6, 9), (9, 11))[bad]
+        assert subject.chances(rows, damaged, got) == chances[:first] + chances[last:]
 
 
 @pytest.mark.parametrize(

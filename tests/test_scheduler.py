@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import Request, Result, Sampling, Sequence
+from mpgpt.core import NO_TOKEN, Request, Result, Sampling, Sequence
 from mpgpt.drafts import Lookup
 from mpgpt.scheduler import CHUNK, Flight, Scheduler
 
@@ -316,6 +316,40 @@ def test_a_stop_in_the_middle_of_what_was_accepted_ends_the_sequence_there() -> 
     assert not scheduler.busy
 
 
+@pytest.mark.parametrize(
+    ("said", "taken", "accepted"),
+    [
+        ((NO_TOKEN,) * 8, (), 0),
+        ((2, *(NO_TOKEN,) * 7), (2,), 0),
+        ((2, 3, 4, NO_TOKEN, 1, 1, 1, 1), (2, 3, 4), 2),
+        ((2, 3, 4, 1, 2, 3, 4, NO_TOKEN), (2, 3, 4, 1, 2, 3, 4), 6),
+    ],
+)
+def test_an_output_that_failed_ends_the_sequence_behind_what_was_right(
+    said: tuple[int, ...], taken: tuple[int, ...], accepted: int
+) -> None:
+    scheduler, (sequence, other) = repeating(2, slots=2)
+    flight = push(scheduler)
+    assert [row.outputs for row in flight.step.rows] == [8, 8]
+    assert reply(scheduler, flight, said + (9,) * 8) == [*taken, NO_TOKEN, 9]
+    assert (sequence.new_ids, sequence.finish_reason, sequence.accepted) == ([1, *taken], "error", accepted)
+    assert (other.new_ids, other.finish_reason) == ([1, 9], "")
+    third = scheduler.add(ask(2))
+    assert push(scheduler).sequences == (other, third) and third.slot == sequence.slot
+
+
+def test_an_output_that_failed_behind_a_wrong_draft_or_an_end_is_nobodys() -> None:
+    scheduler, (sequence,) = repeating()
+    assert reply(scheduler, push(scheduler), (2, 9) + (NO_TOKEN,) * 14) == [2, 9]
+    assert sequence.finish_reason == "" and scheduler.busy
+    for options, reason in (({"stops": (3,)}, "stop"), ({"new": 4}, "length")):
+        scheduler, (sequence,) = repeating(**options)
+        flight = push(scheduler)
+        said = (2, 3, 4)[: flight.step.outputs] + (NO_TOKEN,) * (flight.step.outputs - 3)
+        assert reply(scheduler, flight, said) == [2, 3, 4][: 2 if reason == "stop" else 3]
+        assert sequence.finish_reason == reason
+
+
 def test_cancelled_with_drafts_out() -> None:
     scheduler, (a, b) = repeating(2, slots=2)
     flight = push(scheduler)
@@ -493,12 +527,20 @@ def fake_rhyme(tokens: list[int]) -> int:
     return fake_token(tokens[-2:] if fake_token(tokens) else tokens) % 5
 
 
+def fake_fault(tokens: list[int]) -> int:
+    """One that cannot go on after some tokens, given or said; it repeats itself as well."""
+    return NO_TOKEN if {77, 3} & set(tokens) else (fake_token(tokens[-2:]) + len(tokens) // 9) % 6
+
+
 def alone(request: Request, context: int, model: Callable[[list[int]], int]) -> tuple[list[int], str]:
     """What the fake model gives a request that has it for itself."""
     tokens = list(request.ids)
     while True:
-        tokens.append(model(tokens))
-        new = tokens[len(request.ids) :]
+        token, new = model(tokens), tokens[len(request.ids) :]
+        if token == NO_TOKEN:
+            return new, "error"
+        tokens.append(token)
+        new.append(token)
         if new[-1] in request.stop_ids:
             return new, "stop"
         if len(new) >= request.max_new_tokens or len(tokens) >= context:
@@ -552,12 +594,12 @@ class Guess(Lookup):
     def take(self, count: int) -> tuple[int, ...]:
         tokens = list(self._tokens)
         for _ in range(count):
-            tokens.append(self.dice.randrange(16) if self.dice.random() < 0.3 else self.model(tokens))
+            tokens.append(self.dice.randrange(16) if self.dice.random() < 0.3 else max(0, self.model(tokens)))
         return tuple(tokens[len(self._tokens) :])
 
 
 @pytest.mark.parametrize("drafts", ["none", "lookup", "guess"])
-@pytest.mark.parametrize("model", [fake_token, fake_rhyme])
+@pytest.mark.parametrize("model", [fake_token, fake_rhyme, fake_fault])
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_in_any_company_every_sequence_gets_what_it_would_get_alone(
@@ -584,7 +626,10 @@ def check_company(model: Callable[[list[int]], int], drafts: bool, data: st.Data
 
     def commit() -> None:
         for sequence, token, _ in scheduler.commit(ring.results.popleft()):
-            told.setdefault(id(sequence), []).append(token)
+            if token == NO_TOKEN:
+                assert sequence.finish_reason == "error"
+            else:
+                told.setdefault(id(sequence), []).append(token)
 
     for action in data.draw(st.lists(actions, max_size=60), "actions"):
         # The frames of a ring are built for no more than this.

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from mpgpt import trials
+from mpgpt import __version__, trials
 from mpgpt.errors import UsageError
-from mpgpt.kernels import Weight, candidates
+from mpgpt.kernels import Integers, Weight, candidates, inexact
 from mpgpt.trials import ROWS, choose, machine
 
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
@@ -27,7 +28,7 @@ def test_every_candidate_is_tried_and_one_is_chosen(dtype: str) -> None:
     names = [kernel.name for kernel in candidates(dtype)]
     for weight in WEIGHTS:
         shape = f"{dtype} {weight.inputs}x{weight.outputs}"
-        mine = [trial for trial in tried if trial.shape == shape]
+        mine = [trial for trial in tried if trial.shape == shape and trial.exact]
         assert [trial.kernel for trial in mine] == names
         assert all(len(trial.microseconds) == len(ROWS) and min(trial.microseconds) > 0 for trial in mine)
         (best,) = [trial.kernel for trial in mine if trial.chosen]
@@ -41,12 +42,13 @@ def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert set(known) == {trial.shape for trial in tried}
     # Turn a choice round in the file: it is what the file says, not what is fastest.
     entry = known["int8 64x96"]
+    last = candidates("int8")[-1].name
     for one in entry:
-        one["chosen"] = one["kernel"] == "integers"
+        one["chosen"] = one["kernel"] == last
     memory.write_text(json.dumps({machine(): known, "another machine": {"x": 1}}))
     monkeypatch.setattr(trials, "_try", lambda *a: pytest.fail("tried again"))
     again, _ = choose("int8", WEIGHTS, memory=memory)
-    assert again.pick(64, 96).name == "integers"
+    assert again.pick(64, 96).name == last
     assert again.pick(96, 64).name == kernels.pick(96, 64).name
     assert list(tmp_path.rglob("*.part")) == []
 
@@ -73,11 +75,59 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None
 
 
 def test_pinned() -> None:
-    kernels, tried = choose("int8", WEIGHTS, pinned="integers")
-    assert not tried and {kernels.pick(w.inputs, w.outputs, head=w.head).name for w in WEIGHTS} == {"integers"}
-    kernels, _ = choose("int4", WEIGHTS, pinned="integers")
-    assert kernels.pick(64, 96).name != "integers", "there is none for int4"
-    assert kernels.pick(64, 300, head=True).name == "integers"
+    last = candidates("int8")[-1].name
+    kernels, tried = choose("int8", WEIGHTS, pinned=last)
+    assert not tried and {kernels.pick(w.inputs, w.outputs, head=w.head).name for w in WEIGHTS} == {last}
+    kernels, _ = choose("int4", WEIGHTS, pinned=last)
+    assert kernels.pick(64, 96).name != last, "there is none for int4"
+    assert kernels.pick(64, 300, head=True).name == last
+
+
+@pytest.fixture
+def inexact_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor on which ``integers`` is inexact, and another kernel is not."""
+    others = tuple(kernel for kernel in candidates("int8") if kernel.name != "integers")
+    if not others:
+        pytest.skip("this torch build has no other")
+    monkeypatch.setattr(trials, "candidates", lambda dtype: others if dtype == "int8" else candidates(dtype))
+    monkeypatch.setattr(trials, "inexact", lambda dtype: (Integers(),) if dtype == "int8" else inexact(dtype))
+
+
+@pytest.mark.usefixtures("inexact_integers")
+def test_a_kernel_that_is_inexact_is_said_but_not_taken() -> None:
+    kernels, tried = choose("int4", WEIGHTS)
+    wrong = [trial for trial in tried if not trial.exact]
+    assert [trial.kernel for trial in wrong] == ["integers"], "of the head alone"
+    assert not any(trial.chosen or trial.microseconds for trial in wrong)
+    assert "integers" not in kernels.chosen.values()
+    with pytest.raises(UsageError, match=r"integers multiplies inexactly on this processor.*; for int8 there are"):
+        choose("int8", WEIGHTS, pinned="integers")
+
+
+@pytest.mark.parametrize("turned", ["exact", "chosen", "exact chosen"])
+def test_a_choice_that_was_made_where_other_kernels_were_exact_is_tried_again(
+    tmp_path: Path, request: pytest.FixtureRequest, turned: str
+) -> None:
+    """The same machine with other switches in the environment, or a file that was written by an older version."""
+    memory = tmp_path / "kernels.json"
+    request.getfixturevalue("inexact_integers")
+    choose("int8", WEIGHTS, memory=memory)
+    everything = json.loads(memory.read_text())
+    for one in everything[machine()]["int8 64x96"]:
+        if "chosen" in turned:
+            one["chosen"] = one["kernel"] == "integers"
+        if "exact" in turned:
+            one["exact"] = True
+    memory.write_text(json.dumps(everything))
+    kernels, _ = choose("int8", WEIGHTS, memory=memory)
+    assert kernels.pick(64, 96).name != "integers" and "integers" not in kernels.chosen.values()
+    assert json.loads(memory.read_text()) != everything, "what was tried again is kept"
+
+
+def test_a_machine_is_its_processor_and_versions() -> None:
+    assert f"mpgpt {__version__}, torch {torch.__version__}, " in machine()
+    features = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
+    assert set(features) <= set(machine().replace("(", " ").replace(";", " ").split())
 
 
 @pytest.mark.parametrize(

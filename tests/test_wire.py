@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import MAX_CHANCES, Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
+from mpgpt.core import MAX_CHANCES, NO_TOKEN, Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
 from mpgpt.errors import WireError
 from mpgpt.wire import ACCOUNT, ALIGN, CRC_AT, HEADER, MAGIC, RESULT, ROW, STEP, STOP, TALLY, THERMAL, Codec, Message
 
@@ -61,9 +61,9 @@ def steps(draw: st.DrawFn, codec: Codec = CODEC) -> Step:
 
 @st.composite
 def results(draw: st.DrawFn) -> Result:
-    ids = draw(st.lists(token, max_size=CODEC.tokens))
+    ids = draw(st.lists(token | st.just(NO_TOKEN), max_size=CODEC.tokens))
     chance = st.tuples(token, st.floats(width=32, allow_nan=False, allow_infinity=False))
-    chances = draw(st.lists(chance, max_size=len(ids) * MAX_CHANCES))
+    chances = draw(st.lists(chance, max_size=(len(ids) - ids.count(NO_TOKEN)) * MAX_CHANCES))
     return Result(epoch=draw(uint32), number=draw(uint32), ids=tuple(ids), chances=tuple(chances))
 
 
@@ -187,7 +187,7 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
 def test_the_golden_file_has_every_kind() -> None:
     assert [(v["kind"], bool(v["fields"].get("hidden"))) for v in GOLDEN["frames"]] == [
         ("step", False), ("step", True), ("result", False), ("stop", False), ("tally", False), ("result", False),
-        ("tally", False),
+        ("tally", False), ("result", False),
     ]  # fmt: skip
 
 
@@ -439,7 +439,7 @@ def test_a_result_with_an_impossible_field_is_refused(fields: tuple[int, ...]) -
 
 
 def test_a_result_gives_no_negative_id_and_no_more_ids_than_a_step_has_tokens() -> None:
-    for ids in ((1,) * 25, (3, -1)):
+    for ids in ((1,) * 25, (3, -2), (3, -(2**31))):
         with pytest.raises(WireError):
             CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=ids)))
 
@@ -448,8 +448,17 @@ def test_a_result_gives_no_negative_id_and_no_more_ids_than_a_step_has_tokens() 
     "chances", [((-1, -0.5),), ((1, math.nan),), ((1, -math.inf),), ((1, -1.0),) * (MAX_CHANCES + 1)]
 )
 def test_a_result_gives_chances_that_can_be(chances: tuple[tuple[int, float], ...]) -> None:
-    with pytest.raises(WireError):
-        CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=(1,), chances=chances)))
+    for ids in ((1,), (NO_TOKEN, 1)):
+        with pytest.raises(WireError):
+            CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=ids, chances=chances)))
+
+
+def test_an_output_that_failed_is_minus_one_and_has_no_chances() -> None:
+    frame = bytes(CODEC.encode(Result(epoch=8, number=9, ids=(5, NO_TOKEN), chances=((5, -0.5),))))
+    assert [int.from_bytes(frame[at : at + 4], "little") for at in (4, 16, 20, 24)] == [2, 1, 2, 16]
+    assert struct.unpack("<3if", frame[32:]) == (5, -1, 5, -0.5)
+    with pytest.raises(WireError, match="0 tokens with 1 chances"):
+        CODEC.decode(CODEC.encode(Result(epoch=8, number=9, ids=(NO_TOKEN,), chances=((5, -0.5),))))
 
 
 def test_a_result_is_laid_out_as_the_docstring_says() -> None:

@@ -55,7 +55,8 @@ class Client:
         self._lock = threading.Lock()
         self._life: int | None = None
         self._lives = 0
-        self._asked: deque[Call] = deque()
+        self._asked: deque[Call | int] = deque()
+        """Calls, and between them the numbers of lives that begin there on the same connection."""
         self._answers: deque[Values] = deque()
         self._begin_account(time.monotonic())
         self._away_since: float | None = None
@@ -85,6 +86,16 @@ class Client:
     def take(self, life: int) -> Values | None:
         with self._lock:
             return self._answers.popleft() if life == self._life and self._answers else None
+
+    def renew(self, life: int) -> int | None:
+        with self._lock:
+            if life != self._life:
+                return None
+            self._lives += 1
+            self._life = self._lives
+            self._asked.append(self._lives)
+        self._wake()
+        return self._lives
 
     def settle(self) -> bool:
         """Wait until the first attempt has succeeded or failed, however long loading takes; whether it is ready."""
@@ -165,8 +176,11 @@ class Client:
 
     def _hand_over(self, session: ProxySession) -> None:
         while session.ready and self._asked and session.open < session.queue:
-            call = self._asked.popleft()
-            session.call(tuple(zip(call.slots, call.positions, strict=True)), call.x, time.monotonic())
+            asked = self._asked.popleft()
+            if isinstance(asked, int):
+                session.renew(asked)
+            else:
+                session.call(tuple(zip(asked.slots, asked.positions, strict=True)), asked.x, time.monotonic())
 
     def _exchange(self, connection: socket.socket, session: ProxySession) -> None:
         writers = [connection] if session.out else []

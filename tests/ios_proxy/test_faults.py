@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mpgpt.errors import LinkError
@@ -94,6 +95,32 @@ def test_several_steps_are_under_way_at_once(
             proxy.stage.finish()
         account = proxy.stage.account()
         assert account.network_s < account.compute_s / 2, "the network is hidden behind computing"
+
+
+def test_an_overflow_there_ends_no_connection(
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sequence is computed here from then on; the cache is emptied when its slot gets the next one."""
+    with serving(folder, tmp_path, package=bundle) as (node, executor):
+        proxy = proxies(node.port)
+        assert proxy.client.settle()
+        assert proxy.go(a_step(9, (2, 0, 1))), "its first RESET is done"
+        compute, reset, resets = executor._run, executor.reset, list[int]()
+
+        def counted() -> None:
+            resets.append(executor.calls)
+            reset()
+
+        monkeypatch.setattr(executor, "_run", lambda rows, x: compute(rows, x) * (np.inf if len(x) == 7 else 1))
+        monkeypatch.setattr(executor, "reset", counted)
+        steps = [
+            a_step(1, (0, 0, 7), (1, 0, 3)), a_step(2, (0, 7, 1), (1, 3, 1)), a_step(3, (0, 8, 1), (1, 4, 1)),
+            a_step(4, (0, 0, 5), (1, 5, 1)), a_step(5, (0, 5, 1), (1, 6, 1)),
+        ]  # fmt: skip
+        for step in steps:
+            assert proxy.go(step), "on the iPad"
+            assert len(resets) == (step.number >= 4)
+        assert proxy.stage.account().falls == 0 and len(proxy.said) == 1
 
 
 @pytest.mark.parametrize("where", ["in a header", "in a payload", "after a request"])

@@ -3,9 +3,12 @@ answers are those of the same span computed in one place."""
 
 from __future__ import annotations
 
+import itertools
 import random
+import threading
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +32,17 @@ def stages(models: dict[str, Path]) -> tuple[TorchStage, TorchStage, TorchStage]
     return truth, own, there
 
 
+IMPATIENT = 6
+"""Whoever looks for an answer so often does nothing else."""
+TOO_MUCH = 40.0
+"""In a token's first element: the pretended iPad is a weak one."""
+
+
 class Pretended:
-    """An iPad that answers when told to, loses its cache when it goes away, and refuses what a cache cannot do."""
+    """An iPad that answers when told to, loses its cache when it goes away, and refuses what a cache cannot do.
+
+    As on the real one a mask does not hide what is not finite in a slot, and some numbers are too much for float16.
+    """
 
     def __init__(self, stage: TorchStage) -> None:
         self._stage, self.life, self.trouble = stage, None, "the iPad at h:1 went away: it was unplugged"
@@ -39,13 +51,23 @@ class Pretended:
         self._answers: deque[Values] = deque()
         self.calls: list[Call] = []
         self.closed = False
-        self._lives = 0
+        self._lives = self.renewed = self._asked_in_vain = 0
+        self._spoilt = set[int]()
 
     life: int | None
 
     def come(self) -> None:
         self._lives += 1
         self.life, self._filled = self._lives, [0] * SLOTS
+        self._spoilt.clear()
+
+    def renew(self, life: int) -> int | None:
+        if life != self.life:
+            return None
+        assert not self._asked and not self._answers, "what was asked before would be dropped"
+        self.renewed += 1
+        self.come()
+        return self.life
 
     def go(self) -> None:
         self.life = None
@@ -77,14 +99,27 @@ class Pretended:
         for row in rows:
             assert row.start <= self._filled[row.slot] and row.stop <= CONTEXT, "a position that the cache cannot have"
             self._filled[row.slot] = row.stop
+        assert np.isfinite(call.x).all(), "what is not finite must not get here"
         hidden = bytearray(call.x.astype(np.float16).astype(np.float32).tobytes())
         step = self._stage.forward(Step(epoch=0, number=0, rows=rows, hidden=hidden))
         assert isinstance(step, Step)
         with np.errstate(over="ignore"):
-            return np.frombuffer(step.hidden, np.float32).reshape(-1, EMBED).astype(np.float16)
+            y = np.frombuffer(step.hidden, np.float32).reshape(-1, EMBED).astype(np.float16)
+        for i in range(len(y)):
+            slot, _ = call.place(i)
+            if slot in self._spoilt or call.x[i, 0] >= TOO_MUCH:
+                self._spoilt.add(slot)
+                y[i] = np.nan
+        return y
 
     def take(self, life: int) -> Values | None:
-        return self._answers.popleft() if life == self.life and self._answers else None
+        if life != self.life or not self._answers:
+            self._asked_in_vain += 1
+            if self._asked_in_vain >= IMPATIENT and life == self.life:
+                self.answer(99)  # somebody waits for it, and cannot tell it to
+            return None
+        self._asked_in_vain = 0
+        return self._answers.popleft()
 
     def account(self) -> DeviceAccount:
         return DeviceAccount(requests=len(self.calls), compute_s=0, network_s=0, sent=0, received=0, falls=0, away_s=0)
@@ -110,7 +145,24 @@ def make(line: Pretended, own: TorchStage | None, bell: Doorbell) -> IPadStage:
 
 
 def agree(got: Step | Result | None, truth: Step | Result) -> None:
-    torch.testing.assert_close(hidden(got), hidden(truth), atol=2e-2, rtol=2e-3)
+    torch.testing.assert_close(hidden(got), hidden(truth), atol=2e-2, rtol=2e-3, equal_nan=True)
+
+
+def agree_where_finite(got: Step | Result | None, truth: Step | Result, step: Step) -> None:
+    """In a prompt's chunk what is not finite reaches the tokens before it as well, so that where a slot is computed
+    again in other pieces, some tokens of the same sequence may be better off; never those that came in so."""
+    ours, theirs = hidden(got), hidden(truth)
+    finite = theirs.isfinite().all(-1)
+    torch.testing.assert_close(ours[finite], theirs[finite], atol=2e-2, rtol=2e-3)
+    assert not ours[~hidden(step).isfinite().all(-1)].isfinite().all(-1).any()
+
+
+def changed(step: Step, slot: int, offset: int, value: float) -> Step:
+    """The same with the first element of one token of a row of ``slot`` set."""
+    before = itertools.takewhile(lambda row: row.slot != slot, step.rows)
+    x_TE = hidden(step)
+    x_TE[sum(len(row.ids) for row in before) + offset, 0] = value
+    return replace(step, hidden=bytearray(x_TE.numpy().tobytes()))
 
 
 STEPS = [
@@ -173,13 +225,94 @@ def test_what_float16_cannot_hold_stays_finite(stages: tuple[TorchStage, ...], b
     line.come()
     stage = make(line, None, bell)
     stage.forward(
-        Step(epoch=0, number=0, rows=(Row(slot=0, start=0, ids=(1,)),), hidden=bytearray(EMBED * b"\0\0\x80\x7f"))
+        Step(epoch=0, number=0, rows=(Row(slot=0, start=0, ids=(1,)),), hidden=bytearray(EMBED * b"\0\0\x7f\x7f"))
     )
     line.answer(1)
     assert np.isfinite(line.calls[0].x).all() and line.calls[0].x.max() == np.finfo(np.float16).max
 
 
-def next_step(dice: random.Random, number: int, filled: list[int], owed: deque[Step]) -> Step:
+def of(step: Step | Result | None, slot: int, rows: tuple[Row, ...]) -> torch.Tensor:
+    """The hidden states of the row of ``slot``."""
+    at = list(itertools.accumulate((len(row.ids) for row in rows), initial=0))
+    return next(hidden(step)[at[i] : at[i + 1]] for i, row in enumerate(rows) if row.slot == slot)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2 * TOO_MUCH])
+@pytest.mark.parametrize("fallback", [True, False])
+def test_what_is_not_finite_is_one_sequences_trouble(
+    stages: tuple[TorchStage, ...], bell: Doorbell, value: float, fallback: bool
+) -> None:
+    """What comes in so, and what the iPad makes so: computed here or NaN, and nothing of it stays on the iPad."""
+    truth, own, there = stages
+    line = Pretended(there)
+    line.come()
+    stage = make(line, own if fallback else None, bell)
+    steps = [
+        a_step(1, (0, 0, 20), (1, 0, 5)), a_step(2, (0, 20, 13), (1, 5, 1), (2, 0, 30)),
+        a_step(3, (0, 33, 1), (1, 6, 1)), a_step(4, (0, 34, 1), (1, 7, 1), (2, 30, 1)),
+    ]  # fmt: skip
+    steps = [changed(steps[0], 0, 11, value), *steps[1:]]
+    for step in steps[:2]:  # both are out before the first answer
+        assert stage.forward(step) is None
+    for step in steps:
+        if step in steps[2:]:
+            assert stage.forward(step) is None
+        line.answer(99)
+        assert stage.done()
+        got, right = stage.finish(), truth.forward(step)
+        if fallback:
+            agree(got, right)
+        for row in step.rows:
+            if row.slot:
+                torch.testing.assert_close(of(got, row.slot, step.rows), of(right, row.slot, step.rows),
+                                           atol=2e-2, rtol=2e-3)  # fmt: skip
+            elif not fallback:
+                assert not of(got, 0, step.rows)[-1].isfinite().any(), "so that the last rank notices"
+    assert line.renewed == 0, "as long as nobody else has the slot there is no hurry"
+    calls = len(line.calls)
+    again = a_step(5, (0, 0, 9), (1, 8, 1))
+    assert stage.forward(again) is None
+    line.answer(99)
+    agree(stage.finish(), truth.forward(again))
+    assert line.renewed == (value == 2 * TOO_MUCH) and len(line.calls) > calls
+
+
+def test_an_ipad_that_goes_away_while_its_cache_is_to_be_emptied(
+    stages: tuple[TorchStage, ...], bell: Doorbell
+) -> None:
+    truth, own, there = stages
+    line = Pretended(there)
+    line.come()
+    stage = make(line, own, bell)
+    bad = changed(a_step(1, (0, 0, 5)), 0, 3, TOO_MUCH)
+    assert stage.forward(bad) is None
+    line.answer(99)
+    agree(stage.finish(), truth.forward(bad))
+    busy, new = a_step(2, (1, 0, 9)), a_step(3, (0, 0, 4))
+    assert stage.forward(busy) is None
+
+    def go() -> None:
+        line.go()
+        bell.ring()
+
+    line.answer = lambda count: None  # type: ignore[method-assign]
+    gone = threading.Timer(0.2, go)
+    gone.start()
+    assert stage.forward(new) is None, "the step before is owed still"
+    gone.join()
+    del line.answer
+    for step in (busy, new):
+        assert stage.done()
+        agree(stage.finish(), truth.forward(step))
+    line.come()
+    more = a_step(4, (0, 4, 1), (1, 9, 1))
+    assert stage.forward(more) is None
+    line.answer(99)
+    agree(stage.finish(), truth.forward(more))
+    assert line.renewed == 0, "a new life is empty anyway"
+
+
+def next_step(dice: random.Random, number: int, filled: list[int], owed: deque[Step], faults: float = 0.0) -> Step:
     """What a scheduler might send: prompts, single tokens, drafts taken back, a slot given to another sequence; but
     nothing goes back as long as an answer for that slot is owed."""
     busy = {row.slot for step in owed for row in step.rows}
@@ -194,25 +327,33 @@ def next_step(dice: random.Random, number: int, filled: list[int], owed: deque[S
             start = 0
         rows.append((slot, start, tokens))
         filled[slot] = start + tokens
-    return a_step(number, *rows) if rows else next_step(dice, number, filled, owed)
+    if not rows:
+        return next_step(dice, number, filled, owed, faults)
+    step = a_step(number, *rows)
+    if dice.random() < faults:
+        slot, _, tokens = dice.choice(rows)
+        step = changed(step, slot, dice.randrange(tokens), dice.choice((np.nan, np.inf, TOO_MUCH, 2 * TOO_MUCH)))
+    return step
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32))
 def test_whatever_happens_to_the_ipad_the_answers_are_the_same(stages: tuple[TorchStage, ...], seed: int) -> None:
-    """It comes, goes, and goes in the middle of anything, with up to three steps owed; answers stay in order."""
+    """It comes, goes, and goes in the middle of anything, with up to three steps owed; answers stay in order. Some
+    hidden states are not finite, and some are more than the iPad can compute with."""
+    faults = 0.2 * (seed % 2)
     dice, (truth, own, there), bell = random.Random(seed), stages, Doorbell()
     line = Pretended(there)
     stage = make(line, own, bell)
     owed: deque[Step] = deque()
     filled = [0] * SLOTS
     for number in range(25):
-        step = next_step(dice, number, filled, owed)
+        step = next_step(dice, number, filled, owed, faults)
         if line.life is None and dice.random() < 0.3:
             line.come()
         if (answer := stage.forward(step)) is not None:
             assert not owed, "an answer overtook another"
-            agree(answer, truth.forward(step))
+            agree_where_finite(answer, truth.forward(step), step)
         else:
             owed.append(step)
         line.answer(dice.randint(0, 5))
@@ -223,9 +364,9 @@ def test_whatever_happens_to_the_ipad_the_answers_are_the_same(stages: tuple[Tor
         if dice.random() < 0.3 or len(owed) == 3:
             line.answer(99)
         while owed and stage.done():
-            agree(stage.finish(), truth.forward(owed.popleft()))
+            agree_where_finite(stage.finish(), truth.forward(owed[0]), owed.popleft())
     line.answer(99)
     while owed:
         assert stage.done()
-        agree(stage.finish(), truth.forward(owed.popleft()))
+        agree_where_finite(stage.finish(), truth.forward(owed[0]), owed.popleft())
     bell.close()

@@ -106,7 +106,7 @@ def test_a_rank_killed_while_decoding(models: dict[str, Path], long_batch: tuple
         ranks[victim].kill()
         _, errors = process.communicate(timeout=20)
         assert process.returncode != 0
-        assert f"rank {victim}" in errors and socket.gethostname() in errors and "Killed" in errors
+        assert f"rank {victim}" in errors and socket.gethostname() in errors and "it was killed" in errors
     kept = records(out)
     assert {0, 1, 2} <= set(kept) and all(record["error"] is None for record in kept.values())
 
@@ -116,7 +116,8 @@ def test_a_rank_killed_while_loading(models: dict[str, Path]) -> None:
         ranks_of(process, 3)[1].kill()
         _, errors = process.communicate(timeout=20)
         assert process.returncode != 0
-        assert "rank 1" in errors and "Killed" in errors
+        # Before the ranks have met there is only mpirun to say it.
+        assert "rank 1" in errors and "killed" in errors.lower()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -161,14 +162,15 @@ def test_a_ring_whose_records_find_no_room(models: dict[str, Path], long_batch: 
     assert_one_message(mpgpt(2, *arguments), "--out /dev/full cannot be written: No space left on device")
 
 
-def test_an_error_on_a_far_rank_names_it(tmp_path: Path) -> None:
-    """Weights that are not numbers show on the last rank, in the middle of a run."""
+def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
+    """They show on the last rank, in the middle of a run; the ring ends in order."""
     folder = save_random("gpt2", tmp_path / "nan")
     weights = load_file(folder / "model.safetensors")
     weights["transformer.h.4.mlp.c_proj.bias"] = torch.full((64,), float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     run = mpgpt(3, "generate", "--model", folder, "--prompt", "hello", *THREE, *LONG, timeout=60)
-    assert_one_message(run, "rank 2", socket.gethostname(), "logits")
+    assert run.returncode == 1
+    assert_one_message(run, "logits for token 1", "weights are damaged")
 
 
 def test_an_error_while_loading_on_a_far_rank_names_it(tmp_path: Path) -> None:
@@ -196,9 +198,8 @@ def test_an_error_while_loading_on_a_far_rank_names_it(tmp_path: Path) -> None:
 def test_what_cannot_be_is_said_once(
     models: dict[str, Path], arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    run = mpgpt(2, "generate", "--model", models["gpt2"], "--prompt", "x", *arguments)
-    if "--prompt" in arguments:
-        run = mpgpt(2, "generate", "--model", models["gpt2"], *arguments)
+    prompt = () if "--prompt" in arguments else ("--prompt", "x")
+    run = mpgpt(2, "generate", "--model", models["gpt2"], *prompt, *arguments)
     assert_one_message(run, said)
     assert run.returncode == status
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@cache
 def transformers_tokens(name: str) -> dict[int, list[int]]:
     """Every prompt by itself through generate(do_sample=False)."""
     model: Any = build(name)
