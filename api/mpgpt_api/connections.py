@@ -178,7 +178,7 @@ class Acceptor:
         """``make`` is given what a connection calls when it is lost. To be begun and closed on an event loop."""
         self._listening, self._make, self._most = listening, make, most
         self._connections: set[Connection] = set()
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: dict[Connection, tuple[asyncio.Task[None], socket.socket]] = {}
         self._told = -math.inf
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # those accepted have it, too
@@ -193,7 +193,7 @@ class Acceptor:
         """Accept no more. Those that are open stay."""
         self._open = False
         self._loop.remove_reader(self._listening.fileno())
-        for task in self._beginning:
+        for task, _ in self._beginning.values():
             task.cancel()
 
     def check(self) -> None:
@@ -234,8 +234,8 @@ class Acceptor:
         connection.address = address
         self._connections.add(connection)
         task = self._loop.create_task(self._connect(connection, accepted))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        self._beginning[connection] = task, accepted
+        task.add_done_callback(lambda task: self._beginning.pop(connection, None))
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         try:
@@ -253,17 +253,21 @@ class Acceptor:
         Idle ones go first; then those of the address that has most, so that no client closes another's. Those that
         are accepted, and not more, count, too: a flood's come together.
         """
-        silent = [connection for connection in self._connections if connection.yields]
+        silent = [connection for connection in self._connections if connection.yields or connection.begins]
         if not silent:
             return False
         idle = [connection for connection in silent if connection.phase is Phase.IDLE]
         if not idle:
-            waiting = [connection for connection in self._connections if connection.yields or connection.begins]
-            crowd = Counter(connection.address for connection in waiting).most_common(1)[0][0]
+            crowd = Counter(connection.address for connection in silent).most_common(1)[0][0]
             silent = [connection for connection in silent if connection.address == crowd]
-            if not silent:
-                return False
-        min(idle or silent, key=lambda connection: connection.since).drop()
+        least = min(idle or silent, key=lambda connection: connection.since)
+        if least.begins:
+            task, accepted = self._beginning.pop(least)
+            task.cancel()
+            accepted.close()
+            self._connections.discard(least)
+        else:
+            least.drop()
         return True
 
     def _tell(self, what: str) -> None:
