@@ -8,6 +8,7 @@ Standard output carries what was asked for: text, or records. Everything else go
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -362,18 +363,25 @@ def _run(job: Any) -> int:
     from mpgpt.mpi import MPIWorld
 
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
-    first = os.environ["OMPI_COMM_WORLD_RANK"] == "0"
+    rank = os.environ["OMPI_COMM_WORLD_RANK"]
+    first, name = rank == "0", f"rank {rank} on {platform.node()}"
     above = find(os.environ) if first else None
-    guard = Guard(above, f"rank 0 on {platform.node()}") if above else None
+    guard = Guard(above, name) if above else None
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing is left behind
+    if guard:
+        signal.set_wakeup_fd(guard.wakeup, warn_on_full_buffer=False)
     if above and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") != os.environ["OMPI_COMM_WORLD_SIZE"]:
         _check_defaults()
     try:
         world = MPIWorld()
-    except MpgptError as error:
+    except MpgptError as error:  # the same on every rank
         if not first:
             time.sleep(GRACE_S)
             os._exit(1)
         _say(f"mpgpt: {error}", guard)
+        _abandon(guard, lambda: None, 1)
+    except OSError as error:
+        _say(f"mpgpt: {name}: {error}", guard)
         _abandon(guard, lambda: None, 1)
     if guard:
         world.told_to_end = guard.stopping
@@ -411,6 +419,8 @@ def _work(job: Any, world: World, guard: Guard | None) -> int:
         raise
     except KeyboardInterrupt:
         _end(world, guard, "", 130)
+    except Exception as error:
+        _fail(world, guard, error)
     try:
         status: int = 0 if world.rank else job.lead(ring)
         if world.rank:
@@ -423,13 +433,18 @@ def _work(job: Any, world: World, guard: Guard | None) -> int:
             guard.done()
         raise
     except Exception as error:
-        if "MPGPT_TRACEBACK" in os.environ:
-            traceback.print_exc()
-        cause = str(error) if isinstance(error, MpgptError) else f"{type(error).__name__}: {error}"
-        here = world.size == 1 or isinstance(error, LinkError)
-        _end(world, guard, cause if here else f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1, error)
+        _fail(world, guard, error)
     world.close()
     return status
+
+
+def _fail(world: World, guard: Guard | None, error: Exception) -> NoReturn:
+    """The end because of this rank's ``error``."""
+    if "MPGPT_TRACEBACK" in os.environ:
+        traceback.print_exc()
+    cause = str(error) if isinstance(error, MpgptError) else f"{type(error).__name__}: {error}"
+    here = world.size == 1 or isinstance(error, LinkError)
+    _end(world, guard, cause if here else f"rank {world.rank} on {world.hosts[world.rank]}: {cause}", 1, error)
 
 
 def _end_with_launcher(launcher: int) -> None:
@@ -447,14 +462,21 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
     if world.loss and (world.loss.said or world.rank):
         message = ""  # it stands there already, or rank 0 says it
-    stdio.finish()
+    _finish_output()
     if message:
         _say(f"mpgpt: {message}", guard)
     world.part(message)
     if world.rank:
         time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
         os._exit(status)
+    if world.loss and world.loss.said:
+        time.sleep(FORWARD_S)  # what the other rank has said goes through mpirun
     _abandon(guard, lambda: world.abort(status), status)
+
+
+def _finish_output() -> None:
+    with contextlib.suppress(RuntimeError):  # a signal came while something was written, which waits for its reader
+        stdio.finish()
 
 
 def _say(sentence: str, guard: Guard | None) -> None:
@@ -482,7 +504,7 @@ def _terminated(signum: int, world: World, guard: Guard | None) -> NoReturn:
     if world.lost_soon(LOST_S):
         assert world.loss
         _end(world, guard, world.loss.sentence, 1)
-    stdio.finish()
+    _finish_output()
     os._exit(128 + signum)
 
 

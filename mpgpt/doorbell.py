@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import select
 import shutil
 import socket
@@ -35,8 +36,12 @@ ALERT_S = 0.05
 """For how long after a ring or a send naps are taken instead of sleeps."""
 VAIN = 2000
 """After so many wake-ups in a row with nothing to show for it, a descriptor is not watched any more."""
+GROWTH = 1.05
+"""By how much each nap of a rank that does not know what will wake it is longer than the one before: what comes
+unannounced is late by a twentieth of the wait, and an idle rank sleeps again after some seconds."""
 MOST_DESCRIPTOR = 1024
 """select() takes descriptors below this."""
+NAME = "bell"
 
 
 class Doorbell:
@@ -47,12 +52,9 @@ class Doorbell:
     """
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="mpgpt-"))  # nobody else may enter it
-        self.path = str(self._folder / "bell")
+        self._folder, self._socket = _listen()
+        self.path = str(self._folder / NAME)
         """Where ranks of this host reach it, until ``seal``."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.path)
-        self._socket.setblocking(False)
         self._own = self.reach(self.path)
         self._watched: set[int] = set()
         self._vain: Counter[int] = Counter()
@@ -86,13 +88,13 @@ class Doorbell:
 
     def watch(self, descriptors: Iterable[int]) -> None:
         """Wake up also when one of these can be read; they stay somebody else's, who reads them when called."""
-        self._watched = {fd for fd in descriptors if fd < MOST_DESCRIPTOR}
+        self._watched = set(descriptors)
         self._vain.clear()
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until something wakes this rank (True) or ``seconds`` have passed (False)."""
-        try:  # poll() would round to milliseconds
-            readable = select.select([self._socket.fileno(), *self._watched], [], [], max(0.0, seconds))[0]
+        try:
+            readable = _readable([self._socket.fileno(), *self._watched], seconds)
         except (OSError, ValueError):  # one of them was closed meanwhile
             self._watched = {fd for fd in self._watched if _is_open(fd)}
             return True
@@ -109,8 +111,11 @@ class Doorbell:
         self.alert_until = time.monotonic() + ALERT_S
 
     def heard(self) -> None:
-        """What was waited for is there: nothing woke this rank in vain."""
-        self._vain.clear()
+        """What was waited for is there. Whatever woke this rank several times, and can be read even now, may have done
+        so in vain all the same: another thread's connection, or one that has ended, among frames that do come."""
+        often = [fd for fd, count in self._vain.items() if count > 1]
+        still = _readable_now(often) if often else []
+        self._vain = Counter({fd: self._vain[fd] for fd in still})
 
     def close(self) -> None:
         self.seal()
@@ -136,10 +141,11 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
     deadline = math.inf if timeout is None else now + timeout
     spin_until = now + SPIN_S
     if EARLY_S < usual < USUAL_MOST_S and (timeout is None or timeout > usual):
-        bell.sleep(0)  # old rings, for frames that were found without them
+        rung = bell.sleep(0)  # for a frame that was found without it, or one of which only a part is there
         if ready():
+            bell.heard()
             return True
-        if bell.sleep(usual - EARLY_S):
+        if bell.sleep(usual - EARLY_S) or rung:
             bell.alert()
         spin_until = time.monotonic() + 2 * EARLY_S
     woken = True
@@ -163,10 +169,55 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
             woken, spin_until = True, time.monotonic() + SPIN_S
         else:
             woken, spin_until = napping, 0.0
+            if not napping:
+                bell.patience = min(GROWTH * bell.patience, SLEEP_S)
+
+
+def _listen() -> tuple[Path, socket.socket]:
+    """A folder that nobody else may enter, and a socket in it. Raises ``OSError``."""
+    try:
+        return _listen_in(None)
+    except OSError:  # TMPDIR may be too long for a socket's path (104 bytes on macOS), or on a disk without sockets
+        return _listen_in("/tmp")
+
+
+def _listen_in(parent: str | None) -> tuple[Path, socket.socket]:
+    folder = Path(tempfile.mkdtemp(prefix="mpgpt-", dir=parent))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        listener.bind(str(folder / NAME))
+    except OSError:
+        listener.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    listener.setblocking(False)
+    return folder, listener
+
+
+def _readable(descriptors: list[int], seconds: float) -> list[int]:
+    """Those that can be read, within so many seconds. Raises ``OSError`` or ``ValueError`` when one is closed."""
+    seconds = max(0.0, seconds)
+    if max(descriptors) < MOST_DESCRIPTOR:  # poll() rounds to milliseconds
+        return select.select(descriptors, [], [], seconds)[0]
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    found = poll.poll(1000 * seconds)
+    if any(event & select.POLLNVAL for _, event in found):
+        raise OSError("a descriptor is closed")
+    return [descriptor for descriptor, _ in found]
+
+
+def _readable_now(descriptors: list[int]) -> list[int]:
+    try:
+        return _readable(descriptors, 0)
+    except (OSError, ValueError):  # the next sleep finds out which one is closed
+        return []
 
 
 def _is_open(descriptor: int) -> bool:
     try:
-        return select.select([descriptor], [], [], 0) is not None
-    except (OSError, ValueError):
+        os.fstat(descriptor)
+    except OSError:
         return False
+    return True

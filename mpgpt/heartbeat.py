@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import math
 import os
 import selectors
 import socket
@@ -40,12 +41,14 @@ MOST_BODY = 4096
 INTERVAL_S = 1.0
 TIMEOUT_S = 10.0
 NOTICE_S = 3.0
-"""A silence as long as this is told to whoever looks; it may still end."""
+"""A silence as long as this, and of two beats, is told to whoever looks; it may still end."""
 DIAL_S = 2.0
 PROVE_S = 5.0
-"""How long who dials in may take to prove who it is."""
+"""How long the other end of a connection may take to prove who it is."""
+MOST_ADDRESSES = 8
+"""Of a peer, that are dialled."""
 STRANGERS = 32
-"""Connections at once that have proved nothing yet."""
+"""Connections at once, beside those of the peers, that dialled in and have proved nothing yet."""
 LATER_S = 2.0
 """How much longer the others wait for rank 0 than it for them: it is the one that can say what happened."""
 
@@ -58,7 +61,7 @@ class Peer:
     host: str
     port: int
     addresses: tuple[str, ...]
-    """The likeliest first."""
+    """All are dialled at once, the likeliest first."""
 
     @property
     def name(self) -> str:
@@ -98,6 +101,10 @@ class _Connection:
     rank: int | None = None
     """The rank that it has proved to be."""
     received: bytearray = field(default_factory=bytearray)
+    unsent: bytes = b""
+    """The rest of a frame that did not fit."""
+    mutual: bool = False
+    """Whether both ends know that the other has proved itself: only then does its end mean a loss."""
 
 
 class Heartbeat:
@@ -105,16 +112,16 @@ class Heartbeat:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._listener.bind(("0.0.0.0", 0))
-        self._listener.listen(64)
-        self._listener.setblocking(False)
+        self._listener = _listen()
         self.port: int = self._listener.getsockname()[1]
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._interval, self._timeout = INTERVAL_S, TIMEOUT_S
+        self._lenient = (-math.inf, 0.0)
+        """Until when another time-out, in seconds, counts if it is longer."""
+        self._answering = False
         self._hosts: dict[int, Peer] = {}
         self._peers: dict[int, Peer] = {}
         self._secret = b""
@@ -123,7 +130,7 @@ class Heartbeat:
         self._connections: dict[int, _Connection] = {}
         self._strangers: set[_Connection] = set()
         self._heard: dict[int, float] = {}
-        self._dialled: dict[int, tuple[float, int]] = {}
+        self._dialled: dict[int, float] = {}
         self._unheard: dict[tuple[int, int], float] = {}
         self._gone: set[int] = set()
         self._closing: bytes | None = None
@@ -149,8 +156,13 @@ class Heartbeat:
         self._thread.start()
 
     def configure(self, interval_s: float, timeout_s: float) -> None:
-        """How often to beat, and how long a silence is a loss; seconds, the same on every rank."""
+        """How often to beat, and how long a silence is a loss; seconds, the same on every rank. Ranks that still beat
+        as before are not accused."""
+        if self._thread:
+            self._lenient = (time.monotonic() + self._interval + NOTICE_S, self._timeout)
         self._interval, self._timeout = interval_s, timeout_s
+        with contextlib.suppress(OSError):
+            self._wake.send(b"\0")
 
     def silences(self) -> tuple[Silence, ...]:
         """Who has not been heard for a while."""
@@ -158,37 +170,51 @@ class Heartbeat:
         return tuple(
             Silence(rank=peer.rank, host=peer.host, seconds=now - self._heard[peer.rank])
             for peer in self._peers.values()
-            if now - self._heard[peer.rank] > NOTICE_S and peer.rank not in self._gone
+            if now - self._heard[peer.rank] > self._notice and peer.rank not in self._gone
         )
+
+    @property
+    def _notice(self) -> float:
+        return min(max(NOTICE_S, 2 * self._interval), self._timeout)
 
     def close(self, sentence: str | None = None) -> None:
         """Say farewell to all, with why if this rank ``failed``, and end."""
-        self._closing = b"\0" if sentence is None else b"\1" + sentence.encode()[: MOST_BODY - 1]
-        if threading.current_thread() is self._thread:
+        if self._closing is not None and threading.current_thread() is not self._thread:
+            return
+        self._closing = b"\0" if sentence is None else b"\1" + _encoded(sentence)
+        if self._thread is None or threading.current_thread() is self._thread:
             self._end()
-        elif self._thread:
-            with contextlib.suppress(OSError):
-                self._wake.send(b"\0")
-            self._thread.join(1.0)
+            return
+        with contextlib.suppress(OSError):
+            self._wake.send(b"\0")
+        self._thread.join(1.0)
 
     # -- the heartbeat's thread
 
     def _run(self) -> None:
-        self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
-        due = last = time.monotonic()
+        self._answer(True)
+        due = time.monotonic()
         while self._closing is None:
-            for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+            due = min(due, time.monotonic() + self._interval)  # it may be another by now
+            events = self._selector.select(max(0.0, due - time.monotonic()))
+            self._forgive(time.monotonic() - due)
+            for key, _ in events:
                 self._serve(key.fileobj)
             now = time.monotonic()
-            if now - last > self._interval + NOTICE_S:  # this rank was away (stopped, asleep), and could not hear
-                self._heard = {rank: heard + now - last for rank, heard in self._heard.items()}
-            if now >= due:
-                due, last = now + self._interval, now
+            if now >= due and self._closing is None:
+                due = now + self._interval
                 self._tick(now)
         self._end()
 
+    def _forgive(self, away: float) -> None:
+        """While this rank was away (stopped, asleep), it could not hear: that is nobody's silence."""
+        if away > 0.0:
+            self._heard = {rank: heard + away for rank, heard in self._heard.items()}
+
     def _serve(self, what: object) -> None:
+        if self._closing is not None:
+            return
         if what is self._listener:
             self._accept()
         elif what is self._woken:
@@ -196,24 +222,31 @@ class Heartbeat:
             if signums:
                 self.signal = signums[0]
                 self._alarm()
-        else:
-            assert isinstance(what, socket.socket)
-            self._receive(next(c for c in (*self._strangers, *self._connections.values()) if c.socket is what))
+            return
+        for connection in (*self._strangers, *self._connections.values()):
+            if connection.socket is what:  # else it was dropped just now
+                self._receive(connection)
+                return
 
     def _tick(self, now: float) -> None:
+        self._answer(True)
         for rank, peer in self._peers.items():
             if rank < self._rank and rank not in self._connections and rank not in self._gone:
                 self._dial(peer, now)
-        for stranger in [c for c in self._strangers if now - c.begun > (PROVE_S if c.dialled is None else DIAL_S)]:
+        for stranger in [c for c in self._strangers if now - c.begun > self._probation(c)]:
             self._drop(stranger)
-        silent = [(rank, now - heard) for rank, heard in self._heard.items() if now - heard > NOTICE_S]
-        beat = b"".join(SILENT.pack(rank, seconds) for rank, seconds in silent[: MOST_BODY // SILENT.size])
         for connection in list(self._connections.values()):
-            self._send(connection, BEAT, beat)
+            self._beat(connection, now)
         self._judge(now)
 
+    def _beat(self, connection: _Connection, now: float) -> None:
+        silent = [(rank, now - heard) for rank, heard in self._heard.items() if now - heard > self._notice]
+        beat = b"".join(SILENT.pack(rank, seconds) for rank, seconds in silent[: MOST_BODY // SILENT.size])
+        self._send(connection, BEAT, beat)
+
     def _judge(self, now: float) -> None:
-        patience = self._timeout + (LATER_S if self._rank else 0.0)
+        timeout = max(self._timeout, self._lenient[1]) if now < self._lenient[0] else self._timeout
+        patience = timeout + (LATER_S if self._rank else 0.0)
         for rank, heard in self._heard.items():
             if rank in self._gone or now - heard <= patience or (self._rank and rank):
                 continue
@@ -222,7 +255,7 @@ class Heartbeat:
                 "the network to it is cut"
             )
         for (teller, rank), seconds in self._unheard.items() if not self._rank else ():
-            if seconds > self._timeout and not {teller, rank} & self._gone:
+            if seconds > timeout and not {teller, rank} & self._gone:
                 self._lose(
                     f"{self._hosts[teller].name} has not heard {self._hosts[rank].name} for {seconds:.0f} s: the "
                     "network between them is cut"
@@ -236,26 +269,47 @@ class Heartbeat:
     # -- connections
 
     def _dial(self, peer: Peer, now: float) -> None:
-        begun, attempt = self._dialled.get(peer.rank, (0.0, -1))
-        if now - begun < DIAL_S or not peer.addresses:
+        """Dial all its addresses at once; the first that answers is taken (``_introduced``)."""
+        if now - self._dialled.get(peer.rank, -math.inf) < DIAL_S or any(
+            stranger.dialled == peer.rank and stranger.theirs for stranger in self._strangers
+        ):
             return
-        self._dialled[peer.rank] = (now, attempt + 1)
-        dialling = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        dialling.setblocking(False)
-        dialling.connect_ex((peer.addresses[(attempt + 1) % len(peer.addresses)], peer.port))
-        connection = _Connection(dialling, now, dialled=peer.rank)
-        self._add(connection)
+        self._dialled[peer.rank] = now
+        for address in peer.addresses[:MOST_ADDRESSES]:
+            with contextlib.suppress(OSError):  # such as too many open files: later
+                dialling = socket.socket(_family(address), socket.SOCK_STREAM)
+                dialling.setblocking(False)
+                dialling.connect_ex((address, peer.port))
+                self._add(_Connection(dialling, now, dialled=peer.rank))
+
+    @staticmethod
+    def _probation(stranger: _Connection) -> float:
+        """How long a stranger may remain one, in seconds."""
+        return PROVE_S if stranger.dialled is None or stranger.theirs else DIAL_S
+
+    def _answer(self, calls: bool) -> None:
+        if calls != self._answering:
+            self._answering = calls
+            if calls:
+                self._selector.register(self._listener, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(self._listener)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             accepted, _ = self._listener.accept()
-            if len(self._strangers) >= STRANGERS:
-                accepted.close()
-                return
-            accepted.setblocking(False)
-            connection = _Connection(accepted, time.monotonic())
-            self._add(connection)
-            self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
+        except (BlockingIOError, ConnectionError):  # it has gone again
+            return
+        except OSError:  # too many open files: whoever dials waits until the next beat
+            self._answer(False)
+            return
+        accepted.setblocking(False)
+        connection = _Connection(accepted, time.monotonic())
+        self._add(connection)
+        callers = [stranger for stranger in self._strangers if stranger.dialled is None]
+        if len(callers) > STRANGERS + MOST_ADDRESSES * len(self._peers):  # the oldest has had its time
+            self._drop(min(callers, key=lambda stranger: stranger.begun))
+        self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
 
     def _add(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError):
@@ -296,6 +350,9 @@ class Heartbeat:
                 self._drop(connection)
                 return False
             if connection.dialled is not None:
+                connection.begun = time.monotonic()
+                for other in [c for c in self._strangers if c.dialled == connection.dialled and c is not connection]:
+                    self._drop(other)
                 self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
                 self._write(connection, self._proof(connection.theirs, self._rank))
         if not connection.theirs or len(received) < PROOF_BYTES:
@@ -306,14 +363,17 @@ class Heartbeat:
         if not hmac.compare_digest(proof, self._proof(connection.nonce, connection.claims)):
             self._drop(connection)
             return False
-        if connection.dialled is None:
-            self._write(connection, self._proof(connection.theirs, self._rank))
         connection.rank = connection.claims
         self._strangers.discard(connection)
         if old := self._connections.pop(connection.rank, None):
             self._drop(old)
         self._connections[connection.rank] = connection
-        self._heard[connection.rank] = time.monotonic()
+        self._heard[connection.rank] = now = time.monotonic()
+        if connection.dialled is None:
+            self._write(connection, self._proof(connection.theirs, self._rank))
+        else:
+            connection.mutual = True
+            self._beat(connection, now)  # and so it is for the other end
         return True
 
     def _proof(self, nonce: bytes, rank: int) -> bytes:
@@ -331,6 +391,7 @@ class Heartbeat:
                 return
             body = bytes(received[FRAME.size : FRAME.size + length])
             del received[: FRAME.size + length]
+            connection.mutual = True
             self._heard[connection.rank] = time.monotonic()
             if kind == BEAT:
                 self._told(connection.rank, body)
@@ -358,7 +419,7 @@ class Heartbeat:
         if rank is None or self._connections.get(rank) is not connection:
             return
         del self._connections[rank]
-        if rank not in self._gone and (not self._rank or not rank):
+        if connection.mutual and rank not in self._gone and (not self._rank or not rank):
             self._gone.add(rank)
             self._lose(f"{self._hosts[rank].name} ended without a word: it was killed, or its host went down")
 
@@ -366,23 +427,46 @@ class Heartbeat:
         self._write(connection, FRAME.pack(MAGIC, kind, 0, len(body)) + body)
 
     def _write(self, connection: _Connection, data: bytes) -> None:
-        """A peer that does not read for so long that its buffer is full is silent anyway: what does not fit is lost
-        with the connection."""
+        """Send what the other end takes at once; of what does not fit only the rest of a frame is kept. A connection
+        that has broken is left to ``_receive``: a farewell may lie there."""
+        data, held = connection.unsent + data, len(connection.unsent)
         try:
-            if connection.socket.send(data) == len(data):
-                return
-        except BlockingIOError:
-            if connection.rank is None:
-                self._drop(connection)
-            return
+            sent = connection.socket.send(data)
         except OSError:
-            pass
-        self._ended(connection)
+            return
+        if sent < held:
+            connection.unsent = data[sent:held]
+        else:
+            connection.unsent = data[sent:] if sent > held or not held else b""
 
     def _end(self) -> None:
         assert self._closing is not None
-        for connection in list(self._connections.values()):
+        for connection in self._connections.values():
             self._send(connection, FAREWELL, self._closing)
+            with contextlib.suppress(OSError):  # what lies there unread would have the farewell thrown away
+                while connection.socket.recv(65536):
+                    pass
         for connection in (*self._strangers, *self._connections.values()):
             connection.socket.close()
-        self._listener.close()
+        for own in (self._selector, self._listener, self._wake, self._woken):
+            own.close()
+
+
+def _listen() -> socket.socket:
+    """A listener on a free port of all networks, of IPv6 too where the host has it."""
+    try:
+        listener = socket.create_server(("", 0), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
+    except (OSError, ValueError):
+        listener = socket.create_server(("", 0), backlog=128)
+    listener.setblocking(False)
+    return listener
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _encoded(sentence: str) -> bytes:
+    """A sentence as it fits into a farewell: cut between characters, and what is no character written out."""
+    whole = sentence.encode(errors="backslashreplace")
+    return whole[: MOST_BODY - 1].decode(errors="ignore").encode()

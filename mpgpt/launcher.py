@@ -26,6 +26,8 @@ from pathlib import Path, PurePath
 
 import psutil
 
+from mpgpt.errors import UsageError
+
 LAUNCHERS = frozenset({"mpirun", "mpiexec", "prterun", "orterun"})
 HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(.*))?", re.DOTALL)
 NAMESPACE = re.compile(r"\w+-(.*)-([0-9]+)@[0-9]+")
@@ -34,6 +36,12 @@ SETTINGS_VARIABLE = "MPGPT_SETTINGS"
 """What ``mpgpt-ssh`` gives to other hosts: the path of the settings and, behind a space, the text, packed."""
 RUN_VARIABLES = ("OMPI_COMM_", "PMIX_", "PRTE_")
 """What makes a process one of mpirun's."""
+MOST_BYTES = 1 << 20
+"""Of a file that may be settings."""
+TOO_LONG = "-"
+MOST_PACKED = 100_000
+"""Bytes of settings that are taken to another host: Linux takes 128 KiB in an argument or a variable, ours is part of
+one."""
 CONNECTIONS = ("ssh", "mpgpt-ssh")
 
 STOPPING_S = 0.8
@@ -76,46 +84,87 @@ class Launcher:
         try:
             return os.readlink(f"/proc/{self.pid}/fd/0").startswith(("/dev/pts", "/dev/tty"))
         except OSError:
+            pass
+        try:
             return sys.platform != "linux" and psutil.Process(self.pid).terminal() is not None
+        except psutil.Error:
+            return False
 
     def say(self, sentence: str) -> bool:
         """Write to its standard error at once, where that can be done (Linux): mpirun may be ended before it has
-        forwarded what a rank says. Whether it was."""
+        forwarded what a rank says. Whether it was. Never waits long: nobody may read there."""
         try:
-            with open(f"/proc/{self.pid}/fd/2", "a") as errors:
-                errors.write(f"{sentence}\n")
+            errors = os.open(f"/proc/{self.pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:  # it is closed, a socket, or a pipe that nobody reads any more
+            return False
+        try:
+            return _write(errors, f"{sentence}\n".encode(errors="backslashreplace"))
+        finally:
+            os.close(errors)
+
+
+def _write(descriptor: int, data: bytes) -> bool:
+    """Write all, within ``KILL_S``. Whether it could be."""
+    deadline = time.monotonic() + KILL_S
+    while data and time.monotonic() < deadline:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:
+            time.sleep(SIGNALS_S)
         except OSError:
             return False
-        return True
+    return not data
 
 
 def find(environment: Mapping[str, str]) -> Launcher | None:
     """The mpirun above this process, if it runs on this host."""
-    candidates = [process.pid for process in psutil.Process().parents()]
+    candidates: list[int] = []
+    with contextlib.suppress(psutil.Error):
+        candidates += [process.pid for process in psutil.Process().parents()]
     # Where the hostfile calls this host by another name, mpirun comes by ssh, and is nobody's parent here.
-    if (match := NAMESPACE.fullmatch(environment.get("PMIX_NAMESPACE", ""))) and match[1] == socket.gethostname():
+    if (match := NAMESPACE.fullmatch(environment.get("PMIX_NAMESPACE", ""))) and _is_here(match[1]):
         candidates.append(int(match[2]))
     for pid in candidates:
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(pid)
             if is_launcher(argv := process.cmdline()):
                 return Launcher(pid=pid, argv=tuple(argv), cwd=Path(process.cwd()))
     return None
 
 
+def _is_here(host: str) -> bool:
+    """Whether a launcher's host is this one; it leaves out the domain, such as macOS's ``.local``."""
+    return host in (name := socket.gethostname(), name.partition(".")[0])
+
+
 def settings(launcher: Launcher | None, environment: Mapping[str, str]) -> SettingsFile | None:
-    """The settings beside the hostfile: of the launcher on this host, or what came along from another machine."""
+    """The settings beside the hostfile: of the launcher on this host, or what came along from another machine.
+
+    Raises ``UsageError`` when they could not come along.
+    """
     if launcher:
         return SettingsFile(path=launcher.settings) if launcher.settings else None
     path, _, packed = environment.get(SETTINGS_VARIABLE, "").rpartition(" ")
     if not path:
         return None
-    return SettingsFile(path=Path(path), text=zlib.decompress(base64.b64decode(packed)).decode())
+    if packed == TOO_LONG:
+        raise UsageError(
+            f"{path} is too long to be taken to another host ({MOST_PACKED // 1000} kB packed is the most): "
+            "copy it there and name it with --config"
+        )
+    try:
+        return SettingsFile(path=Path(path), text=zlib.decompress(base64.b64decode(packed)).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8; save the file as UTF-8 text") from None
+    except (ValueError, zlib.error):
+        raise UsageError(f"{SETTINGS_VARIABLE} is not what mpgpt-ssh writes; unset it") from None
 
 
 def pack(path: Path) -> str:
-    """A settings file as the value of ``SETTINGS_VARIABLE``."""
-    return f"{path} {base64.b64encode(zlib.compress(path.read_bytes())).decode()}"
+    """A settings file as the value of ``SETTINGS_VARIABLE``. Raises ``OSError``."""
+    with path.open("rb") as file:
+        packed = base64.b64encode(zlib.compress(file.read(MOST_BYTES + 1), 9)).decode()
+    return f"{path} {packed if len(packed) <= MOST_PACKED else TOO_LONG}"
 
 
 def is_launcher(argv: Sequence[str]) -> bool:
@@ -140,25 +189,32 @@ def hostfile_of(argv: Sequence[str]) -> str | None:
 def beside(hostfile: str, cwd: Path) -> Path | None:
     """The settings beside a hostfile, ``NAME.yaml`` for ``NAME``, if there are any."""
     path = cwd / f"{hostfile}.yaml"
-    return path if path.exists() else None
+    return path if os.path.exists(path) else None
 
 
-def end(pid: int) -> None:
+def end(launcher: psutil.Process) -> None:
     """End mpirun at once, whatever it waits for, and the connections to other hosts that it would leave behind."""
     connections: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
-        launcher = psutil.Process(pid)
         connections = [child for child in launcher.children(recursive=True) if _connects(child)]
         deadline = time.monotonic() + KILL_S
-        while time.monotonic() < deadline and launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE:
+        while time.monotonic() < deadline and _runs(launcher):
             for signum in SIGNALS:
                 launcher.send_signal(signum)
             time.sleep(SIGNALS_S)
     with contextlib.suppress(psutil.Error):
-        psutil.Process(pid).kill()
+        launcher.kill()
     for connection in connections:
         with contextlib.suppress(psutil.Error):
             connection.terminate()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it is still there: its number may be another's by now, or wait for a parent to look at its status."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _connects(process: psutil.Process) -> bool:
@@ -175,12 +231,20 @@ class Guard:
         """``name`` is what a person should read of rank 0 if it is killed."""
         self.launcher = launcher
         own = {name: value for name, value in os.environ.items() if not name.startswith(RUN_VARIABLES)}
+        ours = str(Path(__file__).parent.parent)
         command = [sys.executable, "-m", "mpgpt.launcher", str(launcher.pid), name]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, cwd="/",
-            env=own | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            start_new_session=True, cwd="/", bufsize=0,
+            env=own | {"PYTHONPATH": os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))},
         )  # fmt: skip
+        os.set_blocking(self.wakeup, False)
+
+    @property
+    def wakeup(self) -> int:
+        """A descriptor for ``signal.set_wakeup_fd``: a signal says ``stopping`` even while Python is computing."""
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
 
     def stopping(self) -> None:
         """Rank 0 was told to end: mpirun is at it, and may take a moment."""
@@ -200,24 +264,28 @@ class Guard:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write(word)
-            self._process.stdin.flush()
 
 
 def guard(launcher: Launcher, name: str, read: Callable[[], bytes]) -> None:
-    """The guard's life: until rank 0 is gone, and mpirun after it. ``read`` gives rank 0's next word, or nothing at its
-    end."""
+    """The guard's life: until rank 0 is gone, and mpirun after it. ``read`` gives rank 0's next word (a signal's number
+    is one), or nothing at its end."""
+    try:
+        process = psutil.Process(launcher.pid)
+    except psutil.Error:
+        return
     said = b""
     while word := read():
         said = word
         if word == b"e":
             break
-    if not said:
+    if not said and _runs(process):
         launcher.say(f"mpgpt: {name} ended without a word: it was killed")
-    patience = {b"s": STOPPING_S, b"d": DONE_S}.get(said, 0.0)
-    with contextlib.suppress(psutil.Error):
-        psutil.Process(launcher.pid).wait(patience)
-    if psutil.pid_exists(launcher.pid):
-        end(launcher.pid)
+    patience = {b"": 0.0, b"e": 0.0, b"d": DONE_S}.get(said, STOPPING_S)
+    deadline = time.monotonic() + patience
+    while _runs(process) and time.monotonic() < deadline:
+        time.sleep(SIGNALS_S)
+    if _runs(process):
+        end(process)
 
 
 if __name__ == "__main__":

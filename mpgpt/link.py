@@ -42,7 +42,7 @@ class World(Protocol):
     launched: bool
     """Whether mpirun started this process; by default it binds each rank to one core."""
     hosts: list[str]
-    """Every rank's host name."""
+    """Every rank's host by name; two hosts are told apart even if they have the same one."""
     bell: Doorbell
 
     def connect(self, source: int, target: int, capacity: int) -> Link:
@@ -117,6 +117,7 @@ class SoloWorld:
 
     def __init__(self) -> None:
         self.bell = Doorbell()
+        self.bell.seal()  # its own threads reach it
         self.hosts = [socket.gethostname()]
 
     def connect(self, source: int, target: int, capacity: int) -> Link:

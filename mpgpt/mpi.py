@@ -15,11 +15,12 @@ import ipaddress
 import json
 import os
 import secrets
+import signal
 import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import mpi4py
@@ -164,14 +165,18 @@ class MPIWorld:
         """Connections that were there before any of MPI's."""
         self._links: list[MPILink] = []
         self.told_to_end: Callable[[], None] = lambda: None
+        self._ringers: dict[int, socket.socket] = {}
+        """What reaches the doorbells of the ranks on this host, by rank."""
         self.bell = Doorbell()
-        self.bell.unfinished = self._unfinished
-        self.bell.missed = self.find_sockets
-        self._heartbeat = Heartbeat(self.rank)
-        self._ranks = self._meet()
-        self.hosts = [rank.host for rank in self._ranks]
-        self._local = self._reach()
-        self._start_heartbeat()
+        try:
+            self.bell.unfinished = self._unfinished
+            self.bell.missed = self.find_sockets
+            self._heartbeat = Heartbeat(self.rank)
+            self._ranks = self._meet()
+            self._reach()
+            self._start_heartbeat()
+        finally:
+            self.bell.seal()  # all have reached all: nobody else shall; nor is anything left of a start that failed
 
     def _meet(self) -> list[_Rank]:
         """What every rank says of itself."""
@@ -186,9 +191,8 @@ class MPIWorld:
                 raw = json.loads(data)
                 ranks.append(_Rank(**{**raw, "addresses": tuple(raw["addresses"])}))
             except (ValueError, TypeError, KeyError):
-                other = data.decode(errors="replace").split(" ")[0]
                 raise LinkError(
-                    f"{other} runs another version of mpgpt than {mine['host']} ({mine['version']}): "
+                    f"{_other(data)} runs another version of mpgpt than {mine['host']} ({mine['version']}): "
                     "update all checkouts to the same commit"
                 ) from None
         if len({rank.code for rank in ranks}) > 1:
@@ -196,28 +200,25 @@ class MPIWorld:
             raise LinkError(f"the hosts run different code: {each}; update all checkouts to the same commit")
         return ranks
 
-    def _reach(self) -> dict[int, str]:
-        """The doorbells of the ranks on this host, by rank."""
-        local = {}
+    def _reach(self) -> None:
+        """Find out which ranks are on this host, and name the hosts."""
         for number, rank in enumerate(self._ranks):
             with contextlib.suppress(OSError):
-                Doorbell.reach(rank.bell).close()
-                local[number] = rank.bell
-        return local
+                self._ringers[number] = Doorbell.reach(rank.bell)
+        said = self.gather(min(self._ringers).to_bytes(4, "little"), FIRST_S)
+        self.hosts = named_apart([rank.host for rank in self._ranks], [int.from_bytes(home, "little") for home in said])
 
     def _start_heartbeat(self) -> None:
         ours = self._ranks[self.rank].addresses
         peers = [
-            Peer(rank=number, host=rank.host, port=rank.heartbeat,
-                 addresses=("127.0.0.1",) if number in self._local else tuple(nearest(rank.addresses, ours)))
+            Peer(rank=number, host=self.hosts[number], port=rank.heartbeat,
+                 addresses=("127.0.0.1",) if number in self._ringers else tuple(nearest(rank.addresses, ours)))
             for number, rank in enumerate(self._ranks) if number != self.rank
         ]  # fmt: skip
         secret = self.gather(secrets.token_bytes(32) if self.rank == 0 else b"", FIRST_S)[0]
-        self._ringers = {number: Doorbell.reach(path) for number, path in self._local.items()}
         if self.size > 1:
             self._heartbeat.start(peers, secret, self._alarmed)
-        self.gather(b"", FIRST_S)  # all have reached all: nobody else shall
-        self.bell.seal()
+        self.gather(b"", FIRST_S)
 
     def connect(self, source: int, target: int, capacity: int) -> Link:
         assert self.rank in (source, target), "this rank is at neither end"
@@ -233,7 +234,7 @@ class MPIWorld:
 
     def find_sockets(self) -> None:
         """Have data from other hosts wake this rank: look for the connections that MPI has made by now."""
-        hosts = {address.split("/")[0] for rank in self._ranks for address in rank.addresses}
+        hosts = {_plain(address.split("/")[0]) for rank in self._ranks for address in rank.addresses}
         beats = {rank.heartbeat for rank in self._ranks}
         self.bell.watch(
             fd for fd, here, there, address in _connections()
@@ -324,6 +325,8 @@ class MPIWorld:
 
     def close(self) -> None:
         self.gather(b"")
+        if self.rank:
+            signal.set_wakeup_fd(-1)
         self._heartbeat.close()
         for ringer in self._ringers.values():
             ringer.close()
@@ -331,33 +334,74 @@ class MPIWorld:
         MPI.Finalize()
 
 
+def named_apart(hosts: Sequence[str], homes: Sequence[int]) -> list[str]:
+    """Every rank's host by name, where two hosts of one name (two Raspberry Pis are both called raspberrypi) differ.
+
+    ``hosts`` are the names that the ranks' hosts give themselves, ``homes`` each host's first rank.
+    """
+    first = {host: home for host, home in reversed(list(zip(hosts, homes, strict=True)))}
+    return [host if first[host] == home else f"{host} (rank {home})" for host, home in zip(hosts, homes, strict=True)]
+
+
 def nearest(theirs: Iterable[str], ours: Iterable[str]) -> list[str]:
     """Another host's addresses, those in a network of ``ours`` ("10.0.0.2/24") first.
 
-    An address that both hosts have (the bridge of a container engine) leads nowhere and is left out.
+    An address that both hosts have (the bridge of a container engine) leads nowhere and is left out; but if there is
+    no other, both are one host, whose ranks see different files.
     """
-    own = [ipaddress.IPv4Interface(text) for text in ours]
-    candidates = [c for c in map(ipaddress.IPv4Interface, theirs) if c.ip not in {o.ip for o in own}]
+    own, all_theirs = [ipaddress.ip_interface(text) for text in ours], [ipaddress.ip_interface(text) for text in theirs]
+    candidates = [c for c in all_theirs if c.ip not in {o.ip for o in own}] or all_theirs
     return [str(c.ip) for c in sorted(candidates, key=lambda c: not any(c.ip in o.network for o in own))]
 
 
+def _other(data: bytes) -> str:
+    """The host of a rank that says of itself what this version does not understand."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(data)["host"])
+    return data.decode(errors="replace").split(" ")[0] or "another host"
+
+
 def _addresses() -> list[str]:
-    """This host's IPv4 addresses with their networks, loopback left out."""
-    found = [a for addresses in psutil.net_if_addrs().values() for a in addresses if a.family == socket.AF_INET]
-    return [f"{a.address}/{a.netmask or '255.255.255.255'}" for a in found if not a.address.startswith("127.")]
+    """This host's addresses with their networks; left out are those that mean another host elsewhere."""
+    found = []
+    for addresses in psutil.net_if_addrs().values():
+        for a in addresses:
+            if a.family in (socket.AF_INET, socket.AF_INET6):
+                ip = ipaddress.ip_address(a.address.split("%")[0])
+                if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local):
+                    found.append(f"{ip}/{_prefix(a.netmask, ip.max_prefixlen)}")
+    return found
+
+
+def _prefix(netmask: str | None, longest: int) -> int:
+    return bin(int(ipaddress.ip_address(netmask))).count("1") if netmask else longest
+
+
+def _plain(address: str) -> str:
+    """An address as it is compared: IPv4 where that is meant, without a network interface."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    return str(ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else str(ip)
 
 
 def _connections() -> list[tuple[int, int, int, str]]:
-    """This process's TCP connections: descriptor, port here, port and address there.
-
-    Tried one by one, because macOS has no /proc.
-    """
+    """This process's TCP connections: descriptor, port here, port and address there."""
     found = []
-    for fd in range(3, MOST_DESCRIPTOR):
+    for fd in _descriptors():
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                with socket.socket(fileno=os.dup(fd)) as one:
-                    if one.family == socket.AF_INET and one.type == socket.SOCK_STREAM:
+                one = socket.socket(fileno=fd)
+                try:
+                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
                         address, port = one.getpeername()[:2]
-                        found.append((fd, one.getsockname()[1], port, address))
+                        found.append((fd, one.getsockname()[1], port, _plain(address)))
+                finally:
+                    one.detach()
     return found
+
+
+def _descriptors() -> list[int]:
+    """This process's open descriptors; one may be closed by now."""
+    try:
+        return sorted(int(name) for name in os.listdir("/dev/fd"))
+    except (OSError, ValueError):
+        return list(range(3, MOST_DESCRIPTOR))

@@ -20,7 +20,8 @@ def code_id() -> str:
     digest = hashlib.sha256()
     for package in PACKAGES:
         folder = _folder(package)
-        for path in sorted(folder.rglob("*.py")):
+        files = (path for path in folder.rglob("*.py") if not path.name.startswith("."))  # what editors and macOS leave
+        for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
             digest.update(f"{package}/{path.relative_to(folder).as_posix()}\0".encode())
             digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
@@ -40,13 +41,20 @@ def _folder(package: str) -> Path:
 def _commit(git: Path) -> str:
     """The commit that is checked out; empty where that cannot be told."""
     try:
-        head = (git / "HEAD").read_text().strip()
+        if git.is_file():  # of a worktree
+            git = git.parent / _read(git).removeprefix("gitdir: ")
+        head = _read(git / "HEAD")
         name = head.removeprefix("ref: ")
         if name == head:
             return head
-        if (git / name).is_file():
-            return (git / name).read_text().strip()
-        packed = (git / "packed-refs").read_text().splitlines()
+        common = git / _read(git / "commondir") if (git / "commondir").is_file() else git
+        if (common / name).is_file():
+            return _read(common / name)
+        packed = _read(common / "packed-refs").splitlines()
         return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
     except OSError:
         return ""
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip()

@@ -1,16 +1,13 @@
-"""Links: the contract over each kind, the doorbell, and what waiting costs."""
+"""Links: the contract over each kind."""
 
 from __future__ import annotations
 
 import subprocess
-import threading
-import time
 
 import pytest
 
-from mpgpt.doorbell import NAP_S, SLEEP_S, Doorbell, wait
-from mpgpt.link import QueueLink, SoloWorld
-from mpgpt.mpi import nearest
+from mpgpt.link import SoloWorld
+from mpgpt.mpi import named_apart, nearest
 from tests.launch import ENV, ROOT, mpirun
 from tests.links import CASES
 
@@ -47,48 +44,6 @@ def test_a_solo_world_is_a_world_of_one() -> None:
     world.close()
 
 
-def test_a_bell_wakes_a_sleeper_from_another_thread() -> None:
-    bell = Doorbell()
-    threading.Timer(0.2, bell.ring).start()
-    begun = time.monotonic()
-    assert bell.sleep(30)
-    assert 0.1 < time.monotonic() - begun < 5
-    assert not bell.sleep(0), "all rings are heard at once"
-    bell.close()
-
-
-def test_a_bell_reaches_a_queue_link_across_threads() -> None:
-    bell = Doorbell()
-    link = QueueLink(bell)
-    threading.Timer(0.3, lambda: link.send(bytearray(b"late"))).start()
-    got = link.recv()
-    assert got is not None and bytes(got) == b"late"
-    assert bell.patience == SLEEP_S
-    bell.close()
-
-
-def test_without_bells_a_rank_naps_instead() -> None:
-    """What comes unannounced is found within a long sleep once, and within a nap from then on."""
-    bell = Doorbell()
-    ready: list[int] = []
-    threading.Timer(0.1, lambda: ready.append(1)).start()
-    assert wait(lambda: ready, bell)
-    assert bell.patience == NAP_S
-    bell.ring()
-    assert not wait(lambda: False, bell, timeout=0.05)
-    assert bell.patience == SLEEP_S, "a bell is heard again"
-    bell.close()
-
-
-def test_waiting_costs_next_to_nothing() -> None:
-    bell = Doorbell()
-    cpu, begun = time.process_time(), time.monotonic()
-    assert not wait(lambda: False, bell, timeout=3)
-    assert time.monotonic() - begun >= 3
-    assert time.process_time() - cpu < 0.03 * 3
-    bell.close()
-
-
 @pytest.mark.parametrize(
     ("theirs", "ours", "best"),
     [
@@ -96,8 +51,25 @@ def test_waiting_costs_next_to_nothing() -> None:
         (["192.168.1.5/24", "10.0.0.2/24"], ["10.0.0.1/24"], ["10.0.0.2", "192.168.1.5"]),
         (["172.17.0.1/16", "10.0.0.2/24"], ["172.17.0.1/16", "10.0.0.1/24"], ["10.0.0.2"]),
         (["192.168.1.5/24"], ["10.0.0.1/24"], ["192.168.1.5"]),
+        (["172.17.0.1/16"], ["172.17.0.1/16"], ["172.17.0.1"]),
+        (["fd00::2/64", "2001:db8::2/64"], ["2001:db8::1/64"], ["2001:db8::2", "fd00::2"]),
+        (["192.168.1.5/24", "fd00::2/64"], ["10.0.0.1/24", "fd00::1/64"], ["fd00::2", "192.168.1.5"]),
+        (["fd00::2/64"], ["10.0.0.1/24"], ["fd00::2"]),
         ([], ["10.0.0.1/24"], []),
     ],
 )
 def test_the_nearest_address_is_first(theirs: list[str], ours: list[str], best: list[str]) -> None:
     assert nearest(theirs, ours) == best
+
+
+@pytest.mark.parametrize(
+    ("hosts", "homes", "names"),
+    [
+        (["a", "b", "a"], [0, 1, 0], ["a", "b", "a"]),
+        (["pi", "pi", "pi"], [0, 1, 0], ["pi", "pi (rank 1)", "pi"]),
+        (["mini", "pi", "pi", "pi", "pi"], [0, 1, 2, 1, 2], ["mini", "pi", "pi (rank 2)", "pi", "pi (rank 2)"]),
+        (["pi"] * 3, [0, 1, 2], ["pi", "pi (rank 1)", "pi (rank 2)"]),
+    ],
+)
+def test_hosts_of_one_name_are_told_apart(hosts: list[str], homes: list[int], names: list[str]) -> None:
+    assert named_apart(hosts, homes) == names
