@@ -26,6 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import mpgpt
 from mpgpt import config as configs
 from mpgpt import fitting, host_report, launch, launcher, reachability, verdict
@@ -294,7 +296,7 @@ def _output(command: list[str], environment: Mapping[str, str]) -> str:
             raise MpgptError(f"they have not met within {RING_S:.0f} s") from None
         finally:
             if process.poll() is None:
-                launcher.end(process.pid)
+                launcher.end(psutil.Process(process.pid))
                 process.communicate()
         lines = [line for line in output.splitlines() if line.startswith("{")]
         if process.returncode or not lines:
