@@ -48,12 +48,12 @@ page: $(VENV)/installed
 $(PAGE):
 	$(MAKE) page
 
-$(VENV)/installed: pyproject.toml scripts/mpi_defaults.py
+$(VENV)/installed: pyproject.toml mpgpt/mpi_defaults.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "mpgpt needs Python 3.11 or later; name one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	$(BIN)/python scripts/mpi_defaults.py
+	$(BIN)/mpgpt setup
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

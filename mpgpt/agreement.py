@@ -21,14 +21,14 @@ from mpgpt.cluster import DTYPES, shape_of
 from mpgpt.config import DtypeName
 from mpgpt.core import Node, Shape, Span, Workload
 from mpgpt.costs import Links, held_bytes
-from mpgpt.errors import ModelError, MpgptError, UsageError
+from mpgpt.errors import ModelError, MpgptError, PullError, UsageError
 from mpgpt.folder import read_json
 from mpgpt.kernels import Kernels
 from mpgpt.link import World
 from mpgpt.model import weights_of
 from mpgpt.plan import AT_HOME, Objective, place
 from mpgpt.profile import survey
-from mpgpt.pull import find, pull
+from mpgpt.pull import find, place_of, pull
 from mpgpt.stage import Device
 from mpgpt.trials import Trial, choose, trial_from
 from mpgpt.weights import lean_heap
@@ -131,21 +131,51 @@ def reach(world: World, ipad: dict[str, Any] | None, behind: Behind) -> Device |
 
 
 def locate(world: World, name: str, home: Path, report: Callable[[str], None]) -> Path:
-    """The model's folder on this host. Where a host lacks it, its first rank pulls it."""
+    """The model's folder on this host. Where a host lacks it, its first rank pulls it; but a model that is given as a
+    path must lie at that path on every host. Raises on every rank, by host, and says who has the model if anyone does.
+    """
+    found = together(world, lambda: _look(name, home))
+    given = any(look["path"] for look in found)
+    owner = next((rank for rank, look in enumerate(found) if look["path"] or (look["folder"] and not given)), None)
+    lacking = [host for host, look in zip(world.hosts, found, strict=True) if not any(look.values())]
+    if lacking and owner is not None and not given:
+        report(f"{', '.join(dict.fromkeys(lacking))}: there is no model {name} yet; fetching it")
 
-    def here() -> str:
-        folder = find(name, home)
-        if folder is None and Path(name).is_dir():
-            raise ModelError(f"{name} is no model folder: it holds no config.json")
-        if folder is None and local_rank(world) == 0:
-            folder = pull(name, home=home, report=report, progress=world.rank == 0)
-        return str(folder or "")
+    def fetch() -> None:
+        mine = found[world.rank]
+        if given and not any(mine.values()):
+            path = os.path.abspath(os.path.expanduser(name))
+            raise ModelError(f"There is no {path}. {_advice(world, owner, found, path)}")
+        if mine["folder"] or local_rank(world):
+            return
+        try:
+            pull(name, home=home, report=report, progress=world.rank == 0)
+        except PullError as error:
+            if owner is None or given:
+                raise
+            raise PullError(error.reason, _advice(world, owner, found, str(place_of(name, home)))) from error
 
-    mine = together(world, here)[world.rank]
-    folder = Path(mine) if mine else find(name, home)
+    together(world, fetch)
+    folder = find(name, home)
     together(world, lambda: _present(folder, name))
     assert folder is not None
     return folder
+
+
+def _look(name: str, home: Path) -> dict[str, str]:
+    """What this host has of a model: ``path`` if its name is one here, and the finished ``folder``; else empty."""
+    path, folder = os.path.abspath(os.path.expanduser(name)), find(name, home)
+    if folder is None and os.path.isdir(path):
+        raise ModelError(f"{name} is no model folder: it holds no config.json")
+    given = os.path.isfile(path) or os.path.isfile(os.path.join(path, "config.json"))
+    return {"path": path if given else "", "folder": str(folder or "")}
+
+
+def _advice(world: World, owner: int | None, found: list[dict[str, str]], target: str) -> str:
+    """How this rank's host gets what the owner's has."""
+    assert owner is not None
+    source = found[owner]["path"] or found[owner]["folder"]
+    return f"{world.hosts[owner]} has it: copy {source} from there to {target} on {world.hosts[world.rank]}."
 
 
 def _present(folder: Path | None, name: str) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mpgpt.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama"}
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu", "swish")
@@ -64,8 +64,9 @@ class ModelConfig:
         return 2 * layers * slots * context * self.kv_heads * self.head_dim * itemsize
 
 
-def read_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """A Hugging Face ``config.json`` as a ModelConfig.
+def read_config(raw: Mapping[str, Any], *, rotary: bool = True) -> ModelConfig:
+    """A Hugging Face ``config.json`` as a ModelConfig. Without its ``rotary`` frequencies it takes no torch, whose
+    import takes seconds: enough for whoever wants sizes only.
 
     Raises ``ModelError`` when the architecture or one of its options is not supported, or a size is missing.
     """
@@ -80,7 +81,7 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
             f"{raw['transformers_weights']!r}), which is not supported: call it model.safetensors and take that key out"
         )
     try:
-        config = _read_gpt2(raw) if kind == "gpt2" else _read_llama(raw, kind)
+        config = _read_gpt2(raw) if kind == "gpt2" else _read_llama(raw, kind, rotary)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"config.json lacks or garbles something that a {kind} model needs: {error!r}") from error
     if config.activation not in ACTIVATIONS:
@@ -108,11 +109,11 @@ def _read_gpt2(raw: Mapping[str, Any]) -> ModelConfig:
     )  # fmt: skip
 
 
-def _read_llama(raw: Mapping[str, Any], kind: str) -> ModelConfig:
+def _read_llama(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig:
     embed, layers, heads = int(raw["hidden_size"]), int(raw["num_hidden_layers"]), int(raw["num_attention_heads"])
     head_dim = int(raw.get("head_dim") or embed // heads)
     bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others have theirs, or none
-    inv_freq, gain = rope_frequencies(raw, head_dim)
+    inv_freq, gain = rope_frequencies(raw, head_dim) if rotary else ((), 1.0)
     return ModelConfig(
         family="llama", vocab=int(raw["vocab_size"]), embed=embed, layers=layers, heads=heads,
         kv_heads=int(raw.get("num_key_value_heads") or heads), head_dim=head_dim, inner=int(raw["intermediate_size"]),
@@ -162,6 +163,8 @@ def rope_frequencies(raw: Mapping[str, Any], head_dim: int) -> tuple[tuple[float
     Sources: Su et al. 2021 (RoPE), Chen et al. 2023 (linear), Peng et al. 2023 (YaRN), Ding et al. 2024 (LongRoPE),
     the Llama 3.1 release.
     """
+    import torch
+
     rope = rope_parameters(raw)
     kind = rope["rope_type"]
     if kind not in ROPES:
@@ -187,6 +190,8 @@ def rope_frequencies(raw: Mapping[str, Any], head_dim: int) -> tuple[tuple[float
 
 def _llama3(inv_freq: Tensor, rope: Mapping[str, Any]) -> Tensor:
     """Long waves are stretched, short ones kept, those between blended."""
+    import torch
+
     factor, low, high = (float(rope[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     original = int(rope["original_max_position_embeddings"])
     wavelength = 2 * math.pi / inv_freq
@@ -198,6 +203,8 @@ def _llama3(inv_freq: Tensor, rope: Mapping[str, Any]) -> Tensor:
 
 
 def _yarn(waves: Tensor, rope: Mapping[str, Any], base: float, raw: Mapping[str, Any]) -> tuple[Tensor, float]:
+    import torch
+
     original, dims = int(rope["original_max_position_embeddings"]), 2 * len(waves)
     factor = _stretch(rope["factor"], rope, raw)
 
@@ -220,6 +227,8 @@ def _yarn(waves: Tensor, rope: Mapping[str, Any], base: float, raw: Mapping[str,
 
 def _longrope(waves: Tensor, rope: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[Tensor, float]:
     """A factor for each frequency, where they are the same for short sequences and long ones."""
+    import torch
+
     factors, original = rope.get("short_factor"), int(rope["original_max_position_embeddings"])
     if not isinstance(factors, list) or len(factors) != len(waves) or factors != rope.get("long_factor"):
         raise ModelError(

@@ -94,6 +94,18 @@ def cli() -> None:
     """
 
 
+@cli.command("setup")
+def setup_command() -> None:
+    """Give this environment's mpirun the defaults that mpgpt wants; `make install` does it.
+
+    With them mpirun finds a bare `mpgpt` on other hosts, names a host that is down within seconds, and takes more
+    ranks than a host has cores. They are written into the environment's etc/.
+    """
+    from mpgpt.mpi_defaults import write
+
+    click.echo(f"mpirun's defaults: {', '.join(map(str, write()))}")
+
+
 @cli.command("pull")
 @click.argument("name")
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where to put it.  [default: the model cache]")
@@ -358,6 +370,8 @@ def _run(job: Any) -> int:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing is left behind
     if guard:
         signal.set_wakeup_fd(guard.wakeup, warn_on_full_buffer=False)
+    if above and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") != os.environ["OMPI_COMM_WORLD_SIZE"]:
+        _check_defaults()
     try:
         world = MPIWorld()
     except MpgptError as error:  # the same on every rank
@@ -380,6 +394,14 @@ def _run(job: Any) -> int:
     if guard:
         guard.done()
     return status
+
+
+def _check_defaults() -> None:
+    """For whoever got as far without them, such as by the program's whole path: otherwise no rank would have begun."""
+    from mpgpt import mpi_defaults
+
+    if not mpi_defaults.present():
+        click.echo("mpgpt: this mpirun lacks mpgpt's defaults for several hosts: run `mpgpt setup` here", err=True)
 
 
 def _work(job: Any, world: World, guard: Guard | None) -> int:

@@ -34,7 +34,11 @@ class ModelError(MpgptError):
 
 
 class PullError(ModelError):
-    """A model could not be fetched or converted."""
+    """A model could not be fetched or converted; ``reason`` says why, ``advice`` what else can be done."""
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason} {advice}" if advice else reason)
+        self.reason, self.advice = reason, advice
 
 
 class RequestError(MpgptError, ValueError):

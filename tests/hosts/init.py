@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypedDict
 
 SSHD_PID = Path("/run/sshd.pid")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 STAGING = Path("/mnt")
 """Where overlays are put together before they cover what they are made of; empty again once the host is up."""
 
@@ -56,8 +57,12 @@ def run(*command: str, text: str | None = None) -> None:
 
 def mount_all(overlays: list[Overlay]) -> None:
     run("mount", "-t", "proc", "proc", "/proc")
-    run("mount", "-t", "sysfs", "sysfs", "/sys")  # one of its own: /sys/class/net is that of this network namespace
     run("mount", "-t", "tmpfs", "tmpfs", str(STAGING))
+    groups = STAGING / "groups"
+    groups.mkdir()
+    run("mount", "--rbind", str(CONTROL_GROUPS), str(groups))
+    run("mount", "-t", "sysfs", "sysfs", "/sys")  # one of its own: /sys/class/net is that of this network namespace
+    run("mount", "--move", str(groups), str(CONTROL_GROUPS))  # where a host sees how much memory it may use
     for n, overlay in enumerate(overlays):
         prepare(STAGING / str(n), overlay)
     for path in ("/tmp", "/dev/shm", "/run"):

