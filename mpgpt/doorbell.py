@@ -24,6 +24,9 @@ from pathlib import Path
 
 SPIN_S = 0.0005
 """How long a rank spins before it sleeps: longer than a busy ring's gaps, shorter than anyone would notice."""
+LOOKS = 10
+"""How often at least a rank looks before it sleeps: the first look may take a frame from its socket, which then wakes
+nobody any more, and only another hand it over."""
 EARLY_S = 0.0008
 """How long before the usual time a rank wakes up: waking takes 0.1 to 0.4 ms, and waits are not all alike."""
 USUAL_MOST_S = 0.1
@@ -150,8 +153,10 @@ def wait(ready: Callable[[], object], bell: Doorbell, timeout: float | None = No
         spin_until = time.monotonic() + 2 * EARLY_S
     woken = True
     while True:
+        looks = 0
         while not ready():
-            if time.monotonic() >= min(spin_until, deadline):
+            looks += 1
+            if looks >= LOOKS and time.monotonic() >= min(spin_until, deadline):
                 break
         else:
             bell.heard()

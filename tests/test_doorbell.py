@@ -350,3 +350,24 @@ def test_an_idle_rank_takes_less_than_a_hundredth_of_a_core(bell: Doorbell) -> N
     cpu, begun = time.process_time(), time.monotonic()
     assert not wait(lambda: False, bell, timeout=4)
     assert time.process_time() - cpu < 0.01 * (time.monotonic() - begun)
+
+
+def test_a_frame_that_one_look_does_not_hand_over_is_found_without_a_sleep(bell: Doorbell) -> None:
+    """MPI reads what has come when it is called, and delivers it at a later call: no descriptor tells of it then."""
+    said = iter([False, False, False, True])
+    assert wait(lambda: next(said), bell, timeout=0)
+
+
+def test_every_sleep_is_preceded_by_several_looks(bell: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a nap too, when there is no time to spin."""
+    sleeps, looks = Sleeps(bell, monkeypatch), [0]
+    bell.alert()
+
+    def ready() -> bool:
+        looks[-1] += 1
+        if len(looks) <= len(sleeps.asked):
+            looks.append(1)
+        return len(looks) > 60
+
+    assert wait(ready, bell)
+    assert min(looks[:-1]) >= 9
