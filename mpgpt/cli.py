@@ -359,21 +359,21 @@ def _run(job: Any) -> int:
         from mpgpt.link import SoloWorld
 
         return _work(job, SoloWorld(), None)
-    from mpgpt.launcher import Guard, find
+    from mpgpt.launcher import Guard, dial_guard, find
     from mpgpt.mpi import MPIWorld
 
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
     rank = os.environ["OMPI_COMM_WORLD_RANK"]
     first, name = rank == "0", f"rank {rank} on {platform.node()}"
     above = find(os.environ) if first else None
-    guard = Guard(above, name) if above else None
+    guard = Guard(above, name) if above else dial_guard(os.environ, name) if first else None
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing is left behind
     if guard:
         signal.set_wakeup_fd(guard.wakeup, warn_on_full_buffer=False)
     if above and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") != os.environ["OMPI_COMM_WORLD_SIZE"]:
         _check_defaults()
     try:
-        world = MPIWorld()
+        world = MPIWorld(guard.beat if guard else None)
     except MpgptError as error:  # the same on every rank
         if not first:
             time.sleep(GRACE_S)
@@ -481,7 +481,7 @@ def _finish_output() -> None:
 
 def _say(sentence: str, guard: Guard | None) -> None:
     """The last words before mpirun is ended."""
-    if guard and guard.launcher.say(sentence):
+    if guard and guard.say(sentence):
         return
     click.echo(sentence, err=True)
     sys.stderr.flush()

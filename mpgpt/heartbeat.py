@@ -41,7 +41,13 @@ MOST_BODY = 4096
 INTERVAL_S = 1.0
 TIMEOUT_S = 10.0
 NOTICE_S = 3.0
-"""A silence as long as this, and of two beats, is told to whoever looks; it may still end."""
+"""A silence as long as this is told to whoever looks; it may still end. Sooner where the time-out is short."""
+NOTICE_SHARE = 0.3
+"""How much of the time-out that is at most."""
+NOTICE_BEATS = 2.5
+"""How many beats it is at least: one that is late is no silence."""
+LATE_S = 0.5
+"""A wake-up as late as this means that this rank was away, and what others told before is old."""
 DIAL_S = 2.0
 PROVE_S = 5.0
 """How long the other end of a connection may take to prove who it is."""
@@ -122,6 +128,7 @@ class Heartbeat:
         self._lenient = (-math.inf, 0.0)
         """Until when another time-out, in seconds, counts if it is longer."""
         self._answering = False
+        self._pulse: Callable[[float], None] = lambda patience_s: None
         self._hosts: dict[int, Peer] = {}
         self._peers: dict[int, Peer] = {}
         self._secret = b""
@@ -164,6 +171,11 @@ class Heartbeat:
         with contextlib.suppress(OSError):
             self._wake.send(b"\0")
 
+    def on_pulse(self, pulse: Callable[[float], None]) -> None:
+        """Call ``pulse`` at every beat, on the heartbeat's own thread, with the seconds after which its silence is a
+        loss; at the end infinitely many."""
+        self._pulse = pulse
+
     def silences(self) -> tuple[Silence, ...]:
         """Who has not been heard for a while."""
         now = time.monotonic()
@@ -175,7 +187,7 @@ class Heartbeat:
 
     @property
     def _notice(self) -> float:
-        return min(max(NOTICE_S, 2 * self._interval), self._timeout)
+        return min(max(NOTICE_BEATS * self._interval, min(NOTICE_S, NOTICE_SHARE * self._timeout)), self._timeout)
 
     def close(self, sentence: str | None = None) -> None:
         """Say farewell to all, with why if this rank ``failed``, and end."""
@@ -211,6 +223,8 @@ class Heartbeat:
         """While this rank was away (stopped, asleep), it could not hear: that is nobody's silence."""
         if away > 0.0:
             self._heard = {rank: heard + away for rank, heard in self._heard.items()}
+        if away > LATE_S:
+            self._unheard.clear()
 
     def _serve(self, what: object) -> None:
         if self._closing is not None:
@@ -237,6 +251,7 @@ class Heartbeat:
             self._drop(stranger)
         for connection in list(self._connections.values()):
             self._beat(connection, now)
+        self._pulse(self._timeout)
         self._judge(now)
 
     def _beat(self, connection: _Connection, now: float) -> None:
@@ -441,6 +456,7 @@ class Heartbeat:
 
     def _end(self) -> None:
         assert self._closing is not None
+        self._pulse(math.inf)
         for connection in self._connections.values():
             self._send(connection, FAREWELL, self._closing)
             with contextlib.suppress(OSError):  # what lies there unread would have the farewell thrown away

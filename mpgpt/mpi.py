@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import mpi4py
 import psutil
 
-from mpgpt import doorbell, version
+from mpgpt import doorbell, launcher, version
 from mpgpt.doorbell import MOST_DESCRIPTOR, USUAL_MOST_S, Doorbell, wait
 from mpgpt.errors import LinkError
 from mpgpt.heartbeat import Heartbeat, Loss, Peer, Silence
@@ -159,8 +159,10 @@ class MPIWorld:
 
     launched = True
 
-    def __init__(self) -> None:
-        """Raises ``LinkError`` on every rank when they run different code, or do not reach one another."""
+    def __init__(self, pulse: Callable[[float], None] | None = None) -> None:
+        """``pulse`` is called as long as this rank lives (``Heartbeat.on_pulse``).
+
+        Raises ``LinkError`` on every rank when they run different code, or do not reach one another."""
         MPI.Init_thread(MPI.THREAD_SERIALIZED)
         self.comm: MPI.Intracomm = MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
@@ -175,6 +177,8 @@ class MPIWorld:
             self.bell.unfinished = self._unfinished
             self.bell.missed = self.find_sockets
             self._heartbeat = Heartbeat(self.rank)
+            if pulse:
+                self._heartbeat.on_pulse(pulse)
             self._ranks = self._meet()
             self._reach()
             self._start_heartbeat()
@@ -285,9 +289,12 @@ class MPIWorld:
             self.bell.ring()
             return
         loss, signum = self._heartbeat.loss, self._heartbeat.signal
-        if loss and not loss.said and self._heartbeat.silences():  # nobody else can say it
+        alone = bool(loss and not loss.said and self._heartbeat.silences())
+        if loss and alone:  # nobody else can say it
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
+        if alone:
+            launcher.end_daemon()
         if loss and loss.said and not signum:
             time.sleep(LEAVE_S)
         os._exit(128 + signum if signum else 1)

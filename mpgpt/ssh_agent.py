@@ -4,8 +4,9 @@ Knows: ssh's options and exit statuses, the mpirun above it.
 Must not know: MPI, what a run does.
 
 mpirun calls it as it would call ssh (``make install`` sees to that). Beside connecting, it takes along the settings
-that lie beside the hostfile, for a first rank on another machine than the one where mpirun was typed; and it ends the
-run with a sentence, and not with a wall of text, when a host cannot be reached. It does not outlive mpirun.
+that lie beside the hostfile, for a first rank on another machine than the one where mpirun was typed, and is that
+rank's guard (``launcher.py``); and it ends the run with a sentence, and not with a wall of text, when a host cannot be
+reached. It does not outlive mpirun.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import psutil
 
 from mpgpt import launcher
 
-OPTIONS = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=10", "ServerAliveCountMax=3")
+OPTIONS = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=10", "ServerAliveCountMax=6")
 WITH_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
 """ssh's options that take a value."""
 FAILED = 255
@@ -43,27 +44,40 @@ def main() -> NoReturn:
     at = host_index(arguments)
     host, command = arguments[at], " ".join(arguments[at + 1 :])
     above = _launcher_above(parent)
+    over = _stand_in(above, host) if above else None
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    options = [word for option in OPTIONS for word in ("-o", option)]  # of two, ssh takes the first
     words: list[str] = []
     try:
+        status = _connect(arguments, at, above, words)
+        if os.getppid() != parent or (above and not psutil.pid_exists(above.pid)):
+            status = 1  # mpirun is gone, and took the connection with it
+        elif (sentence := explain(host, command, status, words)) and above:
+            print(f"mpgpt: {sentence}", file=sys.stderr, flush=True)
+            launcher.end(psutil.Process(above.pid))
+        elif status:
+            print(*words, sep="\n", end="\n" * bool(words), file=sys.stderr, flush=True)
+    finally:
+        if over is not None:
+            os.write(over, b".")
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def _connect(arguments: list[str], at: int, above: launcher.Launcher | None, words: list[str]) -> int:
+    """ssh's status, negative for a signal; ``words`` gets its errors. The host stands at ``at``."""
+    options = [word for option in OPTIONS for word in ("-o", option)]  # of two, ssh takes the first
+    host, command = arguments[at], " ".join(arguments[at + 1 :])
+    parent, remote = os.getppid(), _with_settings(command, above)
+    if above and _is_bourne(command):
+        remote = _export(launcher.GUARD_VARIABLE, launcher.GuardPost(above).variable) + remote
+    try:
         process = subprocess.Popen(
-            ["ssh", *arguments[:at], *options, host, _with_settings(command, above)], stderr=subprocess.PIPE, text=True,
-            errors="replace",
-        )  # fmt: skip
+            ["ssh", *arguments[:at], *options, host, remote], stderr=subprocess.PIPE, text=True, errors="replace"
+        )
     except OSError as error:
-        words, status = [f"ssh does not start: {error.strerror}"], FAILED
-    else:
-        status = _follow(process, words, parent)
-    if os.getppid() != parent:  # mpirun is gone, and took the connection with it
-        sys.exit(1)
-    if (sentence := explain(host, command, status, words)) and above:
-        print(f"mpgpt: {sentence}", file=sys.stderr, flush=True)
-        launcher.end(psutil.Process(above.pid))
-    elif status:
-        print(*words, sep="\n", end="\n" * bool(words), file=sys.stderr, flush=True)
-    sys.exit(status)
+        words.append(f"ssh does not start: {error.strerror}")
+        return FAILED
+    return _follow(process, words, parent)
 
 
 def _follow(process: subprocess.Popen[str], words: list[str], parent: int) -> int:
@@ -79,7 +93,7 @@ def _follow(process: subprocess.Popen[str], words: list[str], parent: int) -> in
             process.terminate()
             process.wait()
     listener.join(1.0)
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return process.returncode
 
 
 def host_index(arguments: list[str]) -> int:
@@ -98,6 +112,8 @@ def host_index(arguments: list[str]) -> int:
 
 def explain(host: str, command: str, status: int, words: list[str]) -> str:
     """Why the run cannot go on without this host; empty if all is well, or the host itself says why."""
+    if status < 0:
+        return f"the ssh to {host} was ended by signal {-status}"
     if status == FAILED:
         why = words[-1] if words else "the connection broke"
         return (
@@ -121,16 +137,41 @@ def _listen(stderr: IO[str] | None, words: list[str]) -> None:
 
 
 def _with_settings(command: str, above: launcher.Launcher | None) -> str:
-    """The remote command, with the settings in its environment. Only for a shell of Bourne's kind, which is what
-    mpirun's own words are then for too."""
+    """The remote command, with the settings in its environment."""
     settings = above.settings if above else None
-    if settings is None or "PREFIX=" not in command.split(";")[0]:
+    if settings is None or not _is_bourne(command):
         return command
     try:
-        value = shlex.quote(launcher.pack(settings.resolve()))
+        return _export(launcher.SETTINGS_VARIABLE, launcher.pack(settings.resolve())) + command
     except OSError:  # whoever wants to read them says so
         return command
-    return f"{launcher.SETTINGS_VARIABLE}={value};export {launcher.SETTINGS_VARIABLE};{command}"
+
+
+def _is_bourne(command: str) -> bool:
+    """Whether mpirun's own words are for a shell of Bourne's kind: then ours may be, too."""
+    return "PREFIX=" in command.split(";")[0]
+
+
+def _export(name: str, value: str) -> str:
+    return f"{name}={shlex.quote(value)};export {name};"
+
+
+def _stand_in(above: launcher.Launcher, host: str) -> int:
+    """A child that ends mpirun if this process is killed: mpirun alone would end at once with status 0.
+
+    Returns what has to be written to once all is well.
+    """
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(reading)
+        return writing
+    os.close(writing)
+    for signum in launcher.SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    if not os.read(reading, 1):
+        launcher.hurry(above.pid)
+        os.write(2, f"mpgpt: the connection to {host} was lost: its mpgpt-ssh was killed\n".encode())
+    os._exit(0)
 
 
 def _launcher_above(pid: int) -> launcher.Launcher | None:
