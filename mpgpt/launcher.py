@@ -69,6 +69,8 @@ START_S = 120.0
 """How long a guard waits to be dialled."""
 
 
+KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+"""macOS calls the first otherwise."""
 STOPPING_S = 0.8
 """How long mpirun may outlive a rank 0 that was told to end."""
 DONE_S = 20.0
@@ -352,14 +354,14 @@ def _prove(secret: str, nonce: bytes) -> bytes:
 
 
 class GuardPost:
-    """Where rank 0 of another host may dial for a guard."""
+    """Where rank 0 of another host may dial for a guard. ``begin`` must be called for anybody to be let in."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
         self._secret = secrets.token_hex(16)
         self._listener = socket.create_server(("0.0.0.0", 0))
         self._callers = threading.Semaphore(CALLERS)
-        threading.Thread(target=self._listen, name="guard", daemon=True).start()
+        self._guarding: threading.Thread | None = None
 
     @property
     def variable(self) -> str:
@@ -368,16 +370,27 @@ class GuardPost:
         addresses = [a.address for a in found if not a.address.startswith("127.")]
         return " ".join([self._secret, str(self._listener.getsockname()[1]), *addresses])
 
+    def begin(self) -> None:
+        threading.Thread(target=self._listen, name="guard post", daemon=True).start()
+
+    def join(self) -> None:
+        """Wait until there is nothing more to guard."""
+        if self._guarding:
+            self._guarding.join()
+
+    def close(self) -> None:
+        self._listener.close()
+
     def _listen(self) -> None:
         """Until somebody has proved to be rank 0, or nobody comes: rank 0 may run on this very host."""
         deadline = time.monotonic() + START_S
         with self._listener:
-            while (left := deadline - time.monotonic()) > 0:
-                self._listener.settimeout(left)
+            while not self._guarding and time.monotonic() < deadline:
+                self._listener.settimeout(DIAL_S)
                 try:
                     connection, _ = self._listener.accept()
                 except TimeoutError:
-                    return
+                    continue
                 except OSError:
                     time.sleep(SIGNALS_S)
                     continue
@@ -395,6 +408,8 @@ class GuardPost:
             finally:
                 self._callers.release()
             if proved:
+                self._guarding = threading.current_thread()
+                _keep_alive(connection)
                 guard(self._launcher, "rank 0", Words(connection.fileno()))
 
     def _proves(self, connection: socket.socket) -> bool:
@@ -404,6 +419,14 @@ class GuardPost:
         proof = connection.recv(PROOF_BYTES, socket.MSG_WAITALL)
         connection.settimeout(None)
         return hmac.compare_digest(proof, _prove(self._secret, nonce))
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Have the kernel notice that the other host is gone, where no beats tell it: a run of one rank has none."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Words:

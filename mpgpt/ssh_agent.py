@@ -44,12 +44,13 @@ def main() -> NoReturn:
     at = host_index(arguments)
     host, command = arguments[at], " ".join(arguments[at + 1 :])
     above = _launcher_above(parent)
-    over = _stand_in(above, host) if above else None
+    over, post = _stand_in(above) if above else (None, "")
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     words: list[str] = []
     try:
-        status = _connect(arguments, at, above, words)
+        remote = _remote(command, above, post)
+        status = _connect([*arguments[:at], host, remote], at, words)
         if os.getppid() != parent or (above and not psutil.pid_exists(above.pid)):
             status = 1  # mpirun is gone, and took the connection with it
         elif (sentence := explain(host, command, status, words)) and above:
@@ -63,16 +64,13 @@ def main() -> NoReturn:
     sys.exit(status if status >= 0 else 128 - status)
 
 
-def _connect(arguments: list[str], at: int, above: launcher.Launcher | None, words: list[str]) -> int:
+def _connect(arguments: list[str], at: int, words: list[str]) -> int:
     """ssh's status, negative for a signal; ``words`` gets its errors. The host stands at ``at``."""
     options = [word for option in OPTIONS for word in ("-o", option)]  # of two, ssh takes the first
-    host, command = arguments[at], " ".join(arguments[at + 1 :])
-    parent, remote = os.getppid(), _with_settings(command, above)
-    if above and _is_bourne(command):
-        remote = _export(launcher.GUARD_VARIABLE, launcher.GuardPost(above).variable) + remote
+    parent = os.getppid()
     try:
         process = subprocess.Popen(
-            ["ssh", *arguments[:at], *options, host, remote], stderr=subprocess.PIPE, text=True, errors="replace"
+            ["ssh", *arguments[:at], *options, *arguments[at:]], stderr=subprocess.PIPE, text=True, errors="replace"
         )
     except OSError as error:
         words.append(f"ssh does not start: {error.strerror}")
@@ -147,6 +145,12 @@ def _with_settings(command: str, above: launcher.Launcher | None) -> str:
         return command
 
 
+def _remote(command: str, above: launcher.Launcher | None, post: str) -> str:
+    """The remote command, with the settings and a guard in its environment."""
+    guarded = _export(launcher.GUARD_VARIABLE, post) if above and _is_bourne(command) else ""
+    return guarded + _with_settings(command, above)
+
+
 def _is_bourne(command: str) -> bool:
     """Whether mpirun's own words are for a shell of Bourne's kind: then ours may be, too."""
     return "PREFIX=" in command.split(";")[0]
@@ -156,21 +160,26 @@ def _export(name: str, value: str) -> str:
     return f"{name}={shlex.quote(value)};export {name};"
 
 
-def _stand_in(above: launcher.Launcher, host: str) -> int:
-    """A child that ends mpirun if this process is killed: mpirun alone would end at once with status 0.
+def _stand_in(above: launcher.Launcher) -> tuple[int, str]:
+    """A child that guards a rank 0 on the other host (``launcher.py``), and ends mpirun if this process is killed:
+    mpirun alone would end at once with status 0.
 
-    Returns what has to be written to once all is well.
+    Returns the descriptor to write to once all is well; and the variable for rank 0.
     """
+    post = launcher.GuardPost(above)
+    variable = post.variable
     reading, writing = os.pipe()
     if os.fork():
         os.close(reading)
-        return writing
+        post.close()
+        return writing, variable
     os.close(writing)
     for signum in launcher.SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
-    if not os.read(reading, 1):
+    post.begin()
+    if not os.read(reading, 1):  # without a word: an mpirun that is interrupted kills it too
         launcher.hurry(above.pid)
-        os.write(2, f"mpgpt: the connection to {host} was lost: its mpgpt-ssh was killed\n".encode())
+    post.join()
     os._exit(0)
 
 

@@ -367,7 +367,7 @@ def test_a_cable_is_out_for_3_seconds(ring: Ring, undisturbed: dict[int, list[in
 @BOTH
 def test_a_host_is_off_and_back(ring: Ring, how: str, models: dict[str, Path]) -> None:
     ring.be_patient(15)
-    getattr(ring, how)()
+    ring.batch(prompts=12) if how == "batch" else ring.serve()
     ring.happens()
     ring.cluster["pi5"].power_off()
     time.sleep(1)
