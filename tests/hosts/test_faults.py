@@ -198,12 +198,12 @@ class Ring:
         self.without_pages()
         return status
 
-    def ends_quietly(self) -> None:
-        """Not with 0, soon, and without a word or with "interrupted"."""
+    def ends_quietly(self, *allowed: str) -> None:
+        """Not with 0, soon, and without a word or with "interrupted", or one of those ``allowed``."""
         status = self.run.wait(60)
         print(f"\nEND status {status} after {self.run.ended - self.at:.1f}: {self.run.text!r}")
         assert status != 0 and self.run.ended - self.at < ENDED_S + SLACK_S
-        assert [line for _, line in self.run.ours] in ([], ["mpgpt: interrupted"])
+        assert [line for _, line in self.run.ours] in ([], ["mpgpt: interrupted"], *([line] for line in allowed))
         self.without_pages()
 
     def without_pages(self) -> None:
@@ -282,7 +282,8 @@ def undisturbed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return {record["id"]: record["token_ids"] for record in map(json.loads, out.read_text().splitlines())}
 
 
-BOTH = pytest.mark.parametrize("how", ["batch", "serve"])
+SLOW = pytest.mark.slow_hosts
+BOTH = pytest.mark.parametrize("how", ["batch", pytest.param("serve", marks=SLOW)])
 OUTSIDE = pytest.mark.parametrize("ring", ["outside"], indirect=True)
 
 # A rank
@@ -301,6 +302,7 @@ def test_a_rank_is_killed(ring: Ring, how: str, rank: int) -> None:
     ring.nothing_left()
 
 
+@SLOW
 @BOTH
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_rank_is_stopped(ring: Ring, how: str, rank: int) -> None:
@@ -317,6 +319,7 @@ def test_a_rank_is_stopped(ring: Ring, how: str, rank: int) -> None:
 # A host
 
 
+@SLOW
 @BOTH
 @pytest.mark.parametrize("host", ["mini2"])
 def test_a_cable_is_out_for_good(ring: Ring, how: str, host: str) -> None:
@@ -342,6 +345,7 @@ def test_a_host_is_off(ring: Ring, how: str) -> None:
     ring.nothing_left("mini1", "mini2")
 
 
+@SLOW
 def test_the_host_of_rank_0_is_off(ring: Ring) -> None:
     ring.batch()
     ring.happens()
@@ -364,6 +368,7 @@ def test_a_cable_is_out_for_3_seconds(ring: Ring, undisturbed: dict[int, list[in
     ring.goes_on(undisturbed)
 
 
+@SLOW
 @BOTH
 def test_a_host_is_off_and_back(ring: Ring, how: str, models: dict[str, Path]) -> None:
     ring.be_patient(15)
@@ -381,18 +386,21 @@ def test_a_host_is_off_and_back(ring: Ring, how: str, models: dict[str, Path]) -
     ring.finishes_later()
 
 
+@SLOW
 def test_a_network_that_loses_one_of_twenty(ring: Ring, undisturbed: dict[int, list[int]]) -> None:
     ring.short_batch()
     ring.cluster.network.set("mini2", loss=0.05)
     ring.goes_on(undisturbed)
 
 
+@SLOW
 def test_all_udp_is_dropped(ring: Ring, undisturbed: dict[int, list[int]]) -> None:
     ring.cluster.network.drop_udp()
     ring.short_batch()
     ring.goes_on(undisturbed)
 
 
+@SLOW
 @BOTH
 def test_a_cut_in_one_direction(ring: Ring, how: str) -> None:
     getattr(ring, how)()
@@ -413,6 +421,7 @@ while os.path.exists("/proc/" + sys.argv[1]):
 """
 
 
+@SLOW
 def test_a_host_runs_out_of_memory(ring: Ring) -> None:
     host = ring.cluster["mini2"]
     if not host.limits or not host.limits.has_memory:
@@ -431,6 +440,7 @@ def test_a_host_runs_out_of_memory(ring: Ring) -> None:
     ring.nothing_left()
 
 
+@SLOW
 def test_the_disk_is_full(ring: Ring) -> None:
     folder = Path(OUT).parent
     assert ring.rank0.run(f"mount -t tmpfs -o size=32k tmpfs {folder}").returncode == 0
@@ -491,11 +501,12 @@ for thread in threads:
 
 
 def heartbeat_port(host: Host) -> int:
-    """The one on which a rank listens with a backlog of 64."""
+    """The one on which a rank listens with a backlog of 128, other than the API's."""
     for line in host.run("ss -ltnpH").stdout.splitlines():
         _, _, backlog, address = line.split()[:4]
-        if backlog == "64" and "mpgpt" in line:
-            return int(address.rpartition(":")[2])
+        port = int(address.rpartition(":")[2])
+        if backlog == "128" and '"mpgpt"' in line and port != PORT:
+            return port
     raise AssertionError("no rank listens for heartbeats")
 
 
@@ -504,6 +515,7 @@ def cpu_seconds(pid: int) -> float:
     return times.user + times.system
 
 
+@SLOW
 def test_a_stranger_disturbs_no_text(ring: Ring, undisturbed: dict[int, list[int]]) -> None:
     ring.short_batch()
     for host in (ring.rank0, ring.cluster["pi5"]):
@@ -512,6 +524,7 @@ def test_a_stranger_disturbs_no_text(ring: Ring, undisturbed: dict[int, list[int
     ring.nothing_left("stranger", seconds=20)
 
 
+@SLOW
 def test_a_stranger_costs_an_idle_rank_little(ring: Ring) -> None:
     ring.serve(clients=False)
     seconds = 5.0
@@ -543,6 +556,7 @@ def test_ctrl_c(ring: Ring, how: str, off: bool) -> None:
     ring.nothing_left("mini1", "mini2")
 
 
+@SLOW
 @pytest.mark.parametrize("what", ["mpgpt-ssh mini2", "^ssh .*mini2"])
 def test_a_connection_is_killed(ring: Ring, what: str) -> None:
     ring.batch()
@@ -556,6 +570,7 @@ def test_a_connection_is_killed(ring: Ring, what: str) -> None:
     ring.nothing_left()
 
 
+@SLOW
 def test_mpirun_is_killed(ring: Ring) -> None:
     ring.batch()
     ring.happens()
@@ -568,6 +583,7 @@ def test_mpirun_is_killed(ring: Ring) -> None:
 # mpirun on a host that is not in the hostfile
 
 
+@SLOW
 @OUTSIDE
 @pytest.mark.parametrize("off", [False, True])
 def test_outside_ctrl_c(ring: Ring, off: bool) -> None:
@@ -577,10 +593,12 @@ def test_outside_ctrl_c(ring: Ring, off: bool) -> None:
         time.sleep(0.5)
     ring.happens()
     ring.typed_on.interrupt(ring.run.process)
-    ring.ends_quietly()
+    # Where mpirun cannot tell rank 0, its daemon kills it as mpirun goes, and the guard cannot know why.
+    ring.ends_quietly(*(["mpgpt: rank 0 on mini1 ended without a word: it was killed"] if off else []))
     ring.nothing_left("mini1", "mini2", "outside")
 
 
+@SLOW
 @OUTSIDE
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize("rank", [0, 2])
@@ -593,6 +611,7 @@ def test_outside_a_rank(ring: Ring, rank: int, how: str) -> None:
     ring.nothing_left(*HOSTS, "outside")
 
 
+@SLOW
 @OUTSIDE
 @pytest.mark.parametrize("host", ["mini1", "pi5"])
 def test_outside_a_host_is_off(ring: Ring, host: str) -> None:
