@@ -234,7 +234,7 @@ def end(launcher: psutil.Process) -> None:
         connections = [child for child in launcher.children(recursive=True) if _connects(child)]
         connections = [child for child in connections if child.pid != os.getpid()]
         deadline = time.monotonic() + KILL_S
-        while time.monotonic() < deadline and _runs(launcher):
+        while time.monotonic() < deadline and is_running(launcher):
             hurry(launcher.pid)
             time.sleep(SIGNALS_S)
     with contextlib.suppress(psutil.Error):
@@ -244,7 +244,7 @@ def end(launcher: psutil.Process) -> None:
             connection.terminate()
 
 
-def _runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Whether it is still there: its number may be another's by now, or wait for a parent to look at its status."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -468,9 +468,9 @@ def guard(launcher: Launcher, name: str, read: Callable[[], bytes]) -> None:
     said = _last_word(launcher, process, name, read)
     patience = {b"s": STOPPING_S, b"d": DONE_S}.get(said, 0.0)
     deadline = time.monotonic() + patience
-    while _runs(process) and time.monotonic() < deadline:
+    while is_running(process) and time.monotonic() < deadline:
         time.sleep(SIGNALS_S)
-    if _runs(process):
+    if is_running(process):
         end(process)
 
 
@@ -497,7 +497,7 @@ def _last_word(launcher: Launcher, process: psutil.Process, name: str, read: Cal
         seconds = time.monotonic() - begun
         say(f"mpgpt: {name} has been silent for {seconds:.0f} s: it is stopped, its host is off, or the network is cut")
         return b"e"
-    if not said and _runs(process):
+    if not said and is_running(process):
         say(f"mpgpt: {name} ended without a word: it was killed")
     return said
 

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -36,6 +37,8 @@ OWN_WORDS = (
     "Timeout, server", "Unable to negotiate", "Received disconnect", "Disconnected from", "Bad owner or permissions",
 )  # fmt: skip
 TICK_S = 0.5
+ENDING_S = 2.0
+"""A connection that ends without a word may be of an mpirun that is interrupted, and is gone so soon."""
 
 
 def main() -> NoReturn:
@@ -53,7 +56,7 @@ def main() -> NoReturn:
         status = _connect([*arguments[:at], host, remote], at, words)
         if os.getppid() != parent or (above and not psutil.pid_exists(above.pid)):
             status = 1  # mpirun is gone, and took the connection with it
-        elif (sentence := explain(host, command, status, words)) and above:
+        elif (sentence := explain(host, command, status, words)) and above and (words or not _ends(above)):
             print(f"mpgpt: {sentence}", file=sys.stderr, flush=True)
             launcher.end(psutil.Process(above.pid))
         elif status:
@@ -181,6 +184,17 @@ def _stand_in(above: launcher.Launcher) -> tuple[int, str]:
         launcher.hurry(above.pid)
     post.join()
     os._exit(0)
+
+
+def _ends(above: launcher.Launcher) -> bool:
+    """Whether mpirun is gone, or soon."""
+    try:
+        process, deadline = psutil.Process(above.pid), time.monotonic() + ENDING_S
+    except psutil.Error:
+        return True
+    while (running := launcher.is_running(process)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not running
 
 
 def _launcher_above(pid: int) -> launcher.Launcher | None:
