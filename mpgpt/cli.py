@@ -37,6 +37,9 @@ LAST_S = 0.3
 """How long rank 0 lets the others end first where its status is not 0."""
 FORWARD_S = 0.3
 """How long mpirun may take to forward the last words before it is ended, where they cannot be given to it directly."""
+SIGNAL_S = 0.15
+"""How long rank 0 waits for the signal that ended another rank: mpirun sends it to all at once when it is interrupted,
+and 0.25 s later when a rank has died of somebody else's."""
 LOST_S = 0.05
 """How long after mpirun's signal, which is a quarter of a second late, it may take to see that a rank died."""
 
@@ -456,11 +459,14 @@ def _end_with_launcher(launcher: int) -> None:
 
 def _end(world: World, guard: Guard | None, message: str, status: int, error: Exception | None = None) -> NoReturn:
     """The end of every rank, now, with one message."""
-    if world.rank == 0:  # mpirun may be at it too
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    by_signal = bool(world.loss and world.loss.by_signal)
+    if world.rank == 0:
+        if by_signal:
+            time.sleep(SIGNAL_S)  # if it was mpirun's, ours comes now, and ends this
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # mpirun may be at it too
     if world.rank and isinstance(error, LinkError):
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
-    if world.loss and (world.loss.said or world.rank):
+    if world.loss and ((world.loss.said and not by_signal) or world.rank):
         message = ""  # it stands there already, or rank 0 says it
     _finish_output()
     if message:
@@ -469,7 +475,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
     if world.rank:
         time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
         os._exit(status)
-    if world.loss and world.loss.said:
+    if world.loss and world.loss.said and not by_signal:
         time.sleep(FORWARD_S)  # what the other rank has said goes through mpirun
     _abandon(guard, lambda: world.abort(status), status)
 

@@ -90,6 +90,8 @@ class Loss:
     sentence: str
     said: bool
     """Whether the rank that failed said so itself."""
+    by_signal: bool = False
+    """Whether it said no more than that a signal ended it, which was mpirun's if this rank gets one, too."""
 
 
 @dataclass(slots=True, eq=False)
@@ -276,9 +278,9 @@ class Heartbeat:
                     "network between them is cut"
                 )
 
-    def _lose(self, sentence: str, *, said: bool = False) -> None:
+    def _lose(self, sentence: str, *, said: bool = False, by_signal: bool = False) -> None:
         if self.loss is None:
-            self.loss = Loss(sentence=sentence, said=said)
+            self.loss = Loss(sentence=sentence, said=said, by_signal=by_signal)
             self._alarm()
 
     # -- connections
@@ -343,8 +345,13 @@ class Heartbeat:
             data = connection.socket.recv(65536)
         except BlockingIOError:
             return
-        except OSError:
+        except ConnectionResetError:
             data = b""
+        except OSError:  # the network's trouble, and nobody's end: the silence is judged
+            self._drop(connection)
+            if connection.rank is not None and self._connections.get(connection.rank) is connection:
+                del self._connections[connection.rank]
+            return
         if not data:
             self._ended(connection)
             return
@@ -425,7 +432,7 @@ class Heartbeat:
         self._gone.add(rank)
         if body[:1] == b"\1":
             cause = body[1:].decode(errors="replace")
-            self._lose(cause or f"{self._hosts[rank].name} was ended", said=True)
+            self._lose(cause or f"{self._hosts[rank].name} was ended", said=True, by_signal=not cause)
 
     def _ended(self, connection: _Connection) -> None:
         """The other end closed, or says what no rank would."""

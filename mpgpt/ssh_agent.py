@@ -56,7 +56,7 @@ def main() -> NoReturn:
         status = _connect([*arguments[:at], host, remote], at, words)
         if os.getppid() != parent or (above and not psutil.pid_exists(above.pid)):
             status = 1  # mpirun is gone, and took the connection with it
-        elif (sentence := explain(host, command, status, words)) and above and (words or not _ends(above)):
+        elif (sentence := explain(host, command, status, words)) and above and not _is_of_an_end(status, words, above):
             print(f"mpgpt: {sentence}", file=sys.stderr, flush=True)
             launcher.end(psutil.Process(above.pid))
         elif status:
@@ -186,8 +186,10 @@ def _stand_in(above: launcher.Launcher) -> tuple[int, str]:
     os._exit(0)
 
 
-def _ends(above: launcher.Launcher) -> bool:
-    """Whether mpirun is gone, or soon."""
+def _is_of_an_end(status: int, words: list[str], above: launcher.Launcher) -> bool:
+    """Whether the connection ended because mpirun does: it is gone, or soon."""
+    if words or status != FAILED:
+        return False
     try:
         process, deadline = psutil.Process(above.pid), time.monotonic() + ENDING_S
     except psutil.Error:

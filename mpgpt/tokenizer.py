@@ -82,7 +82,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can write half a surrogate pair; the tokenizer cannot read it
             raise RequestError(f"the prompt's character {error.start + 1} is half of a surrogate pair") from None
-        ids: list[int] = unpanicked(lambda: self._backend.encode(text, add_special_tokens=specials).ids)
+        # A batch of one: unlike `encode` it lets other threads run, such as heartbeats while a book is read.
+        (encoding,) = unpanicked(lambda: self._backend.encode_batch([text], add_special_tokens=specials))
+        ids: list[int] = encoding.ids
         return ids
 
     def bytes_of(self, token: int) -> bytes:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,33 @@ def test_a_rank_is_stopped(ring: Ring, how: str, rank: int) -> None:
     ring.nothing_left()
 
 
+@SLOW
+def test_a_rank_is_told_to_end(ring: Ring) -> None:
+    ring.batch()
+    pid = ring.rank(1)
+    ring.happens()
+    os.kill(pid, signal.SIGTERM)
+    ring.ends("rank 1 on mini2 was ended", within=1)
+    ring.nothing_left()
+
+
 # A host
+
+
+@SLOW
+def test_a_host_is_shut_down(ring: Ring) -> None:
+    """All its processes are told to end at the same time. What mpirun sees first decides what is said."""
+    ring.batch(prompts=12)
+    ring.happens()
+    for process in ring.cluster["mini2"].processes():
+        with suppress(ProcessLookupError):
+            os.kill(process.machine_pid, signal.SIGTERM)
+    status = ring.run.wait(30)
+    print(f"\nEND status {status} after {ring.run.ended - ring.at:.1f}: {ring.run.text!r}")
+    assert status != 0
+    ring.without_pages()
+    ring.nothing_left()
+    ring.finishes_later()
 
 
 @SLOW
