@@ -189,7 +189,11 @@ class Host:
             "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
             "errors": "replace", "start_new_session": True,
         }  # fmt: skip
-        return subprocess.Popen(self.command_line(words, env=env, cwd=cwd, venv=venv), **(options | popen))
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it, and so would ours
+        try:
+            return subprocess.Popen(self.command_line(words, env=env, cwd=cwd, venv=venv), **(options | popen))
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     @contextlib.contextmanager
     def started(self, command: str | Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:

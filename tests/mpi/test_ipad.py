@@ -106,12 +106,17 @@ def test_eight_sequences_through_four_slots_give_the_same_tokens(place: Path, tm
 
 
 def test_a_node_that_is_killed_in_the_middle_changes_nothing(place: Path) -> None:
+    out = place / "killed.jsonl"
     with node(place, "--precision", "float32", "--package", str(place / "smol.mlpackage")) as (process, port):
 
         def kill_when_it_computes() -> None:
             assert process.stdout
             process.stdout.readline()  # the proxy is here
-            time.sleep(4.0)
+            end = time.monotonic() + 120
+            while not out.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            while not out.read_bytes() and time.monotonic() < end:  # the first of twice as many as there are slots
+                time.sleep(0.02)
             process.kill()
 
         thread = threading.Thread(target=kill_when_it_computes)
