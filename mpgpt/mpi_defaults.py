@@ -8,7 +8,7 @@ Knows: Open MPI's parameters, and where Python packages put files. Must not know
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import distributions
 from pathlib import Path
 
 from mpgpt.errors import MpgptError
@@ -74,9 +74,10 @@ def with_block(text: str, values: dict[str, str]) -> str:
 
 
 def _installed(package: str, name: str) -> Path | None:
-    """A file that came with a package, outside Python's own folders too."""
-    try:
-        found = [Path(str(file.locate())) for file in files(package) or () if file.name == name]
-    except PackageNotFoundError:
-        return None
+    """A file that came with a package, outside Python's own folders too.
+
+    Of a checkout's package there may be two descriptions: what is installed, and what a build left in the checkout.
+    """
+    described = [files for one in distributions(name=package) if (files := one.files)]
+    found = [Path(str(file.locate())) for files in described for file in files if file.name == name]
     return next((path.resolve() for path in found if path.is_file()), None)
