@@ -41,6 +41,8 @@ NETWORKS = 4
 """Over so many connections between two ranks, one for each network and family of addresses, MPI may send in turn."""
 LEAVE_S = 1.0
 """How long a rank that was told of a failure waits to be ended with mpirun, which would comment on its status."""
+TROUBLE_S = 1.0
+"""How much sooner than a heartbeat MPI may see that a rank has gone."""
 FIRST_S = 60.0
 """How long the first exchange between all ranks may take: they start at the speed of their disks."""
 
@@ -83,10 +85,16 @@ class MPILink:
                 self._begin(HELLO, bytearray())
 
     def _post(self) -> None:
-        self._posted = self._world.comm.Irecv([self._buffers[0], MPI.BYTE], self._source, TAG)
+        try:
+            self._posted = self._world.comm.Irecv([self._buffers[0], MPI.BYTE], self._source, TAG)
+        except MPI.Exception as error:
+            raise self._world.trouble(f"cannot receive from {self._world.name(self._source)}", error) from error
 
     def _begin(self, tag: int, frame: bytearray) -> None:
-        self._sends.append((self._world.comm.Isend([frame, MPI.BYTE], self._target, tag), frame))
+        try:
+            self._sends.append((self._world.comm.Isend([frame, MPI.BYTE], self._target, tag), frame))
+        except MPI.Exception as error:
+            raise self._world.trouble(f"cannot send to {self._world.name(self._target)}", error) from error
         if self._ringer:
             doorbell.ring(self._ringer)
         else:
@@ -125,11 +133,14 @@ class MPILink:
         try:
             return not self.connecting() and self._posted.Test(self._status)
         except MPI.Exception as error:
-            raise LinkError(f"cannot receive from rank {self._source}: {error}") from error
+            raise self._world.trouble(f"cannot receive from {self._world.name(self._source)}", error) from error
 
     def progress(self) -> None:
-        while self._sends and self._sends[0][0].Test():
-            self._sends.popleft()
+        try:
+            while self._sends and self._sends[0][0].Test():
+                self._sends.popleft()
+        except MPI.Exception as error:
+            raise self._world.trouble(f"cannot send to {self._world.name(self._target)}", error) from error
 
     def connecting(self) -> bool:
         """Whether a connection may not be there yet, on whose descriptor this rank would sleep."""
@@ -263,6 +274,16 @@ class MPIWorld:
             time.sleep(0.01)
         return self.loss is not None and not self.loss.said
 
+    def name(self, rank: int) -> str:
+        return f"rank {rank} on {self.hosts[rank]}"
+
+    def trouble(self, what: str, error: MPI.Exception) -> LinkError:
+        """Why MPI cannot do ``what``. It may see that a rank has gone before the heartbeat, which knows more, does."""
+        deadline = time.monotonic() + TROUBLE_S
+        while self.loss is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return LinkError(self.loss.sentence if self.loss else f"{what}: {error}")
+
     def silences(self) -> tuple[Silence, ...]:
         return self._heartbeat.silences()
 
@@ -304,6 +325,12 @@ class MPIWorld:
     def gather(self, data: bytes, timeout: float | None = None) -> list[bytes]:
         """Every rank's ``data``, on every rank. Raises ``LinkError`` if that takes longer than ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            return self._gather(data, deadline)
+        except MPI.Exception as error:
+            raise self.trouble("the ranks cannot tell one another what they know", error) from error
+
+    def _gather(self, data: bytes, deadline: float | None) -> list[bytes]:
         length = memoryview(bytearray(len(data).to_bytes(8, "little")))
         lengths = bytearray(8 * self.size)
         self._finish(self.comm.Iallgather([length, MPI.BYTE], [lengths, MPI.BYTE]), deadline)

@@ -360,7 +360,7 @@ def test_a_farewell_with_a_sentence_is_given_as_said(sentence: str) -> None:
         wait_for(lambda: run[0].loss and run[1].loss)
         for rank in (0, 1):
             loss = run[rank].loss
-            assert loss and loss.said
+            assert loss and loss.said and loss.by_signal == (not sentence)
             if not sentence:
                 assert loss.sentence == "rank 2 on host2 was ended"
             elif len(sentence) > 1000:

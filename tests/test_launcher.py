@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -20,7 +21,20 @@ import pytest
 from mpgpt import launcher
 from mpgpt.config import load
 from mpgpt.errors import UsageError
-from mpgpt.launcher import MOST_PACKED, SETTINGS_VARIABLE, Guard, Launcher, beside, find, hostfile_of, pack
+from mpgpt.launcher import (
+    GUARD_VARIABLE,
+    MOST_PACKED,
+    SETTINGS_VARIABLE,
+    DistantGuard,
+    Guard,
+    GuardPost,
+    Launcher,
+    beside,
+    dial_guard,
+    find,
+    hostfile_of,
+    pack,
+)
 from tests.launch import ENV, ROOT
 
 PROGRAM = ["-n", "3", "/x/.venv/bin/mpgpt", "generate", "--prompt", "-hostfile"]
@@ -351,3 +365,88 @@ def test_a_guard_that_is_gone_is_no_trouble() -> None:
         assert process.poll() is None
         assert guard._process.stdin
         guard._process.stdin.close()
+
+
+# -- a guard on another host than rank 0's
+
+
+@contextmanager
+def posted() -> Iterator[tuple[subprocess.Popen[str], GuardPost, str]]:
+    """An mpirun that waits for ever, beside it a guard to be dialled, and the variable that says how."""
+    with fake("mpirun", MPIRUN, "pass", sys.executable) as process:
+        assert process.stdout
+        family = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        post = GuardPost(Launcher(pid=process.pid, argv=(), cwd=ROOT))
+        post.begin()
+        secret, port, *_ = post.variable.split()
+        try:
+            yield process, post, f"{secret} {port} 127.0.0.1"
+        finally:
+            process.kill()
+            for one in family:
+                with psutil_gone(one):
+                    one.kill()
+
+
+@contextmanager
+def dialled(variable: str) -> Iterator[DistantGuard]:
+    guard = dial_guard({GUARD_VARIABLE: variable}, "rank 0 on far")
+    assert guard
+    with guard._connection:
+        yield guard
+
+
+def test_a_distant_rank_0_has_mpirun_ended_and_says_why() -> None:
+    with posted() as (process, post, variable), dialled(variable) as guard:
+        assert guard.say("mpgpt: a\nreason, Füße")
+        guard.end()
+        assert process.wait(60) == 9, "by three signals, not by force"
+        post.join()
+        if sys.platform == "linux":
+            assert process.stderr and process.stderr.read() == "mpgpt: a\nreason, Füße\n"
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        (lambda guard: guard._connection.close(), "mpgpt: rank 0 on far ended without a word: it was killed\n"),
+        (lambda guard: guard.beat(0.3), "mpgpt: rank 0 on far has been silent for 0 s: it is stopped, its host"),
+        (lambda guard: (guard.stopping(), guard._connection.close()), ""),
+    ],
+)
+def test_a_distant_rank_0_that_is_lost_takes_mpirun_along(then: Callable[[DistantGuard], object], said: str) -> None:
+    with posted() as (process, _, variable), dialled(variable) as guard:
+        then(guard)
+        assert process.wait(60) == 9
+        if sys.platform == "linux":
+            assert process.stderr
+            heard = process.stderr.read()
+            assert heard.startswith(said) and bool(heard) == bool(said)
+
+
+def test_a_distant_rank_0_may_be_silent_at_its_end() -> None:
+    with posted() as (process, _, variable), dialled(variable) as guard:
+        guard.beat(0.3)
+        guard.beat(math.inf)
+        time.sleep(1.0)
+        assert process.poll() is None
+        guard.done()
+        guard._connection.close()
+        time.sleep(0.5)
+        assert process.poll() is None, "it has time to end by itself"
+
+
+def test_a_stranger_is_no_rank_0() -> None:
+    with posted() as (process, _, variable):
+        secret, port, address = variable.split()
+        with dialled(f"{'0' * len(secret)} {port} {address}") as stranger:
+            stranger.end()
+        assert process.poll() is None
+        with dialled(variable) as guard:
+            guard.end()
+            assert process.wait(60) == 9
+
+
+@pytest.mark.parametrize("variable", ["", "secret", "secret 1", "secret 1 127.0.0.1"])
+def test_without_a_distant_guard(variable: str) -> None:
+    assert dial_guard({GUARD_VARIABLE: variable}, "rank 0") is None

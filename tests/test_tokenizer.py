@@ -6,6 +6,8 @@ import functools
 import io
 import json
 import shutil
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,6 +137,28 @@ def test_what_a_template_refuses_is_that_requests_error(chatty: Tokenizer) -> No
 def test_a_damaged_template_is_a_request_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="refuses these messages"):
         Tokenizer(save(tmp_path, template="{% for m in %}")).encode_chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_book_holds_up_no_other_thread(plain: Tokenizer) -> None:
+    """Others must hear that this rank lives meanwhile."""
+    beats, reading = 0, True
+
+    def beat() -> None:
+        nonlocal beats
+        while reading:
+            time.sleep(0.001)
+            beats += 1
+
+    thread = threading.Thread(target=beat)
+    text = "Once upon a time there was a book. " * 100_000
+    thread.start()
+    try:
+        before = beats
+        assert len(plain.encode(text)) > 100_000
+        assert beats - before > 5
+    finally:
+        reading = False
+        thread.join()
 
 
 def test_half_a_surrogate_pair_is_no_text(plain: Tokenizer, chatty: Tokenizer) -> None:

@@ -470,7 +470,7 @@ def test_a_host_runs_out_of_memory(ring: Ring) -> None:
 def test_the_disk_is_full(ring: Ring) -> None:
     folder = Path(OUT).parent
     assert ring.rank0.run(f"mount -t tmpfs -o size=32k tmpfs {folder}").returncode == 0
-    ring.batch(prompts=40)
+    ring.batch(prompts=16)
     ring.happens()
     ring.ends(f"--out {OUT} cannot be written: No space left on device; it holds [0-9]+ records", within=60)
     ring.nothing_left()
