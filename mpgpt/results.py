@@ -52,6 +52,7 @@ import os
 import platform
 import socket
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -208,9 +209,7 @@ def _processor() -> str:
 
 def show(document: dict[str, Any]) -> None:
     """The table and the lines, on standard output."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH + PEERS_WIDTH * bool(document["peers"]))
+    console = Console(width=None if _has_width() else WIDTH + PEERS_WIDTH * bool(document["peers"]))
     console.print(_table(document))
     for line in peers(document):
         console.print(line, highlight=False)
@@ -218,6 +217,14 @@ def show(document: dict[str, Any]) -> None:
         console.print(line, highlight=False)
     if any(run["oversubscribed"] for run in document["runs"]):
         console.print("* more threads than cores: these shared them")
+
+
+def _has_width() -> bool:
+    """Whether standard output is a terminal that knows how wide it is; the one that mpirun gives a rank does not."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _table(document: dict[str, Any]) -> Table:
@@ -228,7 +235,7 @@ def _table(document: dict[str, Any]) -> Table:
     )
     table = Table(title=title, title_justify="left")
     for heading in ("dtype", "ranks", "seq."):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in (
         "tokens/s", "of memory's\nspeed", "prompt\ntokens/s", "first token\nms, p50, p95", "next token\nms, p50, p95",
         "computing,\neach stage",
