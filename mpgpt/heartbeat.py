@@ -272,7 +272,8 @@ class Heartbeat:
                 "the network to it is cut"
             )
         for (teller, rank), seconds in self._unheard.items() if not self._rank else ():
-            if seconds > timeout and not {teller, rank} & self._gone:
+            heard_here = all(now - self._heard[other] <= self._notice for other in (teller, rank))
+            if seconds > timeout and heard_here and not {teller, rank} & self._gone:
                 self._lose(
                     f"{self._hosts[teller].name} has not heard {self._hosts[rank].name} for {seconds:.0f} s: the "
                     "network between them is cut"

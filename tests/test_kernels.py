@@ -312,4 +312,4 @@ def test_what_is_chosen_multiplies_integers_exactly_on_any_processor(processor: 
     worst, names = json.loads(done.stdout)
     assert worst < 1e-6
     if platform.machine() == "x86_64" and processor in ("AVX2", "AVX-512", "SSE4.1"):
-        assert all(name.endswith("-split") for name in names.values()), names
+        assert all(name.endswith("-split") or name == "integers" for name in names.values()), names
