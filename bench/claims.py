@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mpgpt.config import DtypeName
-from mpgpt.pull import model_home, pull
+from mpgpt.model.pull import model_home, pull
 
 SEQUENCES = (1, 8, 16)
 TOKENS = 48

@@ -26,14 +26,14 @@ from typing import Any
 
 import torch
 
-from mpgpt.agreement import settle
+from mpgpt.cluster.bootstrap import settle
+from mpgpt.cluster.ring import Ring
 from mpgpt.config import DtypeName
 from mpgpt.core import GREEDY, Request, Sampling
-from mpgpt.engine import Engine, IdsOnly, Stream
-from mpgpt.link import SoloWorld
-from mpgpt.pull import find, model_home
-from mpgpt.ring import Ring
-from mpgpt.tokenizer import Tokenizer
+from mpgpt.engine.engine import Engine, IdsOnly, Stream
+from mpgpt.model.pull import find, model_home
+from mpgpt.model.tokenizer import Tokenizer
+from mpgpt.transport.link import SoloWorld
 
 ALICE = (
     "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once or "

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from mpgpt.pull import model_home, pull
+from mpgpt.model.pull import model_home, pull
 from tests.hosts.cluster import Cluster
 from tests.hosts.host import Host
 

@@ -27,12 +27,12 @@ from typing import Any
 
 import yaml
 
+from mpgpt.bench.random_model import random_model
 from mpgpt.config import parse_layers
 from mpgpt.core import Span
-from mpgpt.pull import model_home, pull
-from mpgpt.random_model import random_model
-from mpgpt.weights import model_config
-from mpgpt_ios.convert import convert
+from mpgpt.model.pull import model_home, pull
+from mpgpt.model.weights import model_config
+from mpgpt_ios.convert.package import convert
 
 OUT = Path(__file__).parent / "out"
 NEW = 40

@@ -1,4 +1,4 @@
-"""One product, every way to hold its weight: what ``trials.py`` chooses from, and why.
+"""One product, every way to hold its weight: what ``autotune.py`` chooses from, and why.
 
     python bench/kernels.py [--dtypes float32,bfloat16,int8,int4] [--shape 768x3072]
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from mpgpt.kernels import DTYPES, FLOATS, candidates
-from mpgpt.trials import microseconds, products
+from mpgpt.model.autotune import microseconds, products
+from mpgpt.model.kernels import DTYPES, FLOATS, candidates
 
 ROWS = (1, 2, 4, 8, 16, 32, 96, 128)
 COLD_BYTES = 150 << 20

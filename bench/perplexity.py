@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from mpgpt.core import Row, Span
-from mpgpt.kernels import DTYPES, Kernels
-from mpgpt.model import Slice
-from mpgpt.pull import model_home, pull
-from mpgpt.tokenizer import Tokenizer
-from mpgpt.weights import Checkpoint, model_config
+from mpgpt.model.kernels import DTYPES, Kernels
+from mpgpt.model.pull import model_home, pull
+from mpgpt.model.slice import Slice
+from mpgpt.model.tokenizer import Tokenizer
+from mpgpt.model.weights import Checkpoint, model_config
 
 TEXT = Path(__file__).parent / "text.txt"
 CHUNK = 96

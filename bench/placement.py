@@ -26,14 +26,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpgpt.agreement import Settings, measure, settle
+from mpgpt.cluster.bootstrap import Settings, measure, settle
+from mpgpt.cluster.ring import Ring
 from mpgpt.core import Request, Span, Workload
-from mpgpt.engine import Engine, IdsOnly, Stream
-from mpgpt.kernels import Kernels
-from mpgpt.mpi import MPIWorld
-from mpgpt.plan import Objective, divide, place, predict
-from mpgpt.ring import Ring
-from mpgpt.weights import model_config
+from mpgpt.engine.engine import Engine, IdsOnly, Stream
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.weights import model_config
+from mpgpt.placement.plan import Objective, divide, place, predict
+from mpgpt.transport.mpi import MPIWorld
 from ring import FOLDER, make_model, prompt
 
 WORK = Workload(sequences=8, prompt_tokens=128, new_tokens=64)

@@ -64,12 +64,12 @@ def measure_transformers() -> dict[str, float]:
 
 def measure_ring(layers: str) -> dict[str, float] | None:
     """Decoding tokens/s of 1 and more sequences, and seconds to the first token of a long prompt; on rank 0."""
-    from mpgpt.agreement import settle
+    from mpgpt.cluster.bootstrap import settle
+    from mpgpt.cluster.ring import Ring
     from mpgpt.config import parse_layers
     from mpgpt.core import Request
-    from mpgpt.engine import IdsOnly
-    from mpgpt.mpi import MPIWorld
-    from mpgpt.ring import Ring
+    from mpgpt.engine.engine import IdsOnly
+    from mpgpt.transport.mpi import MPIWorld
 
     world = MPIWorld()
     settings = settle(

@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from mpgpt.core import GREEDY, Row, Sampling
-from mpgpt.sampler import Sampler
+from mpgpt.model.sampler import Sampler
 
 VOCAB, HISTORY, ROWS = 50257, 512, 8
 STRATEGIES = {

@@ -20,13 +20,13 @@ import torch
 
 from mpgpt.config import parse_layers
 from mpgpt.core import Row, Step
-from mpgpt.model import Slice, weights_of
-from mpgpt.pull import find, model_home
-from mpgpt.sampler import Sampler
-from mpgpt.scheduler import CHUNK
-from mpgpt.stage import TorchStage
-from mpgpt.trials import choose
-from mpgpt.weights import Checkpoint, lean_heap, model_config
+from mpgpt.engine.scheduler import CHUNK
+from mpgpt.engine.stage import TorchStage
+from mpgpt.model.autotune import choose
+from mpgpt.model.pull import find, model_home
+from mpgpt.model.sampler import Sampler
+from mpgpt.model.slice import Slice, weights_of
+from mpgpt.model.weights import Checkpoint, lean_heap, model_config
 
 SLOTS, CONTEXT, PASSES = 16, 4096, 4
 SHOWN = (1, 2, 4, 8, 16, 17, 31, 32, 48, 64, 80, 96)

@@ -22,16 +22,16 @@ import sys
 import time
 from typing import Any
 
-from mpgpt.agreement import measure, settle
+from mpgpt.bench.measure import Moments
+from mpgpt.cluster.bootstrap import measure, settle
+from mpgpt.cluster.ring import Ring
 from mpgpt.core import Request, Workload
-from mpgpt.engine import IdsOnly
-from mpgpt.kernels import Kernels
-from mpgpt.measure import Moments
-from mpgpt.mpi import MPIWorld
-from mpgpt.plan import divide
-from mpgpt.ring import Ring
-from mpgpt.simulate import run
-from mpgpt.weights import model_config
+from mpgpt.engine.engine import IdsOnly
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.weights import model_config
+from mpgpt.placement.plan import divide
+from mpgpt.placement.simulator import run
+from mpgpt.transport.mpi import MPIWorld
 from ring import FOLDER, make_model, prompt
 
 CONTEXT = 512

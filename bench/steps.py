@@ -19,9 +19,9 @@ import time
 import torch
 
 from mpgpt.core import Row, Span
-from mpgpt.kernels import Kernels
-from mpgpt.model import Slice
-from mpgpt.weights import Checkpoint, model_config
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.slice import Slice
+from mpgpt.model.weights import Checkpoint, model_config
 from ring import FOLDER, make_model
 
 ROWS = (1, 2, 4, 8, 16, 32)

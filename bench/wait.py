@@ -25,7 +25,7 @@ FRAME = 3072
 
 def measure(way: str) -> dict[str, float]:
     """This rank's part; the figures on rank 0."""
-    from mpgpt import doorbell, mpi
+    from mpgpt.transport import doorbell, mpi
 
     world = mpi.MPIWorld()
     if way != "usual":  # "usual" is what the ring does: wake up shortly before a message usually comes

@@ -24,10 +24,10 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from mpgpt.cli import MPI_DEFAULTS
+from mpgpt.cluster.preflight.check import Findings, Preflight, Request
+from mpgpt.cluster.preflight.hostfile import parse_mpirun
+from mpgpt.commands.cli import MPI_DEFAULTS
 from mpgpt.errors import MpgptError, UsageError
-from mpgpt.hostfile import parse_mpirun
-from mpgpt.preflight import Findings, Preflight, Request
 
 OWN = ("model", "config")
 LEAST_WIDTH = 120

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpgpt.pull import model_home, pull
-from tests.models import RANDOM, save_random
+from mpgpt.model.pull import model_home, pull
+from tests.support.models import RANDOM, save_random
 
 
 def pytest_runtest_setup() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import ROOT
+from tests.support.launch import ROOT
 
 SKIPPED = shutil.ignore_patterns(".venv", ".git", "build", "node_modules", "__pycache__", ".*_cache", "*.egg-info")
 

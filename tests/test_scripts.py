@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import ENV, ROOT
+from tests.support.launch import ENV, ROOT
 
 
 def check_hosts(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.launch import ENV, ROOT, mpgpt, mpirun
+from tests.support.launch import ENV, ROOT, mpgpt, mpirun
 
 WHAT_IF = ("plan", "--what-if", ROOT / "hostfiles" / "what-if" / "standard.yaml")
 SHORT = ("--raw", "--ignore-eos", "--max-new-tokens", "5", "--threads", "1")

@@ -22,10 +22,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpgpt import __version__
-from mpgpt.engine import Engine
-from mpgpt.heartbeat import Silence
-from mpgpt.ring import Place
-from mpgpt.run import Run
+from mpgpt.cluster.ring import Place
+from mpgpt.cluster.session import Run
+from mpgpt.engine.engine import Engine
+from mpgpt.transport.heartbeat import Silence
 from mpgpt_api import openai, reference
 from mpgpt_api.cors import Cors
 from mpgpt_api.guard import API, MOST_REQUESTS, Access, Guard

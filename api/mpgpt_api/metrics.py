@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mpgpt.engine import Stream
+from mpgpt.engine.engine import Stream
 from mpgpt_api.service import Service
 from mpgpt_api.watch import Watch
 

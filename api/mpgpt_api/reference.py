@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from mpgpt import __version__
 from mpgpt.core import signed_seed
-from mpgpt.engine import Stream
+from mpgpt.engine.engine import Stream
 from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.metrics import Metrics
 from mpgpt_api.problems import documented

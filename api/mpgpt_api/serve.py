@@ -22,13 +22,13 @@ from typing import Any
 
 import click
 
-from mpgpt.agreement import Behind
-from mpgpt.engine import Engine
+from mpgpt.cluster.bootstrap import Behind
+from mpgpt.cluster.ring import Ring
+from mpgpt.cluster.session import Explain, Run
+from mpgpt.engine.engine import Engine
 from mpgpt.errors import MpgptError, UsageError
-from mpgpt.launcher import SettingsFile
-from mpgpt.link import World
-from mpgpt.ring import Ring
-from mpgpt.run import Run
+from mpgpt.transport.launcher import SettingsFile
+from mpgpt.transport.link import World
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import Server, most_connections, most_requests
 from mpgpt_api.guard import Access, is_loopback, origins, read_keys
@@ -50,9 +50,11 @@ END_S = 5.0
 class Serve:
     """A job for the command line: ``form`` on every rank, ``lead`` on rank 0."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, behind: Behind) -> None:
+    def __init__(
+        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, behind: Behind, explain: Explain
+    ) -> None:
         self._options = options
-        self._run = Run(options, home=home, file=config, behind=behind)
+        self._run = Run(options, home=home, file=config, behind=behind, explain=explain)
 
     def form(self, world: World) -> Ring:
         return self._run.form(world, self._prepare)

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from mpgpt.batch import Message
+from mpgpt.cluster.session import Run
 from mpgpt.core import Chance, Request, Sampling
-from mpgpt.engine import Engine, Stream
+from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import RequestError
-from mpgpt.run import Run
-from mpgpt.tokenizer import TextStream
+from mpgpt.model.tokenizer import Message, TextStream
 from mpgpt_api.problems import Problem
 
 MOST_WAIT_S = 60

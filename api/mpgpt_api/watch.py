@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from mpgpt.cluster.ring import Place
 from mpgpt.core import Account, Thermal
-from mpgpt.engine import Engine
-from mpgpt.heartbeat import Silence
-from mpgpt.ring import Place
+from mpgpt.engine.engine import Engine
+from mpgpt.transport.heartbeat import Silence
 
 FRESH_S = 1.0
 ANSWER_S = 0.5

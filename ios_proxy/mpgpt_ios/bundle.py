@@ -21,10 +21,10 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from mpgpt.architecture import ModelConfig
 from mpgpt.core import Span
 from mpgpt.errors import ModelError
-from mpgpt.weights import Checkpoint
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.weights import Checkpoint
 from mpgpt.yamlfile import problems
 
 SUFFIX = ".mlpackage"

@@ -15,18 +15,18 @@ from typing import Any
 import httpx
 import openai
 
+from mpgpt.cluster.ring import Ring
+from mpgpt.cluster.session import Run
 from mpgpt.core import Step
-from mpgpt.engine import Engine
-from mpgpt.heartbeat import Silence
-from mpgpt.link import SoloWorld
-from mpgpt.ring import Ring
-from mpgpt.run import Run
+from mpgpt.engine.engine import Engine
+from mpgpt.transport.heartbeat import Silence
+from mpgpt.transport.link import SoloWorld
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import MOST, most_requests
 from mpgpt_api.connections import Server as HTTPServer
 from mpgpt_api.guard import Access
 from mpgpt_api.service import Limits, Service
-from tests.models import save_random, save_tokenizer
+from tests.support.models import save_random, save_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
@@ -91,7 +91,7 @@ def serving(
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     run = Run({"model": str(folder), "threads": 1, "ignore_eos": True, **options}, home=folder.parent, file=None,
-              behind=_nobody)  # fmt: skip
+              behind=_nobody, explain=lambda trials: None)  # fmt: skip
     ring: Ring = run.form(SoloWorld(), lambda: None)
     engine = run.engine(ring)
     naps = [0.0]

@@ -23,7 +23,7 @@ from mpgpt_api.app import PAGE
 from mpgpt_api.connections import FEWEST, MOST, Phase, most_connections, most_requests
 from tests.api import rig
 from tests.api.rig import PATIENCE_S, Server, serving, until
-from tests.launch import ENV, ROOT, mpirun
+from tests.support.launch import ENV, ROOT, mpirun
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 400, "stream": True}
 MANY = 300

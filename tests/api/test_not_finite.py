@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.api.rig import Server, events, save_model, serving
-from tests.models import break_embedding
+from tests.support.models import break_embedding
 
 SENTENCE = "the model's logits for token 1 of the answer are NaN or infinite"
 GOOD = ("Once upon a time", "a", "lorem ipsum dolor sit amet " * 5, "Row, row, row your boat. " * 4)

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from mpgpt.errors import RequestError
-from tests import vocabularies
 from tests.api.rig import TEMPLATE, Server, events, serving, until
-from tests.models import save_random
+from tests.support import vocabularies
+from tests.support.models import save_random
 
 PROMPT = "Once upon a time"
 MESSAGES: Any = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]

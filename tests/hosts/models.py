@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import transformers
 
-from mpgpt.folder import seal
-from mpgpt.pull import model_home
+from mpgpt.model.folder import seal
+from mpgpt.model.pull import model_home
 from tests.hosts.host import Host
-from tests.models import GPT2, save_tokenizer
+from tests.support.models import GPT2, save_tokenizer
 
 
 def save_gpt2(folder: Path) -> Path:
@@ -22,7 +22,7 @@ def save_gpt2(folder: Path) -> Path:
     model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**options))
     for name, value in model.named_parameters():
         if name.endswith("mlp.c_proj.weight"):
-            value.data *= 3  # as in tests/models.py: layers must matter more than the embedding
+            value.data *= 3  # as in tests/support/models.py: layers must matter more than the embedding
     model.save_pretrained(folder)
     save_tokenizer(folder)
     seal(folder, "gpt2")

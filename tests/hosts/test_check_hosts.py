@@ -127,7 +127,7 @@ def command(line: str) -> Callable[[Cluster], None]:
 
 def without_checkout(cluster: Cluster) -> None:
     cluster["pi5"].boot(Setup(checkout=False))
-    cluster["pi5"].write_file(Path.home() / "src/mpgpt/mpgpt/version.py", "")
+    cluster["pi5"].write_file(Path.home() / "src/mpgpt/mpgpt/__main__.py", "")
 
 
 def changed_code(cluster: Cluster) -> None:

@@ -97,14 +97,14 @@ def test_files_are_a_hosts_own_and_a_boot_renews_them(cluster: Cluster, tmp_path
     for place in places:
         assert host.read_file(f"{place}/{name}") == "here\n"
         assert not Path(place, name).exists() and not cluster["mini2"].path(f"{place}/{name}").exists()
-    assert host.run("rm -r mpgpt && ls").returncode == 0 and (CHECKOUT / "mpgpt/cli.py").exists()
+    assert host.run("rm -r mpgpt && ls").returncode == 0 and (CHECKOUT / "mpgpt/commands/cli.py").exists()
     (tmp_path / "file").write_text("copied")
     host.copy(tmp_path, "/tmp/folder")
     host.write_file("/tmp/new/script", "#!/bin/sh\ncat /tmp/folder/file\n", 0o755)
     assert host.run(["/tmp/new/script"]).stdout == "copied"
     host.boot()
     assert not any(host.path(f"{place}/{name}").exists() for place in places)
-    assert host.path(CHECKOUT / "mpgpt/cli.py").exists() and not host.path("/tmp/new").exists()
+    assert host.path(CHECKOUT / "mpgpt/commands/cli.py").exists() and not host.path("/tmp/new").exists()
 
 
 def test_what_a_host_lacks(cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpgpt.pull import model_home
+from mpgpt.model.pull import model_home
 from tests.hosts.cluster import Cluster
 from tests.hosts.host import Setup
 from tests.hosts.models import give, save_gpt2

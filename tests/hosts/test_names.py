@@ -8,7 +8,10 @@ from tests.hosts.cluster import CHECKOUT, Cluster
 from tests.hosts.host import Setup
 
 HOSTFILE = "/tmp/hosts"
-SAY = "import json; from mpgpt.mpi import MPIWorld; w = MPIWorld(); print(json.dumps([w.rank, w.hosts])); w.close()"
+SAY = (
+    "import json; from mpgpt.transport.mpi import MPIWorld; w = MPIWorld(); print(json.dumps([w.rank, w.hosts])); "
+    "w.close()"
+)
 TRANSPORT = ["--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp"]
 RING = ["mpirun", "-hostfile", HOSTFILE, *TRANSPORT, "-n", "3", str(CHECKOUT / ".venv/bin/python"), "-c", SAY]
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from mpgpt.mpi_defaults import BEGIN, END, OPENMPI, RUNTIME
-from mpgpt.pull import model_home
+from mpgpt.commands.setup import BEGIN, END, OPENMPI, RUNTIME
+from mpgpt.model.pull import model_home
 from tests.hosts.cluster import CHECKOUT, Cluster
 from tests.hosts.host import Host, Setup
 from tests.hosts.models import give, save_gpt2
@@ -36,7 +36,7 @@ TAKEN: set[str] = set()
 EXEMPT = {
     r"^make demo": "fetches torch and all the rest; tests/test_makefile.py has what it would run",
     r"^make test": "is what runs this",
-    r"smollm2-135m +# on a terminal": "a conversation on a terminal: tests/test_generate.py",
+    r"smollm2-135m +# on a terminal": "a conversation on a terminal: tests/commands/test_generate.py",
     r"^pip install": "fetches coremltools",
     r"^mpgpt convert coreml": "tests/ios_proxy",
     r"^python -c .* > ipad.token": "tests/ios_proxy makes tokens of its own",
@@ -183,7 +183,7 @@ def anna(ring: Cluster, gpt2: Path) -> Iterator[None]:
         host.copy(host.path(Path.home() / ".ssh"), home / ".ssh")
         prepare = f"chmod 700 {home} {home}/.ssh && chown -R 4711:4711 {home} && chmod o+x ~"  # where Python may lie
         assert host.run(prepare).returncode == 0
-    if typed_by_anna(hosts[0], f"{PYTHON} -c 'import mpgpt.cli'").returncode:
+    if typed_by_anna(hosts[0], f"{PYTHON} -c 'import mpgpt.commands.cli'").returncode:
         pytest.skip("the checkout or its Python lies where no other user may look")
     yield
     for host in hosts:

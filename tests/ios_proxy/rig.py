@@ -20,18 +20,18 @@ import torch
 from safetensors.numpy import save_file
 
 from mpgpt.core import Result, Row, Span, Step
-from mpgpt.doorbell import Doorbell
-from mpgpt.kernels import Kernels
-from mpgpt.model import Slice
-from mpgpt.sampler import Sampler
-from mpgpt.stage import TorchStage
-from mpgpt.weights import Checkpoint, model_config
+from mpgpt.engine.stage import TorchStage
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.sampler import Sampler
+from mpgpt.model.slice import Slice
+from mpgpt.model.weights import Checkpoint, model_config
+from mpgpt.transport.doorbell import Doorbell
 from mpgpt_ios.bundle import Bundle, slice_hash
-from mpgpt_ios.client import Client
-from mpgpt_ios.execute import BadPosition
-from mpgpt_ios.node import Node
-from mpgpt_ios.stage import IPadStage
-from mpgpt_ios.store import Store
+from mpgpt_ios.executor import BadPosition
+from mpgpt_ios.node.bundle_store import Store
+from mpgpt_ios.node.server import Node
+from mpgpt_ios.proxy.client import Client
+from mpgpt_ios.proxy.stage import IPadStage
 
 SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
 TOKEN = b"a token that both ends have"

@@ -1,4 +1,4 @@
-"""The blocks that are traced for Core ML against ``model.py``'s on the same weights, before any conversion."""
+"""The blocks that are traced for Core ML against ``slice.py``'s on the same weights, before any conversion."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpgpt.architecture import ModelConfig
 from mpgpt.core import Row, Span, Step
+from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import ModelError, UsageError
-from mpgpt.kernels import Kernels
-from mpgpt.model import Rotary, Slice
-from mpgpt.sampler import Sampler
-from mpgpt.stage import TorchStage
-from mpgpt.weights import Checkpoint, model_config
-from mpgpt_ios.blocks import Decode, Norm, Prefill, build, linear
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.sampler import Sampler
+from mpgpt.model.slice import Rotary, Slice
+from mpgpt.model.weights import Checkpoint, model_config
+from mpgpt_ios.convert.blocks import Decode, Norm, Prefill, build, linear
 
 SLOTS, CONTEXT, CHUNK, SPAN = 3, 32, 8, Span(start=1, stop=3)
 NAMES = ["gpt2", "gpt2-odd", "llama", "llama-biased", "llama-yarn", "llama-dynamic", "qwen3"]

@@ -12,13 +12,13 @@ import pytest
 
 from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
-from mpgpt.weights import Checkpoint, model_config
+from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt_ios.bundle import Bundle, bundle_hash, slice_hash
-from mpgpt_ios.messages import File, Offer
-from mpgpt_ios.secret import read_token
-from mpgpt_ios.store import KEPT, SPARE, NoRoom, Store
+from mpgpt_ios.node.bundle_store import KEPT, SPARE, NoRoom, Store
+from mpgpt_ios.protocol.messages import File, Offer
+from mpgpt_ios.protocol.secret import read_token
 from tests.ios_proxy.rig import make_bundle
-from tests.models import save_random
+from tests.support.models import save_random
 
 
 @pytest.fixture(scope="module")

@@ -20,19 +20,19 @@ from torch import Tensor
 
 from mpgpt.core import Row, Span, Step
 from mpgpt.errors import ModelError, UsageError
-from mpgpt.weights import Checkpoint, model_config
-from tests.launch import mpgpt
-from tests.models import save_random
+from mpgpt.model.weights import Checkpoint, model_config
+from tests.support.launch import mpgpt
+from tests.support.models import save_random
 
 pytest.importorskip("coremltools")
 
-from mpgpt_ios import convert as conversion
-from mpgpt_ios import convert_command
-from mpgpt_ios.blocks import Decode, Prefill, build
 from mpgpt_ios.bundle import Bundle, slice_hash
-from mpgpt_ios.check import check
-from mpgpt_ios.convert import convert, refuse, script
-from mpgpt_ios.execute import EvaluatorBackend, Executor, run_selftest
+from mpgpt_ios.convert import command
+from mpgpt_ios.convert import package as conversion
+from mpgpt_ios.convert.blocks import Decode, Prefill, build
+from mpgpt_ios.convert.package import convert, refuse, script
+from mpgpt_ios.convert.verify import check
+from mpgpt_ios.executor import EvaluatorBackend, Executor, run_selftest
 
 SPAN, SIZES = Span(start=1, stop=3), dict[str, Any](slots=3, context=64, chunk=8)
 
@@ -316,10 +316,10 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
                     time.sleep(0.01)
         return bundles["gpt2"]
 
-    monkeypatch.setattr(convert_command, "convert", slow)
+    monkeypatch.setattr(command, "convert", slow)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    convert_command.run_convert(
+    command.run_convert(
         model=str(folders["gpt2"]), layers="1-2", out=tmp_path / "a.mlpackage", slots=1, context=32, chunk=8,
         weights="float16", home=tmp_path,
     )  # fmt: skip
@@ -336,11 +336,11 @@ def test_a_link_is_written_through(
         made.append(out)
         return bundles["gpt2"]
 
-    monkeypatch.setattr(convert_command, "convert", convert)
+    monkeypatch.setattr(command, "convert", convert)
     (tmp_path / "far" / "b.mlpackage").mkdir(parents=True)
     (tmp_path / "a.mlpackage").symlink_to("far/b.mlpackage")
     for name in ("a.mlpackage", "far/b.mlpackage", "far/new.mlpackage"):
-        convert_command.run_convert(
+        command.run_convert(
             model=str(folders["gpt2"]), layers="1-2", out=tmp_path / name, slots=1, context=32, chunk=8,
             weights="float16", home=tmp_path,
         )  # fmt: skip

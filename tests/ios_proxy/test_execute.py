@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 
 pytest.importorskip("coremltools")
 
-from mpgpt.architecture import read_config
 from mpgpt.errors import ModelError
-from mpgpt.model import Rotary
-from mpgpt_ios.execute import BadPosition, CoreMLBackend, EvaluatorBackend, Executor, run_selftest
-from mpgpt_ios.mil import Precision
+from mpgpt.model.architecture import read_config
+from mpgpt.model.slice import Rotary
+from mpgpt_ios.executor import BadPosition, CoreMLBackend, EvaluatorBackend, Executor, run_selftest
+from mpgpt_ios.mil.program import Precision
 from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, SLOTS, Model, Small, SmallSizes, Turning
 
 Array = np.ndarray[Any, Any]

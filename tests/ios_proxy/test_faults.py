@@ -15,10 +15,10 @@ import pytest
 
 from mpgpt.errors import LinkError
 from mpgpt_ios.bundle import Bundle
-from mpgpt_ios.frames import HEADER, MAGIC
-from mpgpt_ios.listening import NodeSession
-from mpgpt_ios.messages import Ask, Code
-from mpgpt_ios.store import Arrival, NoRoom, Store
+from mpgpt_ios.node.bundle_store import Arrival, NoRoom, Store
+from mpgpt_ios.protocol.frames import HEADER, MAGIC
+from mpgpt_ios.protocol.messages import Ask, Code
+from mpgpt_ios.protocol.node_session import NodeSession
 from tests.ios_proxy.rig import CHUNK, Proxy, Wire, a_step, make_bundle, serving
 
 STEPS = [a_step(1, (0, 0, 20), (1, 0, 3)), *(a_step(n, (0, 18 + n, 1), (1, 1 + n, 1)) for n in range(2, 12))]
@@ -390,7 +390,7 @@ def test_strangers_do_not_disturb(folder: Path, bundle: Bundle, proxies: Callabl
 def test_asked_to_dial_again_it_does_not_wait_for_its_time(
     folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpgpt_ios.client.BACK_OFF_S", (600.0,))
+    monkeypatch.setattr("mpgpt_ios.proxy.client.BACK_OFF_S", (600.0,))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mpgpt.errors import WireError
-from mpgpt_ios import frames as f
-from mpgpt_ios import messages as m
-from mpgpt_ios.frames import CRC_AT, HEADER, MAX_PAYLOAD, Frames, VersionError, encode
-from mpgpt_ios.messages import Message
+from mpgpt_ios.protocol import frames as f
+from mpgpt_ios.protocol import messages as m
+from mpgpt_ios.protocol.frames import CRC_AT, HEADER, MAX_PAYLOAD, Frames, VersionError, encode
+from mpgpt_ios.protocol.messages import Message
 from tests.ios_proxy.vectors import GOLDEN, MESSAGES, told
 
 ROOT = Path(__file__).parent.parent.parent

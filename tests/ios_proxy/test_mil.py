@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 pytest.importorskip("coremltools")
 
 from mpgpt.errors import ModelError
-from mpgpt_ios.mil import Precision, Program, State
-from mpgpt_ios.mil_moves import MOVING
-from mpgpt_ios.mil_ops import ARITHMETIC
+from mpgpt_ios.mil.ops_compute import ARITHMETIC
+from mpgpt_ios.mil.ops_layout import MOVING
+from mpgpt_ios.mil.program import Precision, Program, State
 from tests.ios_proxy import ops
 from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, LAYERS, SLOTS, Small
 from tests.ios_proxy.protos import Writer, edited, value_type

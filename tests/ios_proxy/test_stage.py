@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpgpt.core import DeviceAccount, Result, Row, Step
-from mpgpt.doorbell import Doorbell
+from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import LinkError
-from mpgpt.stage import TorchStage
-from mpgpt_ios.stage import Call, IPadStage, Values
+from mpgpt.transport.doorbell import Doorbell
+from mpgpt_ios.proxy.stage import Call, IPadStage, Values
 from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, SLOTS, SPAN, a_step, hidden, torch_stage
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mpgpt_ios import frames as f
-from mpgpt_ios import messages as m
+from mpgpt_ios.protocol import frames as f
+from mpgpt_ios.protocol import messages as m
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ipad.json"
 HALVES = np.array([[1.0, -2.5], [0.5, 65504.0]], np.float16)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from mpgpt.mpi import MPIWorld
-from tests.links import CAPACITY, CASES
+from mpgpt.transport.mpi import MPIWorld
+from tests.support.links import CAPACITY, CASES
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-from mpgpt.agreement import settle
+from mpgpt.cluster.bootstrap import settle
+from mpgpt.cluster.ring import Ring
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
-from mpgpt.engine import IdsOnly
-from mpgpt.kernels import Kernels
-from mpgpt.mpi import MPIWorld
-from mpgpt.ring import Ring
+from mpgpt.engine.engine import IdsOnly
+from mpgpt.model.kernels import Kernels
+from mpgpt.transport.mpi import MPIWorld
 
 IDLE_S = 10.0
 STANDARD = "0-4,5-9,10-11"

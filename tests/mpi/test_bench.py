@@ -6,8 +6,8 @@ import json
 import signal
 from pathlib import Path
 
-from tests.launch import mpgpt
-from tests.test_bench import SMALL, check_document, check_interrupt
+from tests.bench.test_runner import SMALL, check_document, check_interrupt
+from tests.support.launch import mpgpt
 
 
 def test_one_rank_and_two(models: dict[str, Path], tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launch import ENV, ROOT, mpirun
 from tests.mpi.costs import IDLE_S
+from tests.support.launch import ENV, ROOT, mpirun
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.launch import ENV, ROOT, mpgpt, mpirun, records
-from tests.models import save_random
+from tests.support.launch import ENV, ROOT, mpgpt, mpirun, records
+from tests.support.models import save_random
 
 LONG = ("--raw", "--ignore-eos", "--max-new-tokens", "400", "--threads", "1")
 TWO, THREE = ("--layers", "0-2,3-4"), ("--layers", "0-1,2-3,4")

@@ -18,7 +18,7 @@ import yaml
 
 from mpgpt.core import Span
 from soak import served
-from tests.launch import ENV, ROOT, mpgpt, records
+from tests.support.launch import ENV, ROOT, mpgpt, records
 
 pytest.importorskip("coremltools")
 
@@ -34,7 +34,7 @@ BATCH = ("--max-new-tokens", "16", "--threads", "1", "--strategy", "greedy", "--
 @pytest.fixture(scope="module")
 def place(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package, the token, the prompts, and the all-torch ring's records."""
-    from mpgpt_ios.convert import convert
+    from mpgpt_ios.convert.package import convert
 
     folder = tmp_path_factory.mktemp("ipad")
     convert(smollm2, SPAN, folder / "smol.mlpackage", slots=4, context=256)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.launch import mpgpt, records
-from tests.models import break_embedding, save_random
+from tests.support.launch import mpgpt, records
+from tests.support.models import break_embedding, save_random
 
 NEW = 16
 GOOD = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.launch import mpgpt
+from tests.support.launch import mpgpt
 
 
 def test_plan_measures_and_says(models: dict[str, Path], tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launch import mpgpt, records
-from tests.models import build
+from tests.support.launch import mpgpt, records
+from tests.support.models import build
 
 NEW = 24
 PROMPTS = [

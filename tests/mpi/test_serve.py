@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from soak import ranks_of, served, soak
-from tests.launch import mpgpt, records
+from tests.support.launch import mpgpt, records
 
 THREE = ("--layers", "0-9,10-19,20-29", "--threads", "1")
 QUESTIONS = ["What is the capital of France?", "Name three animals that can fly."]

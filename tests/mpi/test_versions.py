@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mpgpt import version
-from tests.launch import ENV, ROOT, mpirun
+from mpgpt.transport import code_version
 from tests.mpi.test_failures import assert_one_message
+from tests.support.launch import ENV, ROOT, mpirun
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def checkouts(tmp_path: Path) -> list[Path]:
     """Two copies of the packages."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
-        for package in version.PACKAGES:
+        for package in code_version.PACKAGES:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "page"))
     return folders
 
@@ -45,7 +45,7 @@ def test_the_same_code_in_two_places_is_one_code(checkouts: list[Path], models: 
 
 
 def test_different_code_is_refused(checkouts: list[Path], models: dict[str, Path]) -> None:
-    path = checkouts[1] / "mpgpt" / "wire.py"
+    path = checkouts[1] / "mpgpt" / "transport" / "wire.py"
     path.write_text(path.read_text() + "# another\n")
     run = run_of(checkouts, "generate", "--model", models["gpt2"], "--prompt", "x")
     assert_one_message(run, "the hosts run different code", "update all checkouts to the same commit")
@@ -59,7 +59,7 @@ def test_a_version_that_introduces_itself_otherwise_is_refused(
     checkouts: list[Path], models: dict[str, Path], other: int
 ) -> None:
     """One that says more of a rank, or less, than this one knows; on rank 0 or on another."""
-    path = checkouts[other] / "mpgpt" / "mpi.py"
+    path = checkouts[other] / "mpgpt" / "transport" / "mpi.py"
     path.write_text(
         path.read_text().replace('"heartbeat": self', '"pulse": self').replace("heartbeat: int", "pulse: int")
     )

@@ -1,0 +1,1 @@
+"""Layers of a model as a checked Core ML package."""

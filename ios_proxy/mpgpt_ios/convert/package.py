@@ -1,0 +1,292 @@
+"""`mpgpt convert coreml`: some layers of a model as a Core ML package for an iPad, with a manifest and a self-test.
+
+Knows: coremltools, what a device rejects, what is written where, and that nothing is there before it has passed.
+Must not know: blocks' arithmetic (``blocks.py``), what is checked of a package (``verify.py``), the ring.
+
+What coremltools 9 does and silently does not do is in the design notes, "Core ML on the iPad"; the two functions are
+converted one by one, their weights reduced (a package of several functions refuses that), and then put together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from mpgpt import __version__
+from mpgpt.core import Row, Span, Step
+from mpgpt.engine.stage import TorchStage
+from mpgpt.errors import ModelError, UsageError
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.sampler import Sampler
+from mpgpt.model.slice import Slice
+from mpgpt.model.weights import Checkpoint, model_config
+from mpgpt_ios.bundle import MANIFEST, SELFTEST, SUFFIX, Bundle, MadeBy, Manifest, Rotary, slice_hash
+from mpgpt_ios.convert.blocks import Decode, Prefill, build
+from mpgpt_ios.convert.verify import check
+
+GRAIN = 32
+"""The Neural Engine takes head dimensions and contexts in multiples of this."""
+TOLERANCES = {"float16": 0.02, "int8": 0.1}
+"""How far a package may be from float32, of a token's largest element where that is above 1."""
+
+
+def convert(
+    folder: Path, span: Span, out: Path, *, slots: int = 4, context: int = 512, chunk: int = 32,
+    weights: str = "float16", name: str = "", report: Callable[[str], None] = lambda line: None,
+) -> tuple[Bundle, float]:  # fmt: skip
+    """Make ``out`` (``NAME.mlpackage``) and its two companions of layers of the model in ``folder``.
+
+    Returns the bundle, and how far its self-test is from float32 at most. What was there before is replaced only when
+    the new one has passed its checks. Raises ``UsageError`` for what is impossible, ``ModelError`` for a package that
+    fails, which is then not kept.
+    """
+    _need_tools()
+    config = model_config(folder)
+    refuse(config, span, out, slots=slots, context=context, chunk=chunk)
+    checkpoint = Checkpoint(folder)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part, _quiet():
+        fresh = Path(part) / out.name
+        report(f"reading layers {span}")
+        prefill, decode = build(config, span, checkpoint, slots=slots, context=context)
+        _package(config, prefill, decode, chunk, weights, fresh, report)
+        report("making its self-test")
+        selftest = _beside(fresh, SELFTEST)
+        _write_selftest(config, span, checkpoint, selftest, slots=slots, context=context, chunk=chunk)
+        manifest = Manifest(
+            format=1, model=name or folder.name, model_hash=slice_hash(config, checkpoint, span),
+            family="gpt2" if config.family == "gpt2" else "llama", model_layers=config.layers,
+            layers=(span.start, span.stop), embed=config.embed, heads=config.heads,
+            kv_heads=config.kv_heads, head_dim=config.head_dim, slots=slots, context=context, chunk=chunk,
+            weights="int8" if weights == "int8" else "float16", tolerance=TOLERANCES[weights],
+            rotary=Rotary(inv_freq=config.inv_freq, gain=config.rope_gain) if config.inv_freq else None,
+            made_by=MadeBy(mpgpt=__version__, coremltools=version("coremltools"), torch=torch.__version__),
+        )  # fmt: skip
+        _beside(fresh, MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        report("checking what was saved")
+        difference = check(Bundle.at(fresh))
+        _move(fresh, out)
+    return Bundle.at(out), difference
+
+
+def refuse(config: ModelConfig, span: Span, out: Path, *, slots: int, context: int, chunk: int) -> None:
+    """Raises ``UsageError`` for what no package can be, all before any work."""
+    if span.stop > config.layers:
+        raise UsageError(f"--layers {span}: the model has layers 0 to {config.layers - 1}")
+    if span.start == 0 or span.stop == config.layers:
+        if config.layers < 3:
+            raise UsageError(
+                f"--layers {span}: a model of {config.layers} layers has none between its first and its last"
+            )
+        raise UsageError(
+            f"--layers {span}: rank 0 embeds and the last rank samples, so an iPad has neither the first nor the last "
+            f"layer; 1-{config.layers - 2} is the most"
+        )
+    for what, size in (("--context", context), ("the model's head dimension", config.head_dim)):
+        if size % GRAIN:
+            raise UsageError(f"{what} is {size}, and the Neural Engine takes multiples of {GRAIN}")
+    if context > config.positions:
+        raise UsageError(f"--context {context} is more than the model's {config.positions} positions")
+    if not 1 < chunk <= context:
+        raise UsageError(f"--chunk {chunk} is not between 2 and the context of {context}")
+    if slots < 1:
+        raise UsageError(f"--slots {slots}: there must be one at least")
+    if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
+        raise UsageError(f"--out {out}: a Core ML package is named NAME{SUFFIX}")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UsageError(f"--out {out}: the directory {out.parent} is not there, or cannot be written to")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: that is there, and no package")
+
+
+def _need_tools() -> None:
+    """Raises ``UsageError`` when a conversion cannot work with what is installed."""
+    if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4):
+        raise UsageError(f'coremltools cannot work with numpy {np.__version__}: pip install "numpy<2.4"')
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """coremltools warns of much that is as it should be, and draws bars."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(open(os.devnull, "w")):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            gc.collect()  # its temporary folders, while their warnings are not heard
+            logging.disable(before)
+
+
+# -- the package
+
+
+def _package(
+    config: ModelConfig, prefill: Prefill, decode: Decode, chunk: int, weights: str, out: Path,
+    report: Callable[[str], None],
+) -> None:  # fmt: skip
+    import coremltools as ct
+
+    slots, context, dim = prefill.slots, prefill.context, config.head_dim
+    integer = torch.int32
+    one = {
+        "x": torch.zeros(1, config.embed, 1, chunk), "mask": torch.zeros(1, 1, chunk, context),
+        "pos": torch.ones(1, dtype=integer), "row": torch.zeros(1, dtype=integer),
+    }  # fmt: skip
+    many = {
+        "x": torch.zeros(slots, config.embed, 1, 1), "mask": torch.zeros(slots, 1, 1, context),
+        "wmask": torch.zeros(slots, 1, context, 1),
+    }  # fmt: skip
+    if config.inv_freq:
+        one |= {name: torch.zeros(1, 1, chunk, dim) for name in ("cos", "sin")}
+        many |= {name: torch.zeros(slots, 1, 1, dim) for name in ("cos", "sin")}
+    functions = ct.utils.MultiFunctionDescriptor()
+    parts: list[tuple[str, Prefill | Decode, dict[str, Tensor]]] = [("prefill", prefill, one), ("decode", decode, many)]
+    for name, module, inputs in parts:
+        report(f"converting {name}")
+        path = str(out.parent / f"{name}{SUFFIX}")
+        program = _reduced(_converted(module, inputs), weights)
+        program.save(path)
+        functions.add_function(path, "main", name)
+    functions.default_function_name = "decode"
+    report("putting both together")
+    ct.utils.save_multifunction(functions, str(out))
+    for name in ("prefill", "decode"):
+        shutil.rmtree(out.parent / f"{name}{SUFFIX}")
+
+
+def _converted(module: Prefill | Decode, inputs: dict[str, Tensor]) -> Any:
+    import coremltools as ct
+
+    with torch.no_grad():
+        traced = torch.jit.trace(module, tuple(inputs.values()), check_trace=False)  # type: ignore[no-untyped-call]
+    module.kv.zero_()  # tracing has written to it
+    half = ct.TensorType
+    return ct.convert(
+        traced,
+        inputs=[
+            half(name=name, shape=x.shape, dtype=np.int32 if x.dtype == torch.int32 else np.float16)
+            for name, x in inputs.items()
+        ],
+        outputs=[half(name="y", dtype=np.float16)],
+        states=[ct.StateType(wrapped_type=half(shape=module.kv.shape, dtype=np.float16), name="kv")],
+        minimum_deployment_target=ct.target.iOS18, compute_units=ct.ComputeUnit.CPU_AND_NE, skip_model_load=True,
+    )  # fmt: skip
+
+
+def _reduced(program: Any, weights: str) -> Any:
+    if weights != "int8":
+        return program
+    from coremltools.optimize import coreml as cto
+
+    how = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", granularity="per_channel")
+    return cto.linear_quantize_weights(program, cto.OptimizationConfig(global_config=how))
+
+
+# -- the self-test
+
+
+Script = list[tuple[str, list[tuple[int, int, int]]]]
+
+
+def script(slots: int, context: int, chunk: int) -> Script:
+    """What a self-test does: (kind, [(slot, position, tokens)]). Prompts one after another, one of them longer than a
+    chunk; single tokens at different positions; in every slot decodes one after another, since what one writes only a
+    later one reads back; a slot used again, nearly all of which decodes write, so that a write that is lost weighs
+    more than rounding; and a last look at what the other slots held meanwhile."""
+    calls: Script = []
+    filled: dict[int, int] = {}
+
+    def prefill(slot: int, tokens: int) -> None:
+        calls.append(("prefill", [(slot, 0, tokens)]))
+        filled[slot] = tokens
+
+    def decode(*those: int) -> None:
+        calls.append(("decode", [(slot, filled[slot], 1) for slot in those]))
+        filled.update({slot: filled[slot] + 1 for slot in those})
+
+    prefill(0, min(chunk + 3, context - 8))
+    decode(0)
+    decode(0)
+    if slots > 1:
+        prefill(1, 5)
+        decode(0, 1)
+        decode(1, 0)
+    if slots > 2:
+        prefill(2, 2)
+        decode(2, 0, 1)
+        decode(2)
+    prefill(0, 1)
+    for _ in range(8):
+        decode(0)
+    decode(*sorted(filled))
+    return calls
+
+
+def _write_selftest(
+    config: ModelConfig, span: Span, checkpoint: Checkpoint, path: Path, *, slots: int, context: int, chunk: int
+) -> None:
+    """The inputs are what the layers before make of random tokens, so that they are as large as at work."""
+    before, truth = (
+        _stage(config, part, checkpoint, slots, context) for part in (Span(start=0, stop=span.start), span)
+    )
+    dice, tensors, kinds = np.random.default_rng(0), dict[str, Any](), dict[str, str]()
+    for at, (kind, places) in enumerate(script(slots, context, chunk)):
+        rows = tuple(
+            Row(slot=slot, start=start, ids=tuple(dice.integers(0, config.vocab, tokens).tolist()))
+            for slot, start, tokens in places
+        )
+        x = _hidden(before.forward(Step(epoch=0, number=at, rows=rows)), config.embed).astype(np.float16)
+        step = Step(epoch=0, number=at, rows=rows, hidden=bytearray(x.astype(np.float32).tobytes()))
+        y = _hidden(truth.forward(step), config.embed)
+        positions = [(row.slot, position) for row in rows for position in range(row.start, row.stop)]
+        slot_N, pos_N = np.array(positions, np.int32).T
+        tensors |= {f"{at}.slot": slot_N.copy(), f"{at}.pos": pos_N.copy(), f"{at}.x": x, f"{at}.y": y}
+        kinds[f"kind.{at}"] = kind
+    save_file(tensors, path, metadata=kinds)
+    path.chmod(0o644)
+
+
+def _stage(config: ModelConfig, span: Span, checkpoint: Checkpoint, slots: int, context: int) -> TorchStage:
+    model = Slice(config, span, checkpoint, slots=slots, context=context, kernels=Kernels(dtype="float32"))
+    return TorchStage(model, Sampler(slots=slots, context=context, vocab=config.vocab), lambda: None)
+
+
+def _hidden(step: Any, embed: int) -> Any:
+    assert isinstance(step, Step)
+    return np.frombuffer(bytes(step.hidden), np.float32).reshape(-1, embed)
+
+
+# -- files
+
+
+def _beside(package: Path, what: str) -> Path:
+    return package.with_name(f"{package.name.removesuffix(SUFFIX)}.{what}")
+
+
+def _move(fresh: Path, out: Path) -> None:
+    """All three to their places; a package that was there goes when the new one is ready to take its place."""
+    old = fresh.with_name("old")
+    try:
+        if out.exists():
+            os.replace(out, old)
+        os.replace(fresh, out)
+        for what in (MANIFEST, SELFTEST):
+            os.replace(_beside(fresh, what), _beside(out, what))
+    except OSError as error:
+        raise ModelError(f"{out} cannot be written: {error.strerror}") from None

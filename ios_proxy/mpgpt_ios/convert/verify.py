@@ -1,0 +1,70 @@
+"""Whether a saved package is what it should be: its declarations, its writes to the cache, and what it computes.
+
+Knows: what the converter promises of every package.
+Must not know: how a package is made.
+
+A cache write that is lost in conversion leaves a package that loads, runs and lies; counting the writes of the saved
+program and executing it are the two ways to notice, and neither alone is enough.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpgpt.errors import ModelError
+from mpgpt_ios.bundle import Bundle, Manifest
+from mpgpt_ios.executor import EvaluatorBackend, Executor, run_selftest
+
+UPDATES = ("write_state", "coreml_update_state")
+"""The first is how a cache write is saved; the second is what coremltools calls it in memory."""
+
+
+def check(bundle: Bundle) -> float:
+    """How far the self-test is from float32 at most, in the evaluator. Raises ``ModelError`` for a package that should
+    not be used."""
+    manifest = bundle.manifest
+    backend = EvaluatorBackend(bundle.package)
+    program, layers = backend.program, len(manifest.span)
+    for function, inputs in declared(manifest).items():
+        if function not in program.functions:
+            raise ModelError(f"the package has no function {function}")
+        found = program.functions[function]
+        kv = {"kv": ((2 * layers, manifest.slots * manifest.kv_heads, manifest.context, manifest.head_dim), np.float16)}
+        outputs = {"y": inputs["x"]}
+        for what, wanted, there in (
+            ("inputs", inputs, found.inputs), ("outputs", outputs, found.outputs), ("states", kv, found.states)
+        ):  # fmt: skip
+            if (plain := _plain(there)) != _plain(wanted):
+                raise ModelError(f"{function} has the {what} {plain}, not {_plain(wanted)}")
+        updates = sum(program.count(function, op) for op in UPDATES)
+        if updates != 2 * layers:
+            raise ModelError(
+                f"{function} writes to its cache {updates} times, not {2 * layers}: a write was lost in conversion"
+            )
+    blobs = [entry.name for entry in bundle.entries if entry.name.endswith("weight.bin")]
+    if len(blobs) != 1:
+        raise ModelError(f"the package has {len(blobs)} files of weights: its functions do not share them")
+    return run_selftest(Executor(backend, manifest), bundle.selftest, manifest.tolerance)
+
+
+def declared(m: Manifest) -> dict[str, dict[str, tuple[tuple[int, ...], Any]]]:
+    """Every function's inputs: name, shape, dtype."""
+    half, integer = np.float16, np.int32
+    prefill: dict[str, tuple[tuple[int, ...], Any]] = {
+        "x": ((1, m.embed, 1, m.chunk), half), "mask": ((1, 1, m.chunk, m.context), half), "pos": ((1,), integer),
+        "row": ((1,), integer),
+    }  # fmt: skip
+    decode: dict[str, tuple[tuple[int, ...], Any]] = {
+        "x": ((m.slots, m.embed, 1, 1), half), "mask": ((m.slots, 1, 1, m.context), half),
+        "wmask": ((m.slots, 1, m.context, 1), half),
+    }  # fmt: skip
+    if m.rotary:
+        prefill |= {name: ((1, 1, m.chunk, m.head_dim), half) for name in ("cos", "sin")}
+        decode |= {name: ((m.slots, 1, 1, m.head_dim), half) for name in ("cos", "sin")}
+    return {"prefill": prefill, "decode": decode}
+
+
+def _plain(ports: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (tuple(shape), np.dtype(dtype).name) for name, (shape, dtype) in sorted(ports.items())}

@@ -1,0 +1,1 @@
+"""Core ML's program format: written, read back, checked and run without Core ML."""

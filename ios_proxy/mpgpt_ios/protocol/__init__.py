@@ -1,0 +1,1 @@
+"""PROTOCOL.md as code: messages, frames, and both ends as state machines without I/O."""

@@ -1,0 +1,259 @@
+"""The proxy rank's end of the connection: dials the iPad, brings it its layers, hands it calls, and dials again.
+
+Knows: sockets, a thread, back-off, when the iPad counts as gone.
+Must not know: bytes on the wire (``proxy_session.py``), steps, rows, what is done while it is away (``stage.py``).
+
+One thread does all that touches the network; the ring's thread hands calls over and takes answers, and never waits for
+a network. A life is from the iPad being ready to its going away. Answers of a life that is over are dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import get_args
+
+from mpgpt.core import DeviceAccount, Thermal
+from mpgpt.errors import MpgptError
+from mpgpt.transport.doorbell import Doorbell
+from mpgpt_ios.protocol.proxy_session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply
+from mpgpt_ios.protocol.session import SessionError
+from mpgpt_ios.proxy.stage import Call, Values
+
+DIAL_S = 5.0
+"""How long a connection may take to come about."""
+BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""How long to wait before dialling again, the first time, the second, and so on; the last from then on."""
+STEADY_S = 30.0
+"""After a life of so long, back-off begins anew."""
+TICK_S = 0.2
+RECEIVE = 256 << 10
+THERMALS = get_args(Thermal)
+
+
+class Client:
+    """A ``stage.Line`` over TCP."""
+
+    def __init__(
+        self, address: tuple[str, int], token: bytes, bundle: Parcel, bell: Doorbell, *, timeout_s: float,
+        report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        """Begins to dial. ``bell`` rings when an answer has come or the iPad went away; ``report`` hears, on the
+        client's own thread, what a person should know."""
+        self._address, self._token, self._bundle, self._bell = address, token, bundle, bell
+        self._timeout, self._report = timeout_s, report
+        self.name = f"the iPad at {address[0]}:{address[1]}"
+        self.trouble = f"{self.name} was not reached yet"
+        self.facts: dict[str, object] = {}
+        """What the iPad said when it was ready last."""
+        self._lock = threading.Lock()
+        self._life: int | None = None
+        self._lives = 0
+        self._asked: deque[Call | int] = deque()
+        """Calls, and between them the numbers of lives that begin there on the same connection."""
+        self._answers: deque[Values] = deque()
+        self._begin_account(time.monotonic())
+        self._away_since: float | None = None
+        self._falls = 0
+        self._thermal: Thermal = "unknown"
+        self._closing = threading.Event()
+        self._stirred = threading.Event()
+        self._settled = threading.Event()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="iPad", daemon=True)
+        self._thread.start()
+
+    # -- for the ring's thread
+
+    @property
+    def life(self) -> int | None:
+        return self._life
+
+    def submit(self, life: int, call: Call) -> None:
+        with self._lock:
+            if life == self._life:
+                self._asked.append(call)
+        self._wake()
+
+    def take(self, life: int) -> Values | None:
+        with self._lock:
+            return self._answers.popleft() if life == self._life and self._answers else None
+
+    def renew(self, life: int) -> int | None:
+        with self._lock:
+            if life != self._life:
+                return None
+            self._lives += 1
+            self._life = self._lives
+            self._asked.append(self._lives)
+        self._wake()
+        return self._lives
+
+    def settle(self) -> bool:
+        """Wait until the first attempt has succeeded or failed, however long loading takes; whether it is ready."""
+        self._settled.wait()
+        return self._life is not None
+
+    def account(self) -> DeviceAccount:
+        with self._lock:
+            now = time.monotonic()
+            away = self._away_s + (now - self._away_since if self._away_since is not None else 0.0)
+            account = DeviceAccount(
+                requests=self._requests, compute_s=self._compute_s, network_s=self._network_s, sent=self._sent,
+                received=self._received, falls=self._falls, away_s=away, thermal=self._thermal, away=self._life is None,
+            )  # fmt: skip
+            self._begin_account(now)
+            if self._away_since is not None:
+                self._away_since = now
+            return account
+
+    def _begin_account(self, now: float) -> None:
+        self._requests = self._sent = self._received = self._falls = 0
+        self._compute_s = self._network_s = self._away_s = 0.0
+
+    def redial(self) -> None:
+        self._stirred.set()
+
+    def close(self) -> None:
+        """Hang up, and end the thread."""
+        self._closing.set()
+        self._stirred.set()
+        self._wake()
+        self._thread.join(5.0)
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake then
+            self._wake_write.send(b"!")
+
+    # -- the client's own thread
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            ready_at: float | None = None
+            try:
+                with socket.create_connection(self._address, DIAL_S) as connection:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection.setblocking(False)
+                    self._serve(connection)
+                return
+            except (OSError, MpgptError) as error:
+                ready_at = self._began_at if self._life is not None else None
+                self._lose(_sentence(error))
+            failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
+            self._stirred.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
+            self._stirred.clear()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Until ``close``; raises when the iPad goes away."""
+        self._stirred.clear()  # asked for while it was there
+        session = ProxySession(
+            self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._lives + 1,
+            timeout_s=self._timeout,
+        )  # fmt: skip
+        try:
+            while not self._closing.is_set():
+                self._hand_over(session)
+                if not session.out:
+                    session.fill()
+                self._exchange(connection, session)
+                session.tick(time.monotonic())
+            session.part()
+        finally:  # the reason, if there is one
+            with contextlib.suppress(OSError):
+                connection.settimeout(TICK_S)
+                connection.sendall(session.out)
+
+    def _hand_over(self, session: ProxySession) -> None:
+        while session.ready and self._asked and session.open < session.queue:
+            asked = self._asked.popleft()
+            if isinstance(asked, int):
+                session.renew(asked)
+            else:
+                session.call(tuple(zip(asked.slots, asked.positions, strict=True)), asked.x, time.monotonic())
+
+    def _exchange(self, connection: socket.socket, session: ProxySession) -> None:
+        writers = [connection] if session.out else []
+        readable, writable, _ = select.select([connection, self._wake_read], writers, [], TICK_S)
+        if self._wake_read in readable:
+            with contextlib.suppress(BlockingIOError):
+                while self._wake_read.recv(1024):
+                    pass
+        if writable:
+            count = connection.send(session.out[:RECEIVE])
+            del session.out[:count]
+            self._sent += count
+        if connection in readable:
+            data = connection.recv(RECEIVE)
+            if not data:
+                raise SessionError("it closed the connection")
+            self._received += len(data)
+            for event in session.receive(data, time.monotonic()):
+                self._hear(event)
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case Reply():
+                with self._lock:
+                    self._requests += 1
+                    self._compute_s += event.compute_s
+                    self._network_s += max(0.0, event.seconds - event.compute_s)
+                    self._answers.append(event.y)
+                self._bell.ring()
+            case Began():
+                self._begin(dict(event.facts))
+            case Progress():
+                self._report(f"{self.name}: {event.text}")
+            case Health():
+                thermal = event.facts.get("thermal")
+                self._thermal = thermal if thermal in THERMALS else "unknown"  # type: ignore[assignment]
+            case Met():
+                pass
+
+    def _begin(self, facts: dict[str, object]) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._lives += 1
+            self._life, self._began_at, self.facts = self._lives, now, facts
+            if self._away_since is not None:
+                self._away_s += now - self._away_since
+            self._away_since = None
+            again = self._lives > 1 or self._settled.is_set()
+        self._report(f"{self.name} is {'back' if again else 'ready'}: {facts.get('unit', 'unknown')}")
+        self._settled.set()
+        self._bell.ring()
+
+    def _lose(self, why: str) -> None:
+        """The iPad is away; said once, not at every attempt to reach it again."""
+        with self._lock:
+            was, self._life = self._life, None
+            self._asked.clear()
+            self._answers.clear()
+            first = was is not None or not self._settled.is_set()
+            if first:
+                self._falls += 1
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+            self.trouble = f"{self.name} {'went away' if was is not None else 'cannot be used'}: {why}"
+        if first:
+            self._report(self.trouble)
+        self._settled.set()
+        self._bell.ring()
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it did not answer within {DIAL_S:.0f} s"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)

@@ -1,0 +1,1 @@
+"""Measurements of rings, and comparisons with other programs on the same cores."""

@@ -1,0 +1,173 @@
+"""What `mpgpt bench` is asked for: its options as one checked value.
+
+Knows: what the options mean together, and with a model of so many layers and positions.
+Must not know: how rings are started or measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from mpgpt.bench import plot
+from mpgpt.bench.measure import REPEATS
+from mpgpt.bench.report import writable
+from mpgpt.config import DtypeName, check_spans, parse_layers
+from mpgpt.core import Span
+from mpgpt.errors import UsageError
+from mpgpt.model.architecture import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the options ask for."""
+
+    model: str
+    random: bool
+    ranks: tuple[int, ...]
+    concurrency: tuple[int, ...]
+    dtypes: tuple[DtypeName, ...]
+    prompt_tokens: int
+    new_tokens: int
+    threads: int | None
+    pin: bool
+    rounds: int
+    spans: tuple[Span | None, ...] | None
+    slots: int
+    context: int
+    hostfile: Path | None
+    drafts: bool
+    kernel: str
+    against: tuple[str, ...]
+    llama_bin: Path | None
+    json: Path | None
+    plot: Path | None
+
+    def header(self, config: ModelConfig) -> dict[str, Any]:
+        """The part of the JSON that says what was asked."""
+        settings = {
+            "prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens, "threads": self.threads,
+            "pin": self.pin, "rounds": self.rounds, "repeats": REPEATS, "max_sequences": self.slots,
+            "context": self.context, "hostfile": str(self.hostfile) if self.hostfile else None, "drafts": self.drafts,
+            "layers": ",".join(str(span or "-") for span in self.spans) if self.spans else "auto",
+            "kernel": self.kernel, "against": list(self.against),
+        }  # fmt: skip
+        return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
+
+
+def read(options: Mapping[str, Any], size: int | None) -> Wanted:
+    """Everything that can be found wrong without a model. ``size`` is that of the mpirun that we are in, if any.
+
+    Raises ``UsageError``.
+    """
+    if bool(options["model"]) == bool(options["random"]):
+        raise UsageError("give --model NAME or --random SHAPE, and not both; --random gpt2 needs no download")
+    concurrency = _numbers(options["concurrency"], "--concurrency")
+    prompt, new = options["prompt_tokens"], options["new_tokens"]
+    slots, context = options["max_sequences"] or max(concurrency), options["context"] or prompt + new
+    if slots < max(concurrency):
+        raise UsageError(f"--concurrency {max(concurrency)} needs --max-sequences of at least that, not {slots}")
+    if context < prompt + new:
+        raise UsageError(f"--context {context} is too small for {prompt} prompt and {new} new tokens")
+    ranks = _ranks(options, size)
+    _check_pin(options, ranks)
+    _check_config(options, size)
+    _check_against(options, size)
+    return Wanted(
+        model=options["model"] or options["random"], random=bool(options["random"]), ranks=ranks,
+        concurrency=concurrency, dtypes=_dtypes(options, size), prompt_tokens=prompt, new_tokens=new,
+        # Bound to a core, more threads than one would only take turns on it.
+        threads=options["threads"] or (1 if options["pin"] else None), pin=options["pin"], rounds=options["rounds"],
+        spans=parse_layers(options["layers"]) if options["layers"] else None, slots=slots, context=context,
+        hostfile=options["hostfile"], drafts=options["drafts"], kernel=options["kernel"],
+        against=tuple(dict.fromkeys(options["against"])), llama_bin=options["llama_bin"], json=options["json"],
+        plot=options["plot"],
+    )  # fmt: skip
+
+
+def _ranks(options: Mapping[str, Any], size: int | None) -> tuple[int, ...]:
+    if size is None:
+        return _numbers(options["ranks"] or "1", "--ranks")
+    if options["ranks"] and _numbers(options["ranks"], "--ranks") != (size,):
+        raise UsageError(
+            f"--ranks {options['ranks']}, but mpirun started {size} (-n {size}): leave --ranks out to measure the ring "
+            "that is there, or mpirun, to have the rings started one after the other"
+        )
+    for option, instead in (("hostfile", "give it to mpirun"), ("pin", "give mpirun --bind-to core --map-by core")):
+        if options[option] and not options["child"]:
+            raise UsageError(f"--{option} is for starting rings, and mpirun has started this one: {instead}")
+    return (size,)
+
+
+def _check_config(options: Mapping[str, Any], size: int | None) -> None:
+    if options["config"] and size is None:
+        raise UsageError("--config says which rank of a ring stands before an iPad, so mpirun must start the ring")
+
+
+def _check_pin(options: Mapping[str, Any], ranks: tuple[int, ...]) -> None:
+    if options["pin"] and not hasattr(os, "sched_setaffinity"):
+        raise UsageError("--pin: this system cannot bind a process to cores")
+    threads, cores = options["threads"] or 1, os.cpu_count() or 1
+    # One thread can share a core; several cannot be bound to cores that are not there.
+    if options["pin"] and threads > 1 and not options["hostfile"] and threads * max(ranks) > cores:
+        raise UsageError(
+            f"--pin: {max(ranks)} ranks of {threads} threads need {threads * max(ranks)} cores, not {cores}"
+        )
+
+
+def _check_against(options: Mapping[str, Any], size: int | None) -> None:
+    asked, folder = options["against"], options["llama_bin"]
+    if asked and size is not None and not options["child"]:
+        raise UsageError("--against is run in turn with rings, and mpirun has started this one: leave mpirun out")
+    if asked and options["hostfile"]:
+        raise UsageError("--against runs on this host alone, so it cannot be compared with the rings of a --hostfile")
+    if "llama-rpc" in asked and folder is None:
+        raise UsageError("--against llama-rpc needs --llama-bin, the folder of llama.cpp's programs")
+    if folder is not None and "llama-rpc" not in asked:
+        raise UsageError("--llama-bin is for --against llama-rpc, which is not asked for")
+
+
+def _dtypes(options: Mapping[str, Any], size: int | None) -> tuple[DtypeName, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in options["dtype"].split(",")))
+    for name in names:
+        if name not in get_args(DtypeName):
+            raise UsageError(
+                f"--dtype {options['dtype']}: there is no {name!r}; there are {', '.join(get_args(DtypeName))}"
+            )
+    if size is not None and len(names) > 1:
+        raise UsageError("--dtype: a ring that is there has one dtype; without mpirun several are measured in turn")
+    return tuple(name for name in get_args(DtypeName) if name in names)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    numbers = [int(piece) if piece.strip().isdecimal() and len(piece) < 6 else 0 for piece in text.split(",")]
+    for number, piece in zip(numbers, text.split(","), strict=True):
+        if not 0 < number <= 65535:
+            raise UsageError(
+                f"{option} {text}: {piece.strip()!r} is no number from 1 to 65535; write for example 1,2,3"
+            )
+    return tuple(dict.fromkeys(numbers))
+
+
+def fit(wanted: Wanted, config: ModelConfig) -> None:
+    """Raises ``UsageError`` when the model is too small for what is asked of it."""
+    if max(wanted.ranks) > config.layers:
+        raise UsageError(f"--ranks {max(wanted.ranks)}: the model has {config.layers} layers")
+    if wanted.context > config.positions:
+        raise UsageError(
+            f"{wanted.prompt_tokens} prompt and {wanted.new_tokens} new tokens, or a context of {wanted.context}, are "
+            f"more than the model's {config.positions} positions"
+        )
+    for ranks in wanted.ranks if wanted.spans else ():
+        check_spans(wanted.spans or (), ranks, config.layers, "--layers")
+
+
+def writing(options: Mapping[str, Any]) -> None:
+    """Raises ``UsageError`` when a file that is asked for cannot be written."""
+    if options["json"]:
+        writable(options["json"], "--json")
+    if options["plot"]:
+        plot.check(options["plot"])

@@ -1,0 +1,101 @@
+"""Random weights for a known shape, so that speed can be measured where nothing can be fetched.
+
+Knows: a few shapes by name, what transformers makes of a configuration, where such folders are kept.
+Must not know: ranks, spans, or what is measured.
+
+A folder is finished or it is not there: it is made beside its place and renamed. It has no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpgpt.errors import ModelError, UsageError
+from mpgpt.model.architecture import read_config
+from mpgpt.model.folder import read_json
+
+SEED = 0
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"model_type": "gpt2"},
+    "gpt2-medium": {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "smollm2-135m": {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "llama-small": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1408,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+
+
+def random_model(name: str, home: Path, report: Callable[[str], None] = lambda line: None) -> Path:
+    """The folder of a random model, made under ``home`` if it is not there yet.
+
+    ``name`` is one of ``SHAPES``, a ``config.json``, or a folder with one; a file's folder is named after its
+    contents, so that another configuration is another folder. ``report`` gets a line when there is work to do.
+    Raises ``UsageError`` for a name that leads nowhere, ``ModelError`` for a shape that is not supported or a disk
+    that does not play along.
+    """
+    raw, stem = _shape(name)
+    folder = home / f"random-{stem}"
+    if (folder / "config.json").is_file():
+        return folder
+    report(f"making random weights: {folder}")
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home, prefix=".random-") as part:
+            fresh = Path(part) / "model"
+            _make(raw, fresh)
+            _move(fresh, folder)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def _move(fresh: Path, folder: Path) -> None:
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        if not (folder / "config.json").is_file():  # else somebody was faster, and made the same
+            raise
+
+
+def _shape(name: str) -> tuple[dict[str, Any], str]:
+    """A configuration as transformers reads it, and what to call it."""
+    if name in SHAPES:
+        return SHAPES[name], name
+    path = Path(name)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UsageError(f"--random {name}: there is no such file, and the shapes known are {', '.join(SHAPES)}")
+    raw = read_json(path)
+    read_config(raw)
+    stem = path.resolve().parent.name if path.name == "config.json" else path.stem
+    digest = zlib.crc32(json.dumps(raw, sort_keys=True).encode())
+    return raw, f"{re.sub(r'[^A-Za-z0-9._-]', '-', stem)}-{digest:08x}"
+
+
+def _make(raw: dict[str, Any], folder: Path) -> None:
+    """As transformers initialises it, from a fixed seed, in float32."""
+    import torch
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
+    config = transformers.AutoConfig.for_model(**{key: raw[key] for key in raw if key not in ("dtype", "torch_dtype")})
+    torch.manual_seed(SEED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        auto.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    read_config(read_json(folder / "config.json"))

@@ -1,0 +1,299 @@
+"""`mpgpt bench`: rings of several sizes, one after the other, several times, and what they did.
+
+Knows: which rings are started in which order, what happens in each, and what to do when one fails or is interrupted.
+Must not know: what the options mean together, how speed is measured, how figures are put.
+
+``Bench`` is the command where no mpirun started it: it starts every ring as a process of its own, in turn, so that
+no ring meets another's memory. ``InRing`` is the command in such a process, and under anybody's mpirun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from mpgpt import config as configs
+from mpgpt import stdio
+from mpgpt.bench import plot
+from mpgpt.bench.baselines import Peer, Task, Transformers
+from mpgpt.bench.llama_cpp import LlamaRpc, programs
+from mpgpt.bench.measure import REPEATS, measure, read_bandwidth
+from mpgpt.bench.options import fit, read, writing
+from mpgpt.bench.random_model import random_model
+from mpgpt.bench.report import Results, show, write_whole
+from mpgpt.cluster.bootstrap import Behind, local_rank, locate, reach, settle, together
+from mpgpt.cluster.processes import environment, listen, mpirun
+from mpgpt.cluster.ring import Ring
+from mpgpt.core import Workload
+from mpgpt.errors import MpgptError, OutputError
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.weights import model_config
+from mpgpt.transport.link import SoloWorld, World
+
+
+class InRing:
+    """The command within a ring. ``form`` is called on every rank, ``lead`` on rank 0 alone."""
+
+    def __init__(self, options: Mapping[str, Any], *, home: Path, behind: Behind) -> None:
+        """``behind`` reaches for the iPad behind a rank."""
+        self._options, self._home, self._behind = options, home, behind
+
+    def form(self, world: World) -> Ring:
+        """Agree, load, connect. Whatever is wrong anywhere is raised on every rank."""
+        ipad = together(world, lambda: self._prepare(world))[0]
+        device = reach(world, ipad, self._behind)
+        wanted = self._wanted
+        report = _say if world.rank == 0 and not self._options["child"] else _silent
+        folder = self._locate(world, report)
+        together(world, lambda: fit(wanted, model_config(folder)) if world.rank == 0 else None)
+        settings = settle(
+            world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
+            threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
+            memory=self._home.parent / "kernels.json", everyone=True, device=device,
+        )  # fmt: skip
+        return Ring(world, settings, folder, device, report)
+
+    def _prepare(self, world: World) -> dict[str, Any] | None:
+        self._wanted = read(self._options, world.size)
+        if world.rank == 0:
+            writing(self._options)
+        if self._wanted.pin and not world.launched:
+            cores = sorted(os.sched_getaffinity(0))[: self._wanted.threads]
+            os.sched_setaffinity(0, cores)  # those to which mpirun would bind its first rank
+        device = configs.load(self._options["config"]).device if world.rank == 0 and self._options["config"] else None
+        return device.model_dump() if device else None
+
+    def _locate(self, world: World, report: Callable[[str], None]) -> Path:
+        name = self._wanted.model
+        if not self._wanted.random:
+            return locate(world, name, self._home, report)
+        together(world, lambda: str(random_model(name, self._home, report)) if local_rank(world) == 0 else "")
+        return random_model(name, self._home)
+
+    def lead(self, ring: Ring) -> int:
+        """Rank 0's part: measure, and print the table; or, for the ``Bench`` that started us, the bare figures."""
+        wanted, child = self._wanted, self._options["child"]
+        engine, results = ring.engine(drafts=wanted.drafts), Results(wanted.header(ring.config), wanted.json)
+        for n in range(wanted.rounds):
+            for concurrency in wanted.concurrency:
+                work = Workload(sequences=concurrency, prompt_tokens=wanted.prompt_tokens, new_tokens=wanted.new_tokens)
+                run = {
+                    "ranks": ring.world.size, "concurrency": concurrency, "dtype": wanted.dtypes[0],
+                    "oversubscribed": _crowded(ring), **measure(engine, ring, work),
+                }  # fmt: skip
+                if child:
+                    _print({"run": run})
+                else:
+                    results.add(run)
+                    _say(f"round {n + 1} of {wanted.rounds}: {_line(run)}")
+        # Last, because its buffer would be the most memory that this rank ever had.
+        speed, way = read_bandwidth()
+        engine.stop()
+        if child:
+            _print({"read_bandwidth_gb_s": speed, "read_by": way})
+        else:
+            results.add_bandwidth(wanted.dtypes[0], ring.world.size, speed, way)
+            try:
+                results.finish()
+                publish(results, wanted.plot)
+            except OutputError as error:  # the ring is ended already
+                return stdio.parting(error)
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What is started once in each round: a ring of ours, or a peer."""
+
+    dtype: str
+    ranks: int
+    peer: Peer | None = None
+    compared: tuple[tuple[str, int], ...] = ()
+    """Dtype and ranks of our rings that the peer's figures are for."""
+
+    def __str__(self) -> str:
+        return f"{_whose(self.peer.name if self.peer else '')}{_count(self.ranks, 'rank')}, {self.dtype}"
+
+
+class Bench:
+    """The command outside any ring: start each in turn, several rounds, and put together what they say."""
+
+    def __init__(self, options: Mapping[str, Any], *, home: Path, env: Mapping[str, str]) -> None:
+        """``env`` is this process's environment."""
+        self._options, self._home, self._env = options, home, env
+
+    def run(self) -> int:
+        """The exit status. Raises ``MpgptError`` for the first ring that fails, after showing what others did."""
+        wanted = self._wanted = read(self._options, None)
+        writing(self._options)
+        self._llama = programs(wanted.llama_bin) if wanted.llama_bin else None
+        folder = self._locate()
+        config = model_config(folder)
+        fit(wanted, config)
+        results = Results(wanted.header(config), wanted.json)
+        turns = self._turns(folder, config)
+        try:
+            with Bar(wanted.rounds * len(turns) * len(wanted.concurrency)) as bar:
+                for _ in range(wanted.rounds):
+                    for turn in turns:
+                        self._start(turn, results, bar)
+            results.finish()
+        finally:
+            publish(results, wanted.plot)
+        return 0
+
+    def _locate(self) -> Path:
+        wanted = self._wanted
+        if wanted.random:
+            return random_model(wanted.model, self._home, _say)
+        alone = SoloWorld()
+        try:
+            return locate(alone, wanted.model, self._home, _say)
+        finally:
+            alone.close()
+
+    def _turns(self, folder: Path, config: ModelConfig) -> list[Turn]:
+        """A round's. A peer runs once for all that it is compared with, right after the first of it."""
+        wanted, peers = self._wanted, self._peers(folder, config)
+        rings = [(dtype, ranks) for dtype in wanted.dtypes for ranks in wanted.ranks]
+        turns: dict[tuple[str, int, Peer | None], Turn] = {}
+        for dtype, ranks in rings:
+            turns[dtype, ranks, None] = Turn(dtype=dtype, ranks=ranks)
+            for peer in peers:
+                theirs = peer.compared(dtype, ranks)
+                same = tuple(ring for ring in rings if peer.compared(*ring) == theirs)
+                turns.setdefault((*theirs, peer), Turn(dtype=theirs[0], ranks=theirs[1], peer=peer, compared=same))
+        return list(turns.values())
+
+    def _peers(self, folder: Path, config: ModelConfig) -> list[Peer]:
+        wanted = self._wanted
+        task = Task(
+            folder=folder, layers=config.layers, concurrency=wanted.concurrency, prompt_tokens=wanted.prompt_tokens,
+            new_tokens=wanted.new_tokens, repeats=REPEATS, threads=wanted.threads, pin=wanted.pin, env=self._env,
+        )  # fmt: skip
+        peers: list[Peer] = []
+        if Transformers.name in wanted.against:
+            peers.append(Transformers(task))
+        if self._llama:
+            peers.append(LlamaRpc(task, self._llama, wanted.dtypes, self._home, _say))
+        return peers
+
+    def _command(self, dtype: str, ranks: int) -> list[str]:
+        """One rank on this host needs no mpirun; it is bound as mpirun would bind it."""
+        wanted, options = self._wanted, self._options
+        alone = ranks == 1 and wanted.hostfile is None
+        launcher = [] if alone else mpirun(
+            ranks, threads=wanted.threads or 1, pin=wanted.pin, hostfile=wanted.hostfile, path=self._env.get("PATH")
+        )  # fmt: skip
+        given = {
+            "random" if wanted.random else "model": wanted.model, "dtype": dtype, "rounds": 1,
+            "concurrency": ",".join(map(str, wanted.concurrency)), "prompt-tokens": wanted.prompt_tokens,
+            "new-tokens": wanted.new_tokens, "max-sequences": wanted.slots, "context": wanted.context,
+            "threads": wanted.threads, "layers": options["layers"], "kernel": wanted.kernel,
+        }  # fmt: skip
+        words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
+        return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
+
+    def _start(self, turn: Turn, results: Results, bar: Bar) -> None:
+        def hear(said: dict[str, Any]) -> None:
+            if "peer" in said:
+                results.add_peer(said, turn.compared)
+                bar.done(_line(said))
+            elif "run" in said:
+                results.add(said["run"])
+                bar.done(_line(said["run"]))
+            else:
+                results.add_bandwidth(turn.dtype, turn.ranks, said["read_bandwidth_gb_s"], said["read_by"])
+
+        bar.begin(str(turn))
+        try:
+            if turn.peer:
+                turn.peer.run(turn.dtype, turn.ranks, hear)
+            else:
+                listen(self._command(turn.dtype, turn.ranks), environment(self._env), hear)
+        except MpgptError as error:
+            raise MpgptError(f"{turn}: {error}") from None
+
+
+class Bar:
+    """Runs done and time left, on standard error; where nobody watches, a line for each run."""
+
+    def __init__(self, total: int) -> None:
+        console = Console(stderr=True)
+        self._watched = console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TextColumn("{task.description}"),
+            TimeRemainingColumn(), console=console, disable=not self._watched, speed_estimate_period=3600,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, what: str) -> None:
+        self._bar.update(self._task, description=what)
+
+    def done(self, line: str) -> None:
+        self._bar.advance(self._task)
+        if not self._watched:
+            _say(line)
+
+
+def publish(results: Results, picture: Path | None) -> None:
+    """The table, and the picture, of whatever there is."""
+    document = results.document()
+    if not document["runs"]:
+        return
+    try:
+        show(document)
+    finally:  # whoever reads the table may have read enough of it
+        if picture:
+            write_whole(picture, plot.plot(document, picture.suffix), f"--plot {picture}")
+
+
+def _crowded(ring: Ring) -> bool:
+    """Whether the threads of the ranks on this host are more than its cores."""
+    here = ring.places[0].node.host
+    return sum(place.node.threads for place in ring.places if place.node.host == here) > (os.cpu_count() or 1)
+
+
+def _line(run: Mapping[str, Any]) -> str:
+    speed = run["decode_tokens_per_s"]
+    shared = ", sharing cores" if run.get("oversubscribed") else ""
+    who = f"{_whose(run.get('peer', ''))}{_count(run['ranks'], 'rank')}{shared}, {run['dtype']}"
+    said = f"{speed:.1f} tokens/s" if speed else "no time at which all of them decode; more --new-tokens would help"
+    return f"{who}, {_count(run['concurrency'], 'sequence')}: {said}"
+
+
+def _whose(peer: str) -> str:
+    return f"{peer}, " if peer else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
+def _print(said: Mapping[str, Any]) -> None:
+    print(json.dumps(said), flush=True)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _silent(line: str) -> None:
+    """For the ranks that do not speak."""

@@ -1,0 +1,1 @@
+"""All ranks together: the start of a run, probing, the ring, a session in it."""

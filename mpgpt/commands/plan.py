@@ -1,0 +1,120 @@
+"""`mpgpt plan` with ranks: measure them, and say which layers each should have and what that would give.
+
+Knows: what the options mean together; that nothing of the model is needed but its config.json.
+Must not know: how ranks are measured, how layers are placed, how a table is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mpgpt import config as configs
+from mpgpt import stdio
+from mpgpt.cluster.bootstrap import Behind, Ground, agree, context_of, measure, reach, together
+from mpgpt.commands.plan_report import check_target, plan_tree, save, show
+from mpgpt.commands.terminal import explain
+from mpgpt.errors import OutputError, UsageError
+from mpgpt.model.architecture import read_config
+from mpgpt.model.folder import read_json
+from mpgpt.model.kernels import Kernels
+from mpgpt.model.pull import find
+from mpgpt.placement.plan import AT_HOME, alternatives, choose
+from mpgpt.transport.launcher import SettingsFile
+from mpgpt.transport.link import World
+
+
+class Planning:
+    """One run. ``form`` is called on every rank, then ``lead`` on rank 0 and ``serve`` on the others."""
+
+    def __init__(
+        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, console: Console, behind: Behind
+    ) -> None:
+        """``config`` is the settings file, if there is one; the tables go to ``console``; ``behind`` reaches for the
+        iPad behind a rank."""
+        self._options, self._home, self._file, self._console = options, home, config, console
+        self._behind = behind
+        self._config = configs.RunConfig()
+
+    def form(self, world: World) -> Planning:
+        """Measure. Whatever is wrong anywhere is raised on every rank."""
+        asked = together(world, lambda: self._prepare() if world.rank == 0 else None)[0]
+        config, dtype, threads = read_config(asked["raw"]), asked["dtype"], asked["threads"]
+        device = reach(world, asked["ipad"], self._behind)
+        tried = agree(
+            world,
+            config,
+            dtype=dtype,
+            threads=threads,
+            kernel=asked["kernel"],
+            memory=self._home.parent / "kernels.json",
+        )
+        if world.rank == 0 and self._options["explain"]:
+            explain(tried.trials)
+        kernels = Kernels(dtype=dtype, chosen=tried.chosen[world.rank])
+        self._ground: Ground = measure(
+            world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads, device=device
+        )
+        return self
+
+    def _prepare(self) -> dict[str, Any]:
+        """What every rank must know to be measured; all that can be found wrong before."""
+        options = self._options
+        self._config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
+        model = options["model"] or config.hf_model_name
+        if not model:
+            raise UsageError("no model: give --model, or a config with hf_model_name, or --what-if FILE")
+        check_target(options["json"])
+        raw = read_json(self._locate(model))
+        self._slots = options["max_sequences"] or config.max_sequences
+        return {
+            "raw": raw,
+            "dtype": options["dtype"] or config.dtype,
+            "slots": self._slots,
+            "context": context_of(read_config(raw), options["context"] or config.ctx_length),
+            "threads": options["threads"] or config.threads,
+            "kernel": options["kernel"] or config.kernel,
+            "ipad": config.device.model_dump() if config.device else None,
+        }
+
+    def _locate(self, model: str) -> Path:
+        """The model's config.json, which may itself have been named."""
+        if Path(model).is_file():
+            return Path(model)
+        folder = find(model, self._home)
+        if folder is None:
+            raise UsageError(f"the model {model} is not here: mpgpt pull {model}, or name a config.json")
+        return folder / "config.json"
+
+    def lead(self, ring: Planning) -> int:
+        """Rank 0's part: place, say, write down. ``UsageError`` when the model does not fit."""
+        ground, options, config = self._ground, self._options, self._config
+        given = {key: options[key] for key in ("sequences", "prompt_tokens", "new_tokens") if options[key] is not None}
+        workload = replace(config.workload, **given)
+        workload = replace(workload, sequences=min(workload.sequences, self._slots))
+        objective = options["objective"] or config.plan.objective
+        plans = alternatives(
+            ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others, home=AT_HOME
+        )
+        plan = choose(plans)
+        try:
+            show(plan, plans, ground.nodes, ground.shape, self._console, workload=workload)
+            if options["json"]:
+                tree = plan_tree(plan, plans, ground.nodes, ground.shape, workload)
+                save(options["json"], tree | {"measured": _measured(ground)})
+        except OutputError as error:
+            return stdio.parting(error)
+        return 0
+
+    def serve(self) -> None:
+        """Every other rank's part: it has been measured, and is done."""
+
+
+def _measured(ground: Ground) -> dict[str, Any]:
+    """For JSON: every rank as it reported itself, and the links."""
+    links = [{"from": a, "to": b, **asdict(edge)} for (a, b), edge in sorted(ground.links.items())]
+    return {"nodes": [asdict(node) for node in ground.nodes], "links": links}

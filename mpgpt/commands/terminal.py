@@ -1,0 +1,151 @@
+"""What a person sees: text as it streams, a line of figures, a bar for a batch.
+
+Knows: standard output and error, and how figures are put.
+Must not know: how any figure came about.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mpgpt import stdio
+from mpgpt.core import Account, Node, Span
+from mpgpt.engine.engine import Engine, Stream
+from mpgpt.errors import UsageError
+from mpgpt.model.autotune import ROWS, Trial
+
+
+def echo(stream: Stream, piece: str) -> None:
+    """A listener that prints the text as it comes."""
+    stdio.put(piece)
+
+
+def read_all() -> str:
+    """All of standard input; ``UsageError`` when it cannot be read or is not UTF-8."""
+    try:
+        raw = sys.stdin.buffer.read()
+    except OSError as error:
+        raise UsageError(f"standard input cannot be read: {error.strerror or error}") from None
+    text = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return text.decode().strip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8: byte {error.start + 1 + len(raw) - len(text)}") from None
+
+
+def read_line() -> str:
+    """A line of standard input, of a person whose terminal may have another encoding; empty at the end."""
+    try:
+        raw = sys.stdin.buffer.readline().rstrip(b"\r\n")
+        return raw.decode()
+    except OSError:  # the terminal has gone
+        return ""
+    except UnicodeDecodeError:
+        return raw.decode(sys.stdin.encoding, "replace")
+
+
+def figures(stream: Stream, places: Sequence[tuple[Node, Span | None]]) -> str:
+    """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
+    new = len(stream.ids)
+    first = stream.ttft_s or 0.0
+    speed = (new - 1) / (stream.seconds - first) if new > 1 else new / max(stream.seconds, 1e-9)
+    layers = " | ".join(f"{node.host} {span or '-'}" if _several(places) else str(span or "-") for node, span in places)
+    return (
+        f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
+        f"{drafts(stream) + ', ' if stream.drafted else ''}layers {layers}]"
+    )
+
+
+def devices(accounts: Sequence[Account]) -> str:
+    """What the iPads did, a line each; empty without any."""
+    lines = []
+    for account in accounts:
+        if d := account.device:
+            each = 1000 / max(d.requests, 1)
+            away = f"away {d.falls} time{'s' * (d.falls != 1)}, {d.away_s:.1f} s" if d.away_s else "never away"
+            lines.append(
+                f"[iPad of rank {account.rank}: {d.requests} requests of {d.compute_s * each:.1f} ms computing and "
+                f"{d.network_s * each:.1f} ms network, {(d.sent + d.received) / 1e6:.1f} MB, "
+                f"thermal state {d.thermal}, {away}]"
+            )
+    return "\n".join(lines)
+
+
+def drafts(told: Stream | Engine) -> str:
+    """How many drafts were right, and how many tokens a step gave a sequence on average."""
+    tokens = (told.decode_steps + told.accepted) / max(told.decode_steps, 1)
+    return f"drafts {told.accepted} of {told.drafted} accepted, {tokens:.1f} tokens a step"
+
+
+def _several(places: Sequence[tuple[Node, Span | None]]) -> bool:
+    return len({node.host for node, _ in places}) > 1
+
+
+def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
+    """The kernels that each host tried, and which one it takes, as a table on standard error; then what it refused."""
+    console = Console(stderr=True)
+    for host, every in trials.items():
+        tried = [trial for trial in every if trial.exact]
+        table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
+        for heading in ("weight", "kernel"):
+            table.add_column(heading, no_wrap=True)
+        for rows in ROWS:
+            table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
+        table.add_column("steady bits")
+        for trial in tried:
+            times = [f"{time:.0f}" for time in trial.microseconds]
+            bits = "yes" if trial.steady else "no"
+            table.add_row(
+                trial.shape, trial.kernel, *times, bits, style="bold" if trial.chosen else "dim",
+                end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,
+            )  # fmt: skip
+        console.print(table if tried else f"Kernels on {host}: pinned, so none were tried")
+        wrong = list(dict.fromkeys(trial.kernel for trial in every if not trial.exact))
+        if wrong:
+            console.print(
+                f"Not taken on {host}, because their products of integers are inexact on its processor (16-bit sums "
+                f"overflow): {', '.join(wrong)}. Those called -split multiply each row as two, which is exact.",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+class BatchProgress:
+    """A bar on standard error: prompts done, tokens a second, time left. Silent where nobody watches."""
+
+    def __init__(self, total: int, done: int) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
+            TextColumn("{task.fields[speed]:.1f} tokens/s"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal, refresh_per_second=4,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total, completed=done, speed=0.0)
+        self._begun, self._tokens = time.monotonic(), 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def done(self, tokens: int) -> None:
+        """One more prompt is finished, with so many new tokens."""
+        self._tokens += tokens
+        self._bar.advance(self._task)
+
+    def running(self, tokens: int) -> None:
+        """So many new tokens have the prompts that are not finished."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        self._bar.update(self._task, speed=(self._tokens + tokens) / seconds)

@@ -1,0 +1,1 @@
+"""What one rank computes, from a model's files to a token."""

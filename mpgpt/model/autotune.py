@@ -1,0 +1,237 @@
+"""Which kernel is fastest here: every candidate is tried on the shapes of the model at hand, and the choice is kept.
+
+Knows: how a product is timed fairly, and the file in which choices are remembered.
+Must not know: ranks, layers, or what the shapes are for.
+
+A kernel for which a row's bits depend on the rows beside it is taken only where there is no other; one that does not
+multiply integers exactly is not taken at all, however fast. And as a choice may change the last bits of a result, it
+must not change from run to run: it is kept by machine and what its processor can do, versions, threads, dtype and
+shape, and another candidate must be a good deal faster than the usual one to be taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpgpt import __version__
+from mpgpt.errors import OutputError, UsageError
+from mpgpt.files import write_whole
+from mpgpt.model.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, inexact, key
+
+ROWS = (1, 8, 96)
+"""What decoding, decoding together, and a prompt's chunk bring."""
+MARGIN = 1.1
+"""How many times as fast another kernel must be than the first candidate."""
+COLD_BYTES = 40 << 20
+"""Weights in turn at least: more than caches keep, so that each product reads its weight from memory."""
+LARGEST_BYTES = 8 << 20
+"""A larger weight is tried by a part of its outputs."""
+BUDGET_S = 1.5
+"""For all shapes of a model; making the weights takes some of it, too."""
+PASSES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What one kernel did with one shape: microseconds for each of ``ROWS``, or none where it is not exact."""
+
+    shape: str
+    kernel: str
+    microseconds: tuple[float, ...]
+    steady: bool
+    """Whether a row had the same bits in every company that was tried."""
+    exact: bool
+    """Whether its products of integers are exact; those of floats are as exact as floats are."""
+    chosen: bool
+
+
+def choose(
+    dtype: str, weights: Iterable[Weight], *, pinned: str = "auto", memory: Path | None = None
+) -> tuple[Kernels, list[Trial]]:
+    """The kernels for a model of these ``weights``: ``pinned`` by name, remembered in ``memory``, or tried now.
+
+    Trying takes ``BUDGET_S`` at most, or little more. Raises ``UsageError`` for a name that is no candidate here.
+    """
+    usual, kinds = Kernels(dtype=dtype), {}
+    for weight in weights:
+        held = usual.dtype_of(weight.inputs, head=weight.head)
+        kinds[key(held, weight.inputs, weight.outputs)] = (held, weight)
+    for held, _ in kinds.values():
+        if not candidates(held):
+            raise UsageError(f"this machine's torch has no product for {held}; take another --dtype")
+    _check(pinned, {held for held, _ in kinds.values()})
+    if pinned != "auto":
+        names = {k: pinned for k, (held, _) in kinds.items() if pinned in _names(held)}
+        return Kernels(dtype=dtype, chosen=names), []
+    remembered = _read(memory)
+    trials: list[Trial] = []
+    anew = False
+    deadline = time.perf_counter() + BUDGET_S
+    for number, (shape, (held, weight)) in enumerate(kinds.items()):
+        kept = _known(remembered.get(shape), held)
+        share = (deadline - time.perf_counter()) / (len(kinds) - number)
+        trials += kept or _try(shape, held, weight, share)
+        anew = anew or not kept
+    if memory and anew:
+        _write(memory, remembered | _as_json(trials))
+    chosen = {trial.shape: trial.kernel for trial in trials if trial.chosen}
+    return Kernels(dtype=dtype, chosen=chosen), trials
+
+
+def _names(dtype: str) -> list[str]:
+    return [kernel.name for kernel in candidates(dtype)]
+
+
+def _check(pinned: str, dtypes: set[str]) -> None:
+    known = sorted({name for dtype in dtypes for name in _names(dtype)})
+    if pinned != "auto" and pinned not in known:
+        every = {kernel.name for dtype in DTYPES for kernel in (*candidates(dtype), *inexact(dtype))}
+        why = "holds another dtype" if pinned in every else "is not to be had on this machine"
+        if pinned in {kernel.name for dtype in dtypes for kernel in inexact(dtype)}:
+            why = "multiplies inexactly on this processor: its 16-bit sums overflow"
+        raise UsageError(f"the kernel {pinned} {why}; for {'/'.join(sorted(dtypes))} there are {', '.join(known)}")
+
+
+def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[Trial]:
+    """Every candidate for one shape; the best by the product of its times, so that each row count weighs alike."""
+    kernels, until = candidates(dtype), time.perf_counter() + seconds
+    activations = Kernels(dtype=dtype).activations
+    outputs = max(64, min(weight.outputs, LARGEST_BYTES // (4 * weight.inputs) // 64 * 64))
+    with torch.inference_mode():
+        held = [products(k, weight.inputs, outputs, activations, COLD_BYTES) for k in kernels]
+        steady = [_steady(linears[0]) for linears in held]
+        best = _times(held, until)
+    scores = [math.prod(times) ** (1 / len(times)) for times in best]
+    eligible = [i for i in range(len(kernels)) if steady[i] or not any(steady)]
+    winner = min(eligible, key=lambda i: scores[i])
+    winner = winner if scores[winner] * MARGIN < scores[eligible[0]] else eligible[0]
+    scale = weight.outputs / outputs
+    return [
+        Trial(
+            shape=shape, kernel=kernels[i].name, microseconds=tuple(scale * t for t in best[i]), steady=steady[i],
+            exact=True, chosen=i == winner,
+        )
+        for i in range(len(kernels))
+    ] + [
+        Trial(shape=shape, kernel=kernel.name, microseconds=(), steady=False, exact=False, chosen=False)
+        for kernel in inexact(dtype)
+    ]  # fmt: skip
+
+
+def _steady(linear: Linear) -> bool:
+    x_TI = torch.randn(max(ROWS), linear.in_features).to(linear.dtype)
+    whole_TO = linear(x_TI)
+    return all(torch.equal(linear(x_TI[:rows].clone()), whole_TO[:rows]) for rows in (1, 2, 3, 8, 17, 48))
+
+
+def _times(held: Sequence[Sequence[Linear]], until: float) -> list[list[float]]:
+    """The least microseconds of each kernel for each of ``ROWS``, in ``PASSES`` turns or until the time is over."""
+    inputs, dtype = held[0][0].in_features, held[0][0].dtype
+    steps = [torch.randn(rows, inputs).to(dtype) for rows in ROWS]
+    for linears in held:
+        for x_TI in steps:
+            linears[-1](x_TI)  # the first call with a new number of rows may compile something
+    best = [[float("inf")] * len(ROWS) for _ in held]
+    for _ in range(PASSES):
+        for linears, least in zip(held, best, strict=True):
+            for i, x_TI in enumerate(steps):
+                # Many rows are bound by arithmetic, where the cache matters little.
+                some = linears if len(x_TI) < 32 else linears[:4]
+                least[i] = min(least[i], microseconds(some, x_TI, passes=1))
+        if time.perf_counter() > until:
+            break
+    return best
+
+
+def products(kernel: Kernel, inputs: int, outputs: int, activations: torch.dtype, total_bytes: int) -> list[Linear]:
+    """So many weights that they do not fit the caches: ``total_bytes`` as held, or four."""
+    # The same numbers at other addresses cost the same to read, and less to make.
+    weight_OI = torch.randn(outputs, inputs)
+    first = Linear([weight_OI], None, kernel, activations)
+    count = max(4, min(128, total_bytes // first.nbytes))
+    return [first, *(Linear([weight_OI], None, kernel, activations) for _ in range(count - 1))]
+
+
+def microseconds(linears: Sequence[Linear], x_TI: Tensor, *, passes: int) -> float:
+    """A product's time: the least mean of ``passes`` over all ``linears``."""
+    best = float("inf")
+    for _ in range(passes):
+        begun = time.perf_counter()
+        for linear in linears:
+            linear(x_TI)
+        best = min(best, (time.perf_counter() - begun) / len(linears))
+    return 1e6 * best
+
+
+# -- what is remembered
+
+
+def machine() -> str:
+    """What a choice depends on besides dtype and shape."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    able = " ".join(sorted(feature for feature, has in torch.cpu.get_capabilities().items() if has is True))
+    return (
+        f"{name}, {platform.machine()} ({able}; torch uses {torch.backends.cpu.get_cpu_capability()}), "
+        f"mpgpt {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+
+
+def _read(memory: Path | None) -> dict[str, Any]:
+    """What was remembered for this machine; nothing when the file is absent, or not to be understood."""
+    if memory is None:
+        return {}
+    try:
+        known = json.loads(memory.read_bytes()).get(machine(), {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _known(entry: Any, dtype: str) -> list[Trial]:
+    """The trials of a shape as they were remembered; none when they are not of the kernels that there are now, or
+    one is exact now that was not, or the other way."""
+    try:
+        trials = [trial_from(one) for one in entry]
+    except (TypeError, KeyError):
+        return []
+    now = [(name, True) for name in _names(dtype)] + [(kernel.name, False) for kernel in inexact(dtype)]
+    whole = sorted((trial.kernel, trial.exact) for trial in trials) == sorted(now)
+    return trials if whole and [trial.exact for trial in trials if trial.chosen] == [True] else []
+
+
+def trial_from(raw: dict[str, Any]) -> Trial:
+    """A trial out of its JSON."""
+    return Trial(**{**raw, "microseconds": tuple(raw["microseconds"])})
+
+
+def _as_json(trials: Sequence[Trial]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for t in trials:
+        table.setdefault(t.shape, []).append(asdict(t))
+    return table
+
+
+def _write(memory: Path, known: dict[str, Any]) -> None:
+    """Keep what is known; where that cannot be done, the next run tries again."""
+    with suppress(OSError, ValueError, OutputError):
+        try:
+            everything = json.loads(memory.read_bytes())
+        except FileNotFoundError:
+            everything = {}
+        everything = {**everything, machine(): known} if isinstance(everything, dict) else {machine(): known}
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(memory, json.dumps(everything, indent=1).encode())

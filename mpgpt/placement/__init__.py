@@ -1,0 +1,1 @@
+"""Which rank runs which layers, and what that will give. numpy only."""

@@ -1,0 +1,27 @@
+"""What is written for people: the table of kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from mpgpt.commands.terminal import explain
+from mpgpt.model.autotune import Trial
+
+
+def trial(kernel: str, *, exact: bool, chosen: bool) -> Trial:
+    times = (12.0, 34.0, 56.0) if exact else ()
+    return Trial(shape="int8 64x96", kernel=kernel, microseconds=times, steady=exact, exact=exact, chosen=chosen)
+
+
+def test_kernels_that_are_inexact_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    tried = [trial("fbgemm-split", exact=True, chosen=True), trial("onednn", exact=False, chosen=False)]
+    explain({"pi": tried, "mac": [trial("integers", exact=True, chosen=True)], "old": []})
+    said = capsys.readouterr().err
+    assert "Not taken on pi, because their products of integers are inexact on its processor" in said
+    assert "overflow): onednn. " in said and said.count("Not taken") == 1
+    assert "Kernels on old: pinned" in said
+    rows = [line for line in said.splitlines() if "64x96" in line]
+    assert [[name in row for name in ("fbgemm-split", "integers", "onednn")] for row in rows] == [
+        [True, False, False], [False, True, False],
+    ], "no more of those that are not taken"  # fmt: skip
+    assert all("12" in row and "yes" in row for row in rows)
