@@ -147,9 +147,9 @@ def signed_seed(seed: int) -> int:
     return seed - SEEDS if seed >= SEEDS // 2 else seed
 
 
-Chance = tuple[int, float]
+TokenLogprob = tuple[int, float]
 """A token id, and the natural logarithm of its probability under the model itself: before penalties and temperature."""
-MAX_CHANCES = 21
+MAX_LOGPROBS = 21
 """With one token: its own, and the twenty likeliest."""
 NO_TOKEN = -1
 """In place of an id that no logits could be made into, because they are NaN or infinite."""
@@ -170,8 +170,8 @@ class Row:
     """For how many of the last positions a token is wanted: 0 inside a prompt, 1 at its end and in decoding."""
     prompt: int = 0
     """How many of the sequence's first tokens were given to it; it said those behind them."""
-    chances: int = 0
-    """How many chances are wanted with each token: its own first, then those of the likeliest; 0 for none."""
+    logprobs: int = 0
+    """How many logprobs are wanted with each token: its own first, then those of the likeliest; 0 for none."""
     sampling: Sampling = GREEDY
 
     @property
@@ -209,8 +209,8 @@ class Result:
     number: int
     ids: tuple[int, ...]
     """``NO_TOKEN`` in place of an id whose logits are NaN or infinite; the other outputs do not suffer from it."""
-    chances: tuple[Chance, ...] = ()
-    """``chances`` of each row for each of its ids, flat; none for ``NO_TOKEN``."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """``logprobs`` of each row for each of its ids, flat; none for ``NO_TOKEN``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,8 +286,8 @@ class Request:
     sampling: Sampling = GREEDY
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the text and is not part of it."""
-    chances: int = 0
-    """How many chances are wanted with each new token, up to ``MAX_CHANCES``: its own, and those of the likeliest."""
+    logprobs: int = 0
+    """How many logprobs are wanted with each new token, up to ``MAX_LOGPROBS``: its own, and those of the likeliest."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from mpgpt import __version__
-from mpgpt.core import SEEDS, Chance
+from mpgpt.core import SEEDS
 from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.problems import Problem, documented
 from mpgpt_api.service import Job, Piece, Service, Wanted
@@ -86,7 +86,7 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
         """The next message of a conversation, through the model's chat template."""
         known(body.model)
         ids = await service.encode_chat([message.plain for message in body.messages])
-        job = service.open(_wanted(service, body, [ids], body.most_tokens, body.chances))
+        job = service.open(_wanted(service, body, [ids], body.most_tokens, body.logprob_count))
         head = header("chatcmpl")
         if body.stream:
             return Events(job, _chat_events(service, job, head, body))
@@ -101,7 +101,7 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
         """The continuation of a prompt, or of several, as they stand."""
         known(body.model)
         prompts = [tuple(one) if isinstance(one, list) else await service.encode(one) for one in body.prompts]
-        job = service.open(_wanted(service, body, prompts, body.max_tokens, body.chances, continues=True))
+        job = service.open(_wanted(service, body, prompts, body.max_tokens, body.logprob_count, continues=True))
         head = header("cmpl")
         if body.stream:
             return Events(job, _completion_events(service, job, head, body))
@@ -115,14 +115,16 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
 
 
 def _wanted(
-    service: Service, body: OpenAIRequest, prompts: Sequence[tuple[int, ...]], most: int | None, chances: int, *,
+    service: Service, body: OpenAIRequest, prompts: Sequence[tuple[int, ...]], most: int | None, logprobs: int, *,
     continues: bool = False,
 ) -> list[Wanted]:  # fmt: skip
     """``n`` answers to each prompt. Each has a seed of its own, counted up from the one that was given."""
     first = service.run.sampling(body.overrides, body.seed)
     samplings = [replace(first, seed=(first.seed + n) % SEEDS) for n in range(body.choices)]
     return [
-        Wanted(ids=ids, sampling=sampling, max_new_tokens=most, stops=body.stops, chances=chances, continues=continues)
+        Wanted(
+            ids=ids, sampling=sampling, max_new_tokens=most, stops=body.stops, logprobs=logprobs, continues=continues
+        )
         for ids in prompts
         for sampling in samplings
     ]
@@ -144,32 +146,32 @@ def _usage(job: Job, choices: int) -> Usage:
 # -- log probabilities
 
 
-def _likely(service: Service, chance: Chance) -> Likely:
-    raw = service.run.tokenizer.bytes_of(chance[0])
-    return Likely(token=raw.decode(errors="replace"), logprob=chance[1], bytes=list(raw))
+def _likely(service: Service, token: int, logprob: float) -> Likely:
+    raw = service.run.tokenizer.bytes_of(token)
+    return Likely(token=raw.decode(errors="replace"), logprob=logprob, bytes=list(raw))
 
 
 def _chat_logprobs(service: Service, pieces: Sequence[Piece]) -> ChatLogprobs:
     content = [
         TokenLogprob(
-            **_likely(service, own).model_dump(), top_logprobs=[_likely(service, chance) for chance in likeliest]
+            **_likely(service, *own).model_dump(), top_logprobs=[_likely(service, *other) for other in likeliest]
         )
         for piece in pieces
-        for own, *likeliest in piece.chances
+        for own, *likeliest in piece.logprobs
     ]
     return ChatLogprobs(content=content)
 
 
 def _logprobs(service: Service, pieces: Sequence[Piece], top: int) -> Logprobs:
-    chances = list(chain.from_iterable(piece.chances for piece in pieces))
+    logprobs = list(chain.from_iterable(piece.logprobs for piece in pieces))
     # Named together with the token itself, which so has the same name everywhere, and first choice of it.
-    labels = [service.run.tokenizer.labels_of([token for token, _ in some]) for some in chances]
+    labels = [service.run.tokenizer.labels_of([token for token, _ in some]) for some in logprobs]
     likeliest = [
         dict(zip(names[1:], [logprob for _, logprob in some[1:]], strict=True))
-        for names, some in zip(labels, chances, strict=True)
+        for names, some in zip(labels, logprobs, strict=True)
     ]
     return Logprobs(
-        tokens=[own for own, *_ in labels], token_logprobs=[own[1] for own, *_ in chances],
+        tokens=[own for own, *_ in labels], token_logprobs=[own[1] for own, *_ in logprobs],
         top_logprobs=likeliest if top else None, text_offset=[start for piece in pieces for start in piece.starts],
     )  # fmt: skip
 
@@ -188,7 +190,7 @@ def _chat_choice(service: Service, index: int, pieces: Sequence[Piece], body: Ch
 
 
 def _choice(service: Service, index: int, pieces: Sequence[Piece], body: CompletionRequest) -> Choice:
-    logprobs = _logprobs(service, pieces, body.logprobs or 0) if body.chances else None
+    logprobs = _logprobs(service, pieces, body.logprobs or 0) if body.logprob_count else None
     reason: Any = pieces[-1].finish_reason
     return Choice(index=index, text=_text(pieces), logprobs=logprobs, finish_reason=reason)
 
@@ -225,7 +227,7 @@ async def _chat_events(service: Service, job: Job, head: Header, body: ChatReque
 
 async def _completion_events(service: Service, job: Job, head: Header, body: CompletionRequest) -> AsyncIterator[str]:
     def said(piece: Piece) -> Iterator[str]:
-        logprobs = _logprobs(service, [piece], body.logprobs or 0) if body.chances and piece.ids else None
+        logprobs = _logprobs(service, [piece], body.logprobs or 0) if body.logprob_count and piece.ids else None
         if piece.text or piece.finish_reason or logprobs:
             choice = {
                 "index": piece.choice, "text": piece.text, "logprobs": logprobs and logprobs.model_dump(),

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from mpgpt.cluster.session import Run
-from mpgpt.core import Chance, Request, Sampling
+from mpgpt.core import Request, Sampling, TokenLogprob
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import RequestError
 from mpgpt.model.tokenizer import Message, TextStream
@@ -48,7 +48,7 @@ class Wanted:
     sampling: Sampling
     max_new_tokens: int | None = None
     stops: tuple[str, ...] = ()
-    chances: int = 0
+    logprobs: int = 0
     continues: bool = False
     """Whether the answer is the rest of a text that ``ids`` begin, and not a text of its own."""
 
@@ -60,7 +60,7 @@ class Piece:
     choice: int
     text: str
     ids: tuple[int, ...]
-    chances: tuple[tuple[Chance, ...], ...]
+    logprobs: tuple[tuple[TokenLogprob, ...], ...]
     """With each of ``ids``."""
     starts: tuple[int, ...]
     """Where in the answer's text the part of each of ``ids`` begins, in characters."""
@@ -91,7 +91,7 @@ class Job:
             new, told = range(told, upto), upto
             piece = Piece(
                 choice=choice, text=text, ids=tuple(stream.ids[at] for at in new),
-                chances=tuple(stream.chances[at] for at in new),
+                logprobs=tuple(stream.logprobs[at] for at in new),
                 starts=tuple(min(answer.starts[at], shown) for at in new), finish_reason=stream.finish_reason,
                 error=stream.error,
             )  # fmt: skip
@@ -213,7 +213,7 @@ class Service:
 
     def _request(self, wanted: Wanted) -> Request:
         request = self.run.request(
-            wanted.ids, wanted.sampling, max_new_tokens=wanted.max_new_tokens, chances=wanted.chances
+            wanted.ids, wanted.sampling, max_new_tokens=wanted.max_new_tokens, logprobs=wanted.logprobs
         )
         try:
             self.engine.check(request.ids)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mpgpt.config import Seed, StrategyName
-from mpgpt.core import MAX_CHANCES
+from mpgpt.core import MAX_LOGPROBS
 
 MOST_CHOICES = 16
 MOST_STOPS = 4
@@ -32,7 +32,7 @@ TopK = Annotated[int, Field(ge=0, lt=2**31)] | None
 Repetition = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Top = Annotated[int, Field(ge=0, lt=MAX_CHANCES)]
+Top = Annotated[int, Field(ge=0, lt=MAX_LOGPROBS)]
 
 
 def stops(given: str | list[str] | None) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ class ChatRequest(OpenAIRequest):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def chances(self) -> int:
+    def logprob_count(self) -> int:
         return 1 + (self.top_logprobs or 0) if self.logprobs else 0
 
 
@@ -200,7 +200,7 @@ class CompletionRequest(OpenAIRequest):
         return [one for one in self.prompt if not isinstance(one, int)]
 
     @property
-    def chances(self) -> int:
+    def logprob_count(self) -> int:
         return 0 if self.logprobs is None else 1 + self.logprobs
 
 

@@ -104,12 +104,12 @@ class Run:
         return most
 
     def request(
-        self, ids: Sequence[int], sampling: Sampling, *, max_new_tokens: int | None = None, chances: int = 0
+        self, ids: Sequence[int], sampling: Sampling, *, max_new_tokens: int | None = None, logprobs: int = 0
     ) -> Request:
         stop_ids = frozenset() if self._given("ignore_eos") else self.tokenizer.stop_ids
         return Request(
             ids=tuple(ids), max_new_tokens=max_new_tokens or self.max_new_tokens, sampling=sampling, stop_ids=stop_ids,
-            chances=chances,
+            logprobs=logprobs,
         )  # fmt: skip
 
     def encode(self, prompt: str | list[Message]) -> list[int]:

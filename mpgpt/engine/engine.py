@@ -20,7 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
-from mpgpt.core import NO_TOKEN, Account, Chance, Request, Result, Step, Tally
+from mpgpt.core import NO_TOKEN, Account, Request, Result, Step, Tally, TokenLogprob
 from mpgpt.core import Sequence as Running
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.errors import MpgptError, RequestError
@@ -72,7 +72,7 @@ class Stream:
         self.request = request
         self._text, self._listener = text, listener
         self.ids: list[int] = []
-        self.chances: list[tuple[Chance, ...]] = []
+        self.logprobs: list[tuple[TokenLogprob, ...]] = []
         """With each of ``ids``, if the request wants any."""
         self.finish_reason = ""
         self.error: str = ""
@@ -113,11 +113,11 @@ class Stream:
     def start(self) -> None:
         self.started = self.started or time.monotonic()
 
-    def push(self, token: int, chances: tuple[Chance, ...] = ()) -> bool:
+    def push(self, token: int, logprobs: tuple[TokenLogprob, ...] = ()) -> bool:
         """Take a token in and tell the listener of the text it makes certain; True if a stop is complete."""
         self.first_token = self.first_token or time.monotonic()
         self.ids.append(token)
-        self.chances.append(chances)
+        self.logprobs.append(logprobs)
         if token not in self.request.stop_ids and (piece := self._text.push(token)):
             self._listener(self, piece)
         return self._text.stopped
@@ -311,7 +311,7 @@ class Engine:
             stream = self._streams[id(sequence)]
             # A stop ends the text; what drafts gave behind it in the same step was never said.
             try:
-                stopped = any(stream.push(token, chances) for _, token, chances in news if token != NO_TOKEN)
+                stopped = any(stream.push(token, logprobs) for _, token, logprobs in news if token != NO_TOKEN)
             except Exception as error:  # of one request's text or listener: the other requests go on
                 self._fail(sequence, _sentence(error))
                 continue

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from mpgpt.core import NO_TOKEN, Chance, Request, Result, Row, Sequence, Step
+from mpgpt.core import NO_TOKEN, Request, Result, Row, Sequence, Step, TokenLogprob
 from mpgpt.engine.drafts import ROW_COST, Lookup, allot
 
 CHUNK = 96
@@ -31,8 +31,8 @@ DRAFTED_STEP = 16
 """A step that decodes gets no drafts beyond so many tokens: from there on a row costs what it may give."""
 
 
-News = tuple[Sequence, int, tuple[Chance, ...]]
-"""A sequence's new token, and the chances that were wanted with it; ``NO_TOKEN`` if it ends with an error instead."""
+News = tuple[Sequence, int, tuple[TokenLogprob, ...]]
+"""A sequence's new token, and the logprobs that were wanted with it; ``NO_TOKEN`` if it ends with an error instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,17 +139,17 @@ class Scheduler:
         """
         flight = self._flights.popleft()
         assert (result.epoch, result.number) == (flight.step.epoch, flight.step.number), "a result out of order"
-        ids, chances, news = iter(result.ids), iter(result.chances), list[News]()
+        ids, logprobs, news = iter(result.ids), iter(result.logprobs), list[News]()
         for sequence, row in zip(flight.sequences, flight.step.rows, strict=True):
             sequence.in_flight -= 1
             tokens = [next(ids) for _ in range(row.outputs)]
-            beside = [tuple(islice(chances, 0 if token == NO_TOKEN else row.chances)) for token in tokens]
+            beside = [tuple(islice(logprobs, 0 if token == NO_TOKEN else row.logprobs)) for token in tokens]
             if sequence.finish_reason:
                 self._release(sequence)
             elif tokens:
                 kept = self._take(sequence, row, tokens)
                 news += [(sequence, token, beside[at]) for at, token in enumerate(kept)]
-        assert next(ids, None) is None and next(chances, None) is None, "a result with more than was asked for"
+        assert next(ids, None) is None and next(logprobs, None) is None, "a result with more than was asked for"
         return news
 
     def _take(self, sequence: Sequence, row: Row, said: list[int]) -> list[int]:
@@ -239,7 +239,7 @@ class Scheduler:
             ids=tuple(sequence.tokens[start:stop]),
             outputs=1 if stop == len(sequence.tokens) else 0,
             prompt=len(sequence.request.ids),
-            chances=sequence.request.chances,
+            logprobs=sequence.request.logprobs,
             sampling=sequence.request.sampling,
         )
 
@@ -256,7 +256,7 @@ class Scheduler:
             ids = (s.tokens[-1], *more)
             yield Row(
                 slot=s.slot, start=s.sent, ids=ids, outputs=len(ids), prompt=len(s.request.ids),
-                chances=s.request.chances, sampling=s.request.sampling,
+                logprobs=s.request.logprobs, sampling=s.request.sampling,
             )  # fmt: skip
 
     def _most_drafts(self, sequence: Sequence) -> int:

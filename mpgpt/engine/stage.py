@@ -106,8 +106,8 @@ class TorchStage(AtOnce):
             return Result(epoch=step.epoch, number=step.number, ids=())
         logits = model.logits(x_TE)
         ids = self._sampler.sample(wanted, logits)
-        chances = self._sampler.chances(wanted, logits, ids) if any(row.chances for row in wanted) else ()
-        return Result(epoch=step.epoch, number=step.number, ids=tuple(ids), chances=tuple(chances))
+        logprobs = self._sampler.logprobs(wanted, logits, ids) if any(row.logprobs for row in wanted) else ()
+        return Result(epoch=step.epoch, number=step.number, ids=tuple(ids), logprobs=tuple(logprobs))
 
 
 class PassStage(AtOnce):

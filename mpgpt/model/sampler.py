@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpgpt.core import NO_TOKEN, Chance, Row, Sampling
+from mpgpt.core import NO_TOKEN, Row, Sampling, TokenLogprob
 from mpgpt.errors import RequestError
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
@@ -73,13 +73,13 @@ class Sampler:
                 for (row, position), scores_V, best, finite in zip(wanted, scores_OV, best_O, finite_O, strict=True)
             ]
 
-    def chances(self, rows: Sequence[Row], logits: Tensor, ids: Sequence[int]) -> list[Chance]:
+    def logprobs(self, rows: Sequence[Row], logits: Tensor, ids: Sequence[int]) -> list[TokenLogprob]:
         """Of the ``ids`` that ``sample`` made of these ``rows`` and ``logits`` [O, V] float32: for each as many as its
         row wants, flat, and none for ``NO_TOKEN``. Equally likely tokens come in the order of the vocabulary."""
         scores_OV: NDArray[np.float32] = logits.numpy(force=True)
-        found: list[Chance] = []
+        found: list[TokenLogprob] = []
         for count, token, scores_V in zip(
-            (r.chances for r in rows for _ in range(r.outputs)), ids, scores_OV, strict=True
+            (r.logprobs for r in rows for _ in range(r.outputs)), ids, scores_OV, strict=True
         ):
             if not count or token == NO_TOKEN:
                 continue

@@ -12,19 +12,19 @@ All integers are little-endian. A frame is a 32-byte header and a body:
          6    2  rows; accounts of a tally
          8    4  epoch
         12    4  number (of the step, within its epoch)
-        16    4  tokens: ids in the body; chances in a result; 1 in a tally that says to dial again
+        16    4  tokens: ids in the body; logprobs in a result; 1 in a tally that says to dial again
         20    4  outputs: ids that the last stage owes, or gives
         24    4  length of the body, bytes
         28    4  CRC-32 of the whole frame with these four bytes zero
 
     body of a step      rows x 88 bytes, tokens x int32, zeros up to a multiple of 16, hidden states
-    body of a result    outputs x int32, chances x (int32, float32)
+    body of a result    outputs x int32, logprobs x (int32, float32)
     body of a stop      nothing
     body of a tally     accounts x 136 bytes
 
-A row is slot, start, count, outputs, prompt, chances, top_k, zero (uint32 each), temperature, top_p, min_p,
+A row is slot, start, count, outputs, prompt, logprobs, top_k, zero (uint32 each), temperature, top_p, min_p,
 repetition_penalty, frequency_penalty, presence_penalty (float64 each), seed (uint64). An id of a result is -1 where
-the logits were NaN or infinite; no chances belong to it. A chance is a token id and the natural logarithm of its
+the logits were NaN or infinite; no logprobs belong to it. A logprob is a token id and the natural logarithm of its
 probability. An account is rank, device (uint32 each), steps, tokens, peak_rss (uint64
 each), wall, compute, wait, send, other (float64 each, seconds); and of the machine behind the rank requests, sent,
 received, falls (uint64 each), compute, network, away (float64 each, seconds), thermal (uint64).
@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from mpgpt.core import (
-    MAX_CHANCES,
+    MAX_LOGPROBS,
     NO_TOKEN,
     Account,
     Buffer,
@@ -65,7 +65,7 @@ STEP, RESULT, STOP, TALLY = 1, 2, 3, 4
 
 HEADER = struct.Struct("<4sBBHIIIIII")
 ROW = struct.Struct("<8I6dQ")
-CHANCE = struct.Struct("<if")
+LOGPROB = struct.Struct("<if")
 ACCOUNT = struct.Struct("<2I3Q5d4Q3dQ")
 THERMAL: tuple[Thermal, ...] = get_args(Thermal)
 CRC_AT = 28
@@ -95,7 +95,7 @@ class Codec:
     def max_frame(self) -> int:
         """The length of the longest frame, bytes."""
         step = _hidden_at(self.rows, self.tokens) + self.tokens * self.token_bytes
-        result = HEADER.size + self.tokens * (4 + MAX_CHANCES * CHANCE.size)
+        result = HEADER.size + self.tokens * (4 + MAX_LOGPROBS * LOGPROB.size)
         return max(step, result, HEADER.size + self.ranks * ACCOUNT.size)
 
     def encode(self, message: Message) -> bytearray:
@@ -112,12 +112,12 @@ class Codec:
         return frame
 
     def _encode_result(self, result: Result) -> bytearray:
-        count, chances = len(result.ids), b"".join(CHANCE.pack(*chance) for chance in result.chances)
-        length = 4 * count + len(chances)
+        count, logprobs = len(result.ids), b"".join(LOGPROB.pack(*logprob) for logprob in result.logprobs)
+        length = 4 * count + len(logprobs)
         head = HEADER.pack(
-            MAGIC, RESULT, 0, 0, result.epoch, result.number, len(result.chances), count, length, 0
+            MAGIC, RESULT, 0, 0, result.epoch, result.number, len(result.logprobs), count, length, 0
         )  # fmt: skip
-        return bytearray(b"".join((head, struct.pack(f"<{count}i", *result.ids), chances)))
+        return bytearray(b"".join((head, struct.pack(f"<{count}i", *result.ids), logprobs)))
 
     def _encode_step(self, step: Step) -> bytearray:
         rows, tokens = len(step.rows), step.tokens
@@ -133,7 +133,7 @@ class Codec:
         for row in step.rows:
             s = row.sampling
             ROW.pack_into(
-                frame, at, row.slot, row.start, len(row.ids), row.outputs, row.prompt, row.chances, s.top_k, 0,
+                frame, at, row.slot, row.start, len(row.ids), row.outputs, row.prompt, row.logprobs, s.top_k, 0,
                 s.temperature, s.top_p, s.min_p, s.repetition_penalty, s.frequency_penalty, s.presence_penalty, s.seed,
             )  # fmt: skip
             at += ROW.size
@@ -170,7 +170,7 @@ class Codec:
             if number or tokens > 1 or outputs or length != rows * ACCOUNT.size:
                 raise WireError(f"a tally of {rows} accounts with {length} bytes, or with what belongs to a step")
             return self._decode_tally(view, rows, epoch, redial=bool(tokens))
-        whole = length == 4 * outputs + CHANCE.size * tokens
+        whole = length == 4 * outputs + LOGPROB.size * tokens
         if rows or not whole or (kind == STOP and (number or outputs or tokens)):
             raise WireError(f"a {type_of[kind]} with rows, tokens or outputs that it cannot have")
         if kind == STOP:
@@ -178,17 +178,17 @@ class Codec:
         return self._decode_result(view, epoch, number, tokens, outputs)
 
     def _decode_result(self, view: memoryview, epoch: int, number: int, tokens: int, outputs: int) -> Result:
-        if outputs > self.tokens or tokens > outputs * MAX_CHANCES:
-            raise WireError(f"a result of {outputs} ids and {tokens} chances; {self.tokens} ids are possible")
+        if outputs > self.tokens or tokens > outputs * MAX_LOGPROBS:
+            raise WireError(f"a result of {outputs} ids and {tokens} logprobs; {self.tokens} ids are possible")
         ids = struct.unpack_from(f"<{outputs}i", view, HEADER.size)
-        chances = tuple(CHANCE.iter_unpack(view[HEADER.size + 4 * outputs :]))
-        if min(ids, default=0) < NO_TOKEN or any(id < 0 for id, _ in chances):
+        logprobs = tuple(LOGPROB.iter_unpack(view[HEADER.size + 4 * outputs :]))
+        if min(ids, default=0) < NO_TOKEN or any(id < 0 for id, _ in logprobs):
             raise WireError("a result with a negative token id")
-        if tokens > (said := outputs - ids.count(NO_TOKEN)) * MAX_CHANCES:
-            raise WireError(f"a result of {said} tokens with {tokens} chances")
-        if not all(math.isfinite(log) for _, log in chances):
-            raise WireError("a result with a chance that is no number")
-        return Result(epoch=epoch, number=number, ids=ids, chances=chances)
+        if tokens > (said := outputs - ids.count(NO_TOKEN)) * MAX_LOGPROBS:
+            raise WireError(f"a result of {said} tokens with {tokens} logprobs")
+        if not all(math.isfinite(log) for _, log in logprobs):
+            raise WireError("a result with a logprob that is no number")
+        return Result(epoch=epoch, number=number, ids=ids, logprobs=logprobs)
 
     def _decode_step(self, view: memoryview, rows: int, epoch: int, number: int, tokens: int, outputs: int) -> Step:
         if not 0 < rows <= self.rows or not rows <= tokens <= self.tokens:
@@ -221,14 +221,14 @@ class Codec:
     def _decode_rows(self, view: memoryview, rows: int, ids: Sequence[int]) -> tuple[Row, ...]:
         unpacked, used = [], 0
         for i in range(rows):
-            slot, start, count, outputs, prompt, chances, top_k, zero, *numbers, seed = ROW.unpack_from(
+            slot, start, count, outputs, prompt, logprobs, top_k, zero, *numbers, seed = ROW.unpack_from(
                 view, HEADER.size + i * ROW.size
             )
             temperature, top_p, min_p, repetition, frequency, presence = numbers
             if slot >= self.slots or start + count > self.context or zero:
                 raise WireError(f"a row of slot {slot} and positions {start} to {start + count} is out of bounds")
-            if not 0 < count <= len(ids) - used or outputs > count or chances > MAX_CHANCES:
-                raise WireError(f"a row with {count} ids, {outputs} outputs and {chances} chances")
+            if not 0 < count <= len(ids) - used or outputs > count or logprobs > MAX_LOGPROBS:
+                raise WireError(f"a row with {count} ids, {outputs} outputs and {logprobs} logprobs")
             sampling = Sampling(
                 temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                 repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence, seed=seed,
@@ -236,7 +236,7 @@ class Codec:
             row_ids = tuple(ids[used : used + count])
             unpacked.append(
                 Row(
-                    slot=slot, start=start, ids=row_ids, outputs=outputs, prompt=prompt, chances=chances,
+                    slot=slot, start=start, ids=row_ids, outputs=outputs, prompt=prompt, logprobs=logprobs,
                     sampling=sampling,
                 )
             )  # fmt: skip

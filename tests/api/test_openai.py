@@ -1,4 +1,4 @@
-"""OpenAI's endpoints, as OpenAI's own client sees them; what is true of tokens and chances, transformers says."""
+"""OpenAI's endpoints, as OpenAI's own client sees them; what is true of tokens and logprobs, transformers says."""
 
 from __future__ import annotations
 

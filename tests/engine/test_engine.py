@@ -205,23 +205,23 @@ def test_a_ring_that_gives_nothing_back_is_silent(monkeypatch: pytest.MonkeyPatc
     assert engine.silent_s == 0 and engine.running == 0
 
 
-def test_chances_reach_the_stream() -> None:
+def test_logprobs_reach_the_stream() -> None:
     class Sure(AlphabetRing):
         def push(self, step: Step) -> None:
             super().push(step)
             result = self._results.pop()
             assert isinstance(result, Result)
-            chances = tuple(
-                (id, -0.5) for id, row in zip(result.ids, step.rows, strict=True) for _ in range(row.chances)
+            logprobs = tuple(
+                (id, -0.5) for id, row in zip(result.ids, step.rows, strict=True) for _ in range(row.logprobs)
             )
-            self._results.append(replace(result, chances=chances))
+            self._results.append(replace(result, logprobs=logprobs))
 
     engine = make(Sure())
-    sure = engine.submit(replace(ask("abc", 3), chances=2), Letters(), Ear())
+    sure = engine.submit(replace(ask("abc", 3), logprobs=2), Letters(), Ear())
     plain = engine.submit(ask("x", 2), Letters(), Ear())
     engine.drain()
-    assert sure.chances == [((3, -0.5),) * 2, ((4, -0.5),) * 2, ((5, -0.5),) * 2]
-    assert plain.chances == [(), ()]
+    assert sure.logprobs == [((3, -0.5),) * 2, ((4, -0.5),) * 2, ((5, -0.5),) * 2]
+    assert plain.logprobs == [(), ()]
 
 
 def test_more_requests_than_slots_are_all_served() -> None:

@@ -475,32 +475,32 @@ def test_a_result_with_too_many_ids_is_noticed() -> None:
         scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(1, 2)))
 
 
-def test_chances_go_to_the_tokens_that_they_belong_to() -> None:
+def test_logprobs_go_to_the_tokens_that_they_belong_to() -> None:
     scheduler = make(chunk=6)
-    quiet, curious, other = (scheduler.add(replace(ask(2, 9), chances=n)) for n in (0, 2, 1))
+    quiet, curious, other = (scheduler.add(replace(ask(2, 9), logprobs=n)) for n in (0, 2, 1))
     step = push(scheduler).step
-    assert [(row.prompt, row.chances) for row in step.rows] == [(2, 0), (2, 2), (2, 1)]
-    chances = ((5, -0.5), (6, -1.0), (7, -0.25))
-    result = Result(epoch=step.epoch, number=step.number, ids=(4, 5, 7), chances=chances)
-    assert scheduler.commit(result) == [(quiet, 4, ()), (curious, 5, chances[:2]), (other, 7, chances[2:])]
+    assert [(row.prompt, row.logprobs) for row in step.rows] == [(2, 0), (2, 2), (2, 1)]
+    logprobs = ((5, -0.5), (6, -1.0), (7, -0.25))
+    result = Result(epoch=step.epoch, number=step.number, ids=(4, 5, 7), logprobs=logprobs)
+    assert scheduler.commit(result) == [(quiet, 4, ()), (curious, 5, logprobs[:2]), (other, 7, logprobs[2:])]
     step = push(scheduler).step
-    assert [(row.start, row.prompt, row.chances) for row in step.rows] == [(2, 2, 0), (2, 2, 2), (2, 2, 1)]
+    assert [(row.start, row.prompt, row.logprobs) for row in step.rows] == [(2, 2, 0), (2, 2, 2), (2, 2, 1)]
     with pytest.raises(AssertionError, match="more than"):
-        scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(1, 2, 3), chances=(*chances, (1, -1.0))))
+        scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(1, 2, 3), logprobs=(*logprobs, (1, -1.0))))
 
 
-def test_chances_of_a_draft_that_was_wrong_are_dropped() -> None:
+def test_logprobs_of_a_draft_that_was_wrong_are_dropped() -> None:
     """As are those of one that was right behind it."""
     scheduler = make(drafts=True, chunk=8)
-    sequence = scheduler.add(Request(ids=(1, 2, 3, 1, 2), max_new_tokens=20, chances=1))
+    sequence = scheduler.add(Request(ids=(1, 2, 3, 1, 2), max_new_tokens=20, logprobs=1))
     step = push(scheduler).step
-    scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(3,), chances=((3, -0.5),)))
+    scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(3,), logprobs=((3, -0.5),)))
     step = push(scheduler).step
     (row,) = step.rows
     assert row.ids[:3] == (3, 1, 2)
     ids = (1, 9, *row.ids[3:], 0)[: row.outputs]
-    chances = tuple((token, -float(n)) for n, token in enumerate(ids))
-    news = scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids, chances=chances))
+    logprobs = tuple((token, -float(n)) for n, token in enumerate(ids))
+    news = scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids, logprobs=logprobs))
     assert news == [(sequence, 1, ((1, -0.0),)), (sequence, 9, ((9, -1.0),))]
 
 

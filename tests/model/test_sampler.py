@@ -395,17 +395,17 @@ DAMAGE: dict[str, tuple[tuple[int | slice, float], ...]] = {
 def test_damaged_logits_give_no_token_and_the_others_do_not_notice(
     damage: tuple[tuple[int | slice, float], ...], sampling: Sampling
 ) -> None:
-    """Whole rows, and one draft of several; no chances are given of what has no token."""
+    """Whole rows, and one draft of several; no logprobs are given of what has no token."""
     logits = randn(5, 100)
     rows = [
         Row(slot=0, start=0, ids=(0,), outputs=1, sampling=sampling),
-        Row(slot=2, start=3, ids=(5, 6, 7), outputs=3, chances=3, sampling=sampling),
-        Row(slot=3, start=0, ids=(0, 4), outputs=1, chances=2, sampling=sampling),
+        Row(slot=2, start=3, ids=(5, 6, 7), outputs=3, logprobs=3, sampling=sampling),
+        Row(slot=3, start=0, ids=(0, 4), outputs=1, logprobs=2, sampling=sampling),
     ]
     subject = sampler(100)
     subject.observe(rows)
     ids = subject.sample(rows, logits)
-    chances = subject.chances(rows, logits, ids)
+    logprobs = subject.logprobs(rows, logits, ids)
     for bad in range(5):
         damaged = logits.clone()
         for where, value in damage:
@@ -413,7 +413,7 @@ def test_damaged_logits_give_no_token_and_the_others_do_not_notice(
         got = subject.sample(rows, damaged)
         assert got == [*ids[:bad], NO_TOKEN, *ids[bad + 1 :]]
         first, last = ((0, 0), (0, 3), (3, 6), (6, 9), (9, 11))[bad]
-        assert subject.chances(rows, damaged, got) == chances[:first] + chances[last:]
+        assert subject.logprobs(rows, damaged, got) == logprobs[:first] + logprobs[last:]
 
 
 @pytest.mark.parametrize(
@@ -460,29 +460,31 @@ def test_penalties_count_what_was_said_and_not_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 6, 21])
-def test_chances_are_log_softmax_of_the_models_own_logits(count: int) -> None:
+def test_logprobs_are_log_softmax_of_the_models_own_logits(count: int) -> None:
     """torch's, whatever the temperature and the penalties."""
     logits = randn(3, 50, seed=5)
     rows = [
-        Row(slot=0, start=0, ids=(1, 2), outputs=1, chances=count, sampling=Sampling(temperature=0.3, top_k=3, seed=9)),
+        Row(
+            slot=0, start=0, ids=(1, 2), outputs=1, logprobs=count, sampling=Sampling(temperature=0.3, top_k=3, seed=9)
+        ),
         Row(slot=1, start=0, ids=(4,), outputs=1),
-        Row(slot=2, start=0, ids=(5,), outputs=1, chances=1, sampling=Sampling(repetition_penalty=1.5)),
+        Row(slot=2, start=0, ids=(5,), outputs=1, logprobs=1, sampling=Sampling(repetition_penalty=1.5)),
     ]
     sampled = sampler(50)
     sampled.observe(rows)
     ids = sampled.sample(rows, logits)
-    chances = sampled.chances(rows, logits, ids)
-    assert len(chances) == count + 1
+    logprobs = sampled.logprobs(rows, logits, ids)
+    assert len(logprobs) == count + 1
     truth = logits.double().log_softmax(-1)
     best = truth[0].topk(count - 1)
-    assert [id for id, _ in chances] == [ids[0], *best.indices.tolist(), ids[2]]
+    assert [id for id, _ in logprobs] == [ids[0], *best.indices.tolist(), ids[2]]
     wanted = [truth[0, ids[0]].item(), *best.values.tolist(), truth[2, ids[2]].item()]
-    assert [log for _, log in chances] == pytest.approx(wanted, abs=1e-9)
+    assert [log for _, log in logprobs] == pytest.approx(wanted, abs=1e-9)
 
 
-def test_chances_of_equals_and_of_the_impossible() -> None:
+def test_logprobs_of_equals_and_of_the_impossible() -> None:
     logits = torch.full((1, 6), -math.inf)
     logits[0, [1, 3, 4]] = 2.0
-    row = Row(slot=0, start=0, ids=(0,), outputs=1, chances=5)
+    row = Row(slot=0, start=0, ids=(0,), outputs=1, logprobs=5)
     third = pytest.approx(-math.log(3))
-    assert sampler(6).chances([row], logits, [4]) == [(4, third), (1, third), (3, third), (4, third), (0, -9999.0)]
+    assert sampler(6).logprobs([row], logits, [4]) == [(4, third), (1, third), (3, third), (4, third), (0, -9999.0)]

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import MAX_CHANCES, NO_TOKEN, Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
+from mpgpt.core import MAX_LOGPROBS, NO_TOKEN, Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
 from mpgpt.errors import WireError
 from mpgpt.transport.wire import (
     ACCOUNT,
@@ -64,7 +64,7 @@ def steps(draw: st.DrawFn, codec: Codec = CODEC) -> Step:
                 ids=tuple(ids),
                 outputs=draw(st.integers(0, len(ids))),
                 prompt=draw(uint32),
-                chances=draw(st.integers(0, MAX_CHANCES)),
+                logprobs=draw(st.integers(0, MAX_LOGPROBS)),
                 sampling=draw(samplings),
             )
         )
@@ -76,9 +76,9 @@ def steps(draw: st.DrawFn, codec: Codec = CODEC) -> Step:
 @st.composite
 def results(draw: st.DrawFn) -> Result:
     ids = draw(st.lists(token | st.just(NO_TOKEN), max_size=CODEC.tokens))
-    chance = st.tuples(token, st.floats(width=32, allow_nan=False, allow_infinity=False))
-    chances = draw(st.lists(chance, max_size=(len(ids) - ids.count(NO_TOKEN)) * MAX_CHANCES))
-    return Result(epoch=draw(uint32), number=draw(uint32), ids=tuple(ids), chances=tuple(chances))
+    logprob = st.tuples(token, st.floats(width=32, allow_nan=False, allow_infinity=False))
+    logprobs = draw(st.lists(logprob, max_size=(len(ids) - ids.count(NO_TOKEN)) * MAX_LOGPROBS))
+    return Result(epoch=draw(uint32), number=draw(uint32), ids=tuple(ids), logprobs=tuple(logprobs))
 
 
 uint64 = st.integers(0, 2**64 - 1)
@@ -109,7 +109,7 @@ def small_step(**changes: Any) -> Step:
     """Two rows, three tokens, hidden states; the second row may be changed."""
     first = Row(slot=1, start=7, ids=(5, 6), outputs=0)
     sampling = Sampling(temperature=0.5, frequency_penalty=0.25, presence_penalty=-1.5, seed=3)
-    second = replace(Row(slot=2, start=30, ids=(9,), outputs=1, prompt=12, chances=6, sampling=sampling), **changes)
+    second = replace(Row(slot=2, start=30, ids=(9,), outputs=1, prompt=12, logprobs=6, sampling=sampling), **changes)
     return Step(epoch=1, number=2, rows=(first, second), hidden=bytes(range(18)))
 
 
@@ -190,8 +190,8 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
         )
         return Tally(**fields | {"accounts": tuple(accounts)})
     if kind == "result":
-        chances = tuple((id, log) for id, log in fields["chances"])
-        return Result(**fields | {"ids": tuple(fields["ids"]), "chances": chances})
+        logprobs = tuple((id, log) for id, log in fields["logprobs"])
+        return Result(**fields | {"ids": tuple(fields["ids"]), "logprobs": logprobs})
     rows = tuple(
         Row(**row | {"ids": tuple(row["ids"]), "sampling": Sampling(**row["sampling"])}) for row in fields["rows"]
     )
@@ -329,7 +329,7 @@ def header(offset: int, form: str, value: float) -> Callable[[bytearray], None]:
 
 
 def row(index: int, field: int, value: int) -> Callable[[bytearray], None]:
-    """One of a row's eight leading integers: slot, start, count, outputs, prompt, chances, top_k, zero."""
+    """One of a row's eight leading integers: slot, start, count, outputs, prompt, logprobs, top_k, zero."""
     return header(HEADER.size + index * ROW.size + 4 * field, "I", value)
 
 
@@ -377,7 +377,7 @@ FORGERIES = {
     "a count from the other row": both(row(0, 2, 3), row(1, 2, 0)),
     "more outputs than ids": both(row(1, 3, 2), header(20, "I", 2)),
     "outputs of 2**32": both(row(0, 3, 2**32 - 1), header(20, "I", 0)),
-    "a chance too many": row(1, 5, MAX_CHANCES + 1),
+    "a logprob too many": row(1, 5, MAX_LOGPROBS + 1),
     "row's reserved word": row(1, 7, 1),
     "negative id": header(IDS_AT + 8, "i", -1),
     "least id": header(IDS_AT, "i", -(2**31)),
@@ -434,7 +434,7 @@ def test_hidden_states_for_some_tokens_only_are_refused() -> None:
     "fields",
     [
         (RESULT, 0, 1, 0, 0, 0, 2),  # rows
-        (RESULT, 0, 0, 0, 0, 1, 2),  # a chance that is not there
+        (RESULT, 0, 0, 0, 0, 1, 2),  # a logprob that is not there
         (RESULT, 0, 0, 0, 0, 1, 0),  # and one of which the ids are taken
         (RESULT, 0, 0, 0, 0, 0, 1),  # fewer ids than there are
         (RESULT, 0, 0, 0, 0, 0, 3),
@@ -459,24 +459,24 @@ def test_a_result_gives_no_negative_id_and_no_more_ids_than_a_step_has_tokens() 
 
 
 @pytest.mark.parametrize(
-    "chances", [((-1, -0.5),), ((1, math.nan),), ((1, -math.inf),), ((1, -1.0),) * (MAX_CHANCES + 1)]
+    "logprobs", [((-1, -0.5),), ((1, math.nan),), ((1, -math.inf),), ((1, -1.0),) * (MAX_LOGPROBS + 1)]
 )
-def test_a_result_gives_chances_that_can_be(chances: tuple[tuple[int, float], ...]) -> None:
+def test_a_result_gives_logprobs_that_can_be(logprobs: tuple[tuple[int, float], ...]) -> None:
     for ids in ((1,), (NO_TOKEN, 1)):
         with pytest.raises(WireError):
-            CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=ids, chances=chances)))
+            CODEC.decode(CODEC.encode(Result(epoch=0, number=0, ids=ids, logprobs=logprobs)))
 
 
-def test_an_output_that_failed_is_minus_one_and_has_no_chances() -> None:
-    frame = bytes(CODEC.encode(Result(epoch=8, number=9, ids=(5, NO_TOKEN), chances=((5, -0.5),))))
+def test_an_output_that_failed_is_minus_one_and_has_no_logprobs() -> None:
+    frame = bytes(CODEC.encode(Result(epoch=8, number=9, ids=(5, NO_TOKEN), logprobs=((5, -0.5),))))
     assert [int.from_bytes(frame[at : at + 4], "little") for at in (4, 16, 20, 24)] == [2, 1, 2, 16]
     assert struct.unpack("<3if", frame[32:]) == (5, -1, 5, -0.5)
-    with pytest.raises(WireError, match="0 tokens with 1 chances"):
-        CODEC.decode(CODEC.encode(Result(epoch=8, number=9, ids=(NO_TOKEN,), chances=((5, -0.5),))))
+    with pytest.raises(WireError, match="0 tokens with 1 logprobs"):
+        CODEC.decode(CODEC.encode(Result(epoch=8, number=9, ids=(NO_TOKEN,), logprobs=((5, -0.5),))))
 
 
 def test_a_result_is_laid_out_as_the_docstring_says() -> None:
-    frame = bytes(CODEC.encode(Result(epoch=8, number=9, ids=(5, 6), chances=((6, -0.5), (7, -2.0), (5, -0.25)))))
+    frame = bytes(CODEC.encode(Result(epoch=8, number=9, ids=(5, 6), logprobs=((6, -0.5), (7, -2.0), (5, -0.25)))))
     assert [int.from_bytes(frame[at : at + 4], "little") for at in (4, 8, 12, 16, 20, 24)] == [2, 8, 9, 3, 2, 32]
     assert struct.unpack("<2i", frame[32:40]) == (5, 6)
     assert struct.unpack("<ififif", frame[40:]) == (6, -0.5, 7, -2.0, 5, -0.25)
@@ -484,7 +484,7 @@ def test_a_result_is_laid_out_as_the_docstring_says() -> None:
 
 def test_the_longest_result_fits_a_frame() -> None:
     tiny = replace(CODEC, token_bytes=1)
-    longest = Result(epoch=0, number=0, ids=(1,) * 24, chances=((1, -1.0),) * (24 * MAX_CHANCES))
+    longest = Result(epoch=0, number=0, ids=(1,) * 24, logprobs=((1, -1.0),) * (24 * MAX_LOGPROBS))
     assert tiny.decode(tiny.encode(longest)) == longest
 
 
