@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from mpgpt.cluster.bootstrap import settle
+from mpgpt.cluster.bootstrap import settle_ring
 from mpgpt.cluster.ring import Ring
 from mpgpt.config import DtypeName
 from mpgpt.core import GREEDY, Request, Sampling
@@ -52,9 +52,9 @@ TEXTS: dict[str, tuple[str, Sampling]] = {
 NEW = 160
 
 
-def form(folder: Path, dtype: DtypeName) -> Ring:
+def start(folder: Path, dtype: DtypeName) -> Ring:
     world = SoloWorld()
-    settings = settle(world, folder, dtype=dtype, slots=1, context=1024, threads=1, plan=lambda config: None)
+    settings = settle_ring(world, folder, dtype=dtype, slots=1, context=1024, threads=1, plan=lambda config: None)
     return Ring(world, settings, folder)
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     folder = find("smollm2-135m", model_home())
     if folder is None:
         sys.exit("bench/drafts.py needs the model: run `mpgpt pull smollm2-135m` first")
-    tokenizer, ring = Tokenizer(folder), form(folder, options.dtype)
+    tokenizer, ring = Tokenizer(folder), start(folder, options.dtype)
     engines = {drafts: ring.engine(drafts=drafts) for drafts in (False, True)}
     for text, (prompt, sampling) in TEXTS.items():
         ids = tuple(tokenizer.encode_chat([{"role": "user", "content": prompt}]))

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpgpt.cluster.bootstrap import Settings, measure, settle
+from mpgpt.cluster.bootstrap import RingConfig, probe_cluster, settle_ring
 from mpgpt.cluster.ring import Ring
 from mpgpt.core import Request, Span, Workload
 from mpgpt.engine.engine import Engine, IdsOnly, Stream
@@ -81,7 +81,7 @@ def whole(engine: Engine) -> float:
     return (last - first) * WORK.new_tokens / (ends[last] - ends[first])
 
 
-def run_spans(world: MPIWorld, settings: Settings, spans: Sequence[Span | None]) -> dict[str, float] | None:
+def run_spans(world: MPIWorld, settings: RingConfig, spans: Sequence[Span | None]) -> dict[str, float] | None:
     """Tokens/s of one sequence and of many with these spans; on rank 0."""
     pairs = [(span.start, span.stop) if span else None for span in spans]
     ring = Ring(world, replace(settings, spans=pairs), FOLDER)
@@ -102,8 +102,8 @@ def measure_rank(rounds: int, objective: Objective) -> None:
     if world.rank == 1:
         (GROUP / "cgroup.procs").write_text(str(os.getpid()))
     kernels = Kernels(dtype="float32")
-    ground = measure(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
-    settings = settle(
+    ground = probe_cluster(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
+    settings = settle_ring(
         world, FOLDER, dtype="float32", slots=WORK.sequences, context=256, threads=1,
         plan=lambda config: divide(config.layers, world.size),
     )  # fmt: skip

@@ -64,7 +64,7 @@ def measure_transformers() -> dict[str, float]:
 
 def measure_ring(layers: str) -> dict[str, float] | None:
     """Decoding tokens/s of 1 and more sequences, and seconds to the first token of a long prompt; on rank 0."""
-    from mpgpt.cluster.bootstrap import settle
+    from mpgpt.cluster.bootstrap import settle_ring
     from mpgpt.cluster.ring import Ring
     from mpgpt.config import parse_layers
     from mpgpt.core import Request
@@ -72,7 +72,7 @@ def measure_ring(layers: str) -> dict[str, float] | None:
     from mpgpt.transport.mpi import MPIWorld
 
     world = MPIWorld()
-    settings = settle(
+    settings = settle_ring(
         world, FOLDER, dtype="float32", slots=64, context=1024, threads=1,
         plan=lambda config: parse_layers(layers) if layers else None,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from mpgpt.config import parse_layers
 from mpgpt.core import Row, Step
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.engine.stage import TorchStage
-from mpgpt.model.autotune import choose
+from mpgpt.model.autotune import tune
 from mpgpt.model.pull import find, model_home
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, weights_of
@@ -55,7 +55,7 @@ def main() -> None:
     folder = find(options.model, model_home()) or Path(options.model)
     config, (span,) = model_config(folder), parse_layers(options.layers)
     assert span is not None
-    kernels, _ = choose(options.dtype, weights_of(config), pinned="auto", memory=model_home().parent / "kernels.json")
+    kernels, _ = tune(options.dtype, weights_of(config), pinned="auto", memory=model_home().parent / "kernels.json")
     with lean_heap():
         model = Slice(config, span, Checkpoint(folder), slots=SLOTS, context=CONTEXT, kernels=kernels)
     stage = TorchStage(model, Sampler(slots=SLOTS, context=CONTEXT, vocab=config.vocab), lambda: None)

@@ -22,8 +22,8 @@ import sys
 import time
 from typing import Any
 
-from mpgpt.bench.measure import Moments
-from mpgpt.cluster.bootstrap import measure, settle
+from mpgpt.bench.measure import TokenTimes
+from mpgpt.cluster.bootstrap import probe_cluster, settle_ring
 from mpgpt.cluster.ring import Ring
 from mpgpt.core import Request, Workload
 from mpgpt.engine.engine import IdsOnly
@@ -45,7 +45,7 @@ FIGURES = ("decode tokens/s", "tokens/s with prompts", "first token, s")
 
 def real(ring: Ring, engine: Any, work: Workload) -> list[float]:
     """What the ring does."""
-    texts = [Moments() for _ in range(work.sequences)]
+    texts = [TokenTimes() for _ in range(work.sequences)]
     begun = time.perf_counter()
     streams = [
         engine.submit(
@@ -69,9 +69,9 @@ def measure_rank() -> None:
     os.sched_setaffinity(0, {cores[world.rank % len(cores)]} if world.size <= len(cores) else cores)
     slots = max(work.sequences for work in WORKS)
     config = model_config(FOLDER)
-    ground = measure(world, config, Kernels(dtype="float32"), slots=slots, context=CONTEXT, threads=1)
+    ground = probe_cluster(world, config, Kernels(dtype="float32"), slots=slots, context=CONTEXT, threads=1)
     spans = divide(config.layers, world.size)
-    settings = settle(
+    settings = settle_ring(
         world, FOLDER, dtype="float32", slots=slots, context=CONTEXT, threads=1, plan=lambda config: spans
     )
     ring = Ring(world, settings, FOLDER)

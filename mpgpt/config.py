@@ -37,7 +37,7 @@ Layers = tuple[int, ...]
 # Strict one by one, not by ConfigDict: a strict model would refuse the plain mappings that YAML gives.
 # Encoding refuses half a surrogate pair, which YAML can write ("\uD800") and the broadcast could not.
 Encodable = AfterValidator(lambda text: text.encode().decode())
-Text = Annotated[str, Field(strict=True, min_length=1), Encodable]
+NonEmptyStr = Annotated[str, Field(strict=True, min_length=1), Encodable]
 Count = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Seed = Annotated[int, Field(strict=True, ge=-(SEEDS // 2), lt=SEEDS // 2)]  # a signed 64-bit integer, as OpenAI's
@@ -107,13 +107,13 @@ def _listed_origin(value: Any) -> str:
 Origin = Annotated[str, BeforeValidator(_listed_origin)]
 
 
-class Settings(BaseModel):
+class Section(BaseModel):
     """What all parts of the settings share: unknown keys are refused, nothing changes later."""
 
     model_config = {"frozen": True, "extra": "forbid"}
 
 
-class Strategy(Settings):
+class Strategy(Section):
     """``greedy`` and ``sampling``. Greedy's temperature is accepted, for the reference's sake, and unused."""
 
     temperature: Temperature = 1.0
@@ -139,14 +139,14 @@ class Chosen(Strategy):
     seed: Seed
 
 
-class Strategies(Settings):
+class Strategies(Section):
     greedy: Annotated[Strategy, Blank] = Strategy()
     sampling: Annotated[Strategy, Blank] = Strategy()
     top_k: Annotated[TopK, Blank] = TopK()
     top_p: Annotated[TopP, Blank] = TopP()
 
 
-class Placing(Settings):
+class Placing(Section):
     """What ``layer_distribution: auto`` is to be best at."""
 
     objective: Literal["throughput", "latency"] = "throughput"
@@ -156,7 +156,7 @@ class Placing(Settings):
     new_tokens: Count = 128
 
 
-class Heartbeats(Settings):
+class Heartbeats(Section):
     """How often ranks tell one another that they live, and after how long a silence the run ends."""
 
     interval_s: Annotated[float, Field(ge=0.05, le=3600, allow_inf_nan=False)] = 1.0
@@ -169,15 +169,15 @@ class Heartbeats(Settings):
         return self
 
 
-class IPad(Settings):
+class IPad(Section):
     """The iPad in the ring, and the rank that stands before it. Its files are read on that rank's host."""
 
     rank: Annotated[int, Field(strict=True, ge=1, le=65535)]
-    address: Text
+    address: NonEmptyStr
     """HOST:PORT on which it listens."""
-    token_file: Text
+    token_file: NonEmptyStr
     """Holds the token that both ends must have."""
-    package: Text
+    package: NonEmptyStr
     """What ``mpgpt convert coreml`` wrote; its layers are the rank's."""
     fallback: Literal["torch", "none"] = "torch"
     """What runs the layers while it is away: the rank itself, or nobody, and that ends the run."""
@@ -193,16 +193,16 @@ class IPad(Settings):
         return value
 
 
-class WebInterface(Settings):
+class WebInterface(Section):
     """What ``mpgpt serve`` takes where the command line does not say."""
 
-    host: Text | None = None
+    host: NonEmptyStr | None = None
     port: Port | None = None
     api_port: Port | None = None
     """Goes before ``port``, which in the reference's files may be the page's."""
     frontend_port: Port | None = None
     """Accepted because the reference's files have it: here the API serves the page."""
-    api_key_file: Text | None = None
+    api_key_file: NonEmptyStr | None = None
     origins: tuple[Origin, ...] = ()
     """Pages of other origins that may use the API."""
     queue: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 64
@@ -211,11 +211,11 @@ class WebInterface(Settings):
     """How long an answer may take, waiting included."""
 
 
-class RunConfig(Settings):
+class RunConfig(Section):
     """All settings of a run. ``RunConfig()`` is valid, and names no model."""
 
-    hf_model_name: Text | None = None
-    weights_model_name: Text | None = None
+    hf_model_name: NonEmptyStr | None = None
+    weights_model_name: NonEmptyStr | None = None
     """Accepted because the reference's files have it; ``hf_model_name`` alone decides."""
     num_nodes: Count | None = None
     num_layers: Count | None = None
@@ -226,7 +226,7 @@ class RunConfig(Settings):
     decoding_strategies: Annotated[Strategies, Blank] = Strategies()
     web_interface: Annotated[WebInterface, Blank] = WebInterface()
     dtype: DtypeName = "float32"
-    kernel: Text = "auto"
+    kernel: NonEmptyStr = "auto"
     """How weights are stored and multiplied: measured, or one by name (``kernels.py`` has the names)."""
     drafts: Annotated[bool, Field(strict=True)] = True
     plan: Annotated[Placing, Blank] = Placing()

@@ -51,11 +51,11 @@ class Node:
     is known."""
     speed: Speed | None = None
     """What it does in a second; None where nobody measured."""
-    within: Span | None = None
+    allowed_span: Span | None = None
     """The layers that it can run, if not all."""
-    fixed: Span | None = None
+    pinned_span: Span | None = None
     """The layers that it runs, whatever else might be better."""
-    ends: bool = True
+    can_be_first_or_last: bool = True
     """Whether it can embed tokens and sample them, so that it may have the first and the last layer."""
 
 
@@ -221,7 +221,7 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
+class StageStats:
     """Where one rank's time went since the tally before, in seconds; the four parts add up to ``wall_s``."""
 
     rank: int
@@ -268,11 +268,11 @@ class DeviceAccount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class StatsRound:
     """Goes once around the ring, behind the steps that are out: every rank adds its account and begins a new one."""
 
     epoch: int
-    accounts: tuple[Account, ...]
+    accounts: tuple[StageStats, ...]
     redial: bool = False
     """Whether ranks that miss the machine behind them should try again now."""
 

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpgpt import __version__
-from mpgpt.cluster.ring import Place
+from mpgpt.cluster.ring import RankReport
 from mpgpt.cluster.session import Run
 from mpgpt.engine.engine import Engine
 from mpgpt.transport.heartbeat import Silence
@@ -46,7 +46,7 @@ class Served:
 
     engine: Engine
     run: Run
-    places: tuple[Place, ...]
+    reports: tuple[RankReport, ...]
     slots: int
     model: str
     """Its name for clients."""
@@ -62,7 +62,7 @@ def make_app(
     """The ASGI application, which answers so many ``requests`` at once. ``started`` hears of the service once the event
     loop runs."""
     metrics = Metrics()
-    watch = Watch(served.engine, served.places, served.silences)
+    watch = Watch(served.engine, served.reports, served.silences)
     service = Service(
         served.engine, served.run, slots=served.slots, limits=limits, ended=metrics.ended, heard=watch.count
     )

@@ -92,7 +92,7 @@ class _Ring(Collector):
             "mpgpt_ipad_fallbacks", "How often a rank had to compute in its iPad's stead", labels=("rank",)
         )
         away = CounterMetricFamily("mpgpt_ipad_away_seconds", "For how long an iPad was away", labels=("rank",))
-        for place in self._watch.places:
+        for place in self._watch.reports:
             if place.node.kind == "ipad":
                 name, total = (str(place.node.rank),), self._watch.totals[place.node.rank]
                 requests.add_metric(name, total.device_requests)

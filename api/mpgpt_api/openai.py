@@ -21,7 +21,7 @@ from mpgpt import __version__
 from mpgpt.core import SEEDS
 from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.problems import Problem, documented
-from mpgpt_api.service import Job, Piece, Service, Wanted
+from mpgpt_api.service import AnswerRequest, Job, Piece, Service
 from mpgpt_api.shapes import (
     ChatChoice,
     ChatCompletion,
@@ -117,12 +117,12 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
 def _wanted(
     service: Service, body: OpenAIRequest, prompts: Sequence[tuple[int, ...]], most: int | None, logprobs: int, *,
     continues: bool = False,
-) -> list[Wanted]:  # fmt: skip
+) -> list[AnswerRequest]:  # fmt: skip
     """``n`` answers to each prompt. Each has a seed of its own, counted up from the one that was given."""
     first = service.run.sampling(body.overrides, body.seed)
     samplings = [replace(first, seed=(first.seed + n) % SEEDS) for n in range(body.choices)]
     return [
-        Wanted(
+        AnswerRequest(
             ids=ids, sampling=sampling, max_new_tokens=most, stops=body.stops, logprobs=logprobs, continues=continues
         )
         for ids in prompts

@@ -22,8 +22,8 @@ from mpgpt.engine.engine import Stream
 from mpgpt_api.events import ALIVE, STREAM, TICK_S, Events, event, unless_gone
 from mpgpt_api.metrics import Metrics
 from mpgpt_api.problems import documented
-from mpgpt_api.service import Job, Service, Wanted
-from mpgpt_api.shapes import Answered, Asked
+from mpgpt_api.service import AnswerRequest, Job, Service
+from mpgpt_api.shapes import Answered, QueryBody
 from mpgpt_api.watch import Kind, Rank, State, Watch
 
 RECONNECT_S = 5.0
@@ -94,7 +94,7 @@ class Reconnected(BaseModel):
 def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtype: str) -> APIRouter:
     router = APIRouter()
 
-    async def submit(body: Asked) -> Job:
+    async def submit(body: QueryBody) -> Job:
         continues = False
         if body.messages is not None:
             ids = await service.encode_chat([message.plain for message in body.messages])
@@ -105,13 +105,13 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
         return service.open([_wanted(service, body, ids, continues)])
 
     @router.post("/chat", response_class=Response, responses=documented("/chat", *REFUSALS) | {200: STREAM})
-    async def chat(body: Asked) -> Response:
+    async def chat(body: QueryBody) -> Response:
         """An answer as it comes: events of tokens, and a last one with the whole and its figures."""
         job = await submit(body)
         return Events(job, _events(job, body))
 
     @router.post("/query", responses=documented("/query", *REFUSALS))
-    async def query(body: Asked, request: Request) -> Answered:
+    async def query(body: QueryBody, request: Request) -> Answered:
         """The same, in one answer."""
         with await submit(body) as job:
             await unless_gone(request, job.whole())
@@ -124,7 +124,7 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
         sampling = run.sampling({}, 0)
         return Config(
             model=model, strategy=run.strategy, max_new_tokens=run.max_new_tokens, context=service.context,
-            chat=run.chat, system=run.system, nodes=len(watch.places), version=__version__, dtype=dtype,
+            chat=run.chat, system=run.system, nodes=len(watch.reports), version=__version__, dtype=dtype,
             parameters=Parameters(
                 temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
                 repetition_penalty=sampling.repetition_penalty,
@@ -153,7 +153,7 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
     async def cluster() -> Cluster:
         """The ring as it is: what each rank has, and what it did since somebody last looked."""
         await watch.look()
-        engine, spans = service.engine, [place.span for place in watch.places if place.span]
+        engine, spans = service.engine, [place.span for place in watch.reports if place.span]
         return Cluster(
             model=model, dtype=dtype, layers=max(span.stop for span in spans), slots=service.slots,
             context=service.context, running=engine.running, waiting=engine.waiting, queue=service.limits.queue,
@@ -176,12 +176,14 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
     return router
 
 
-def _wanted(service: Service, body: Asked, ids: tuple[int, ...], continues: bool) -> Wanted:
+def _wanted(service: Service, body: QueryBody, ids: tuple[int, ...], continues: bool) -> AnswerRequest:
     sampling = service.run.sampling(body.overrides, body.seed, body.decoding_strategy)
-    return Wanted(ids=ids, sampling=sampling, max_new_tokens=body.max_tokens, stops=body.stops, continues=continues)
+    return AnswerRequest(
+        ids=ids, sampling=sampling, max_new_tokens=body.max_tokens, stops=body.stops, continues=continues
+    )
 
 
-def _answered(stream: Stream, body: Asked) -> Answered:
+def _answered(stream: Stream, body: QueryBody) -> Answered:
     seconds = stream.finished - stream.submitted
     first = (stream.first_token or stream.finished) - stream.submitted
     new = len(stream.ids)
@@ -194,7 +196,7 @@ def _answered(stream: Stream, body: Asked) -> Answered:
     )  # fmt: skip
 
 
-async def _events(job: Job, body: Asked) -> AsyncIterator[str]:
+async def _events(job: Job, body: QueryBody) -> AsyncIterator[str]:
     async for piece in job.pieces(TICK_S):
         if piece is None:
             yield ALIVE

@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from mpgpt.cluster.bootstrap import Behind
+from mpgpt.cluster.bootstrap import DeviceFactory
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Explain, Run
 from mpgpt.engine.engine import Engine
@@ -48,16 +48,22 @@ END_S = 5.0
 
 
 class Serve:
-    """A job for the command line: ``form`` on every rank, ``lead`` on rank 0."""
+    """A job for the command line: ``start`` on every rank, ``run_rank0`` on rank 0."""
 
     def __init__(
-        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, behind: Behind, explain: Explain
+        self,
+        options: Mapping[str, Any],
+        *,
+        home: Path,
+        config: SettingsFile | None,
+        device_factory: DeviceFactory,
+        explain: Explain,
     ) -> None:
         self._options = options
-        self._run = Run(options, home=home, file=config, behind=behind, explain=explain)
+        self._run = Run(options, home=home, file=config, device_factory=device_factory, explain=explain)
 
-    def form(self, world: World) -> Ring:
-        return self._run.form(world, self._prepare)
+    def start(self, world: World) -> Ring:
+        return self._run.start(world, self._prepare)
 
     def _prepare(self) -> None:
         """All that can be wrong is found before anything is loaded, a port that is taken too."""
@@ -82,11 +88,11 @@ class Serve:
         )
         self._socket = _bind(host, port)
 
-    def lead(self, ring: Ring) -> int:
+    def run_rank0(self, ring: Ring) -> int:
         """Serve until somebody ends it; the exit status."""
         engine = self._run.engine(ring)
         served = Served(
-            engine=engine, run=self._run, places=tuple(ring.places), slots=ring.slots, model=_public(self._run.model),
+            engine=engine, run=self._run, reports=tuple(ring.reports), slots=ring.slots, model=_public(self._run.model),
             dtype=self._run.dtype, silences=ring.world.silences,
         )  # fmt: skip
         services: list[Service] = []
@@ -111,7 +117,7 @@ class Serve:
     def _announce(self, ring: Ring) -> None:
         address, port = self._socket.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        layers = ", ".join(f"{place.node.host} {place.span or '-'}" for place in ring.places)
+        layers = ", ".join(f"{place.node.host} {place.span or '-'}" for place in ring.reports)
         name = _public(self._run.model)
         click.echo(f"mpgpt serves {name} at http://{shown}:{port} (layers: {layers}); Ctrl-C ends it", err=True)
 

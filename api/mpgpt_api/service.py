@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class AnswerRequest:
     """One answer, as somebody wants it."""
 
     ids: tuple[int, ...]
@@ -192,7 +192,7 @@ class Service:
     async def _apart(self, encode: Callable[[], list[int]]) -> tuple[int, ...]:
         return tuple(await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode))
 
-    def open(self, wanted: Sequence[Wanted]) -> Job:
+    def open(self, wanted: Sequence[AnswerRequest]) -> Job:
         """Hand answers to the engine. Raises ``Problem`` when there is no room, or one of them cannot be."""
         if self.stopping:
             raise Problem(503, self._why)
@@ -211,7 +211,7 @@ class Service:
             job.streams.append(stream)
         return job
 
-    def _request(self, wanted: Wanted) -> Request:
+    def _request(self, wanted: AnswerRequest) -> Request:
         request = self.run.request(
             wanted.ids, wanted.sampling, max_new_tokens=wanted.max_new_tokens, logprobs=wanted.logprobs
         )

@@ -204,7 +204,7 @@ class CompletionRequest(OpenAIRequest):
         return 0 if self.logprobs is None else 1 + self.logprobs
 
 
-class Asked(Sampled):
+class QueryBody(Sampled):
     """``POST /chat`` and ``POST /query``: the reference's body, with ``seed``, ``stop`` and ``raw`` besides."""
 
     text: str | None = None

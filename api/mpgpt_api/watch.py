@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from mpgpt.cluster.ring import Place
-from mpgpt.core import Account, Thermal
+from mpgpt.cluster.ring import RankReport
+from mpgpt.core import StageStats, Thermal
 from mpgpt.engine.engine import Engine
 from mpgpt.transport.heartbeat import Silence
 
@@ -82,7 +82,7 @@ class Total:
     device_falls: int = 0
     device_away_s: float = 0.0
 
-    def add(self, account: Account) -> None:
+    def add(self, account: StageStats) -> None:
         self.steps += account.steps
         self.tokens += account.tokens
         self.compute_s += account.compute_s
@@ -99,17 +99,17 @@ class Watch:
     """Belongs to one event loop."""
 
     def __init__(
-        self, engine: Engine, places: Sequence[Place], silences: Callable[[], tuple[Silence, ...]] = tuple
+        self, engine: Engine, reports: Sequence[RankReport], silences: Callable[[], tuple[Silence, ...]] = tuple
     ) -> None:
         """``silences`` gives the ranks that have not been heard for some seconds."""
         self._silences = silences
-        self.places = tuple(places)
-        self.totals = {place.node.rank: Total() for place in places}
+        self.reports = tuple(reports)
+        self.totals = {place.node.rank: Total() for place in reports}
         self._generated = 0
         self.rate = 0.0
         """Tokens of answers a second, in the window."""
         self._engine = engine
-        self._accounts: Mapping[int, Account] = {}
+        self._accounts: Mapping[int, StageStats] = {}
         self._at = -FRESH_S
         self._mark = (time.monotonic(), 0)
         self._asking: asyncio.Future[None] | None = None
@@ -136,11 +136,11 @@ class Watch:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[None] = loop.create_future()
 
-        def hear(accounts: tuple[Account, ...]) -> None:
+        def hear(accounts: tuple[StageStats, ...]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(take, accounts)
 
-        def take(accounts: tuple[Account, ...]) -> None:
+        def take(accounts: tuple[StageStats, ...]) -> None:
             self._take(accounts)
             if not answered.done():
                 answered.set_result(None)
@@ -148,7 +148,7 @@ class Watch:
         self._engine.ask(hear, redial=redial)
         return answered
 
-    def _take(self, accounts: Sequence[Account]) -> None:
+    def _take(self, accounts: Sequence[StageStats]) -> None:
         now = time.monotonic()
         before, generated = self._mark
         self.rate = (self._generated - generated) / max(now - before, 1e-9)
@@ -184,9 +184,9 @@ class Watch:
         return "stalled" if self.stalled else "ok"
 
     def ranks(self) -> list[Rank]:
-        return [self._rank(place) for place in self.places]
+        return [self._rank(place) for place in self.reports]
 
-    def _rank(self, place: Place) -> Rank:
+    def _rank(self, place: RankReport) -> Rank:
         node, span = place.node, place.span
         account = self._accounts.get(node.rank)
         shares = {name: 0.0 for name in ("compute", "wait", "send", "other")}
@@ -201,7 +201,7 @@ class Watch:
         )  # fmt: skip
 
 
-def _device(account: Account | None) -> Device | None:
+def _device(account: StageStats | None) -> Device | None:
     if account is None or account.device is None:
         return None
     told: dict[str, Any] = {name: getattr(account.device, name) for name in Device.model_fields}

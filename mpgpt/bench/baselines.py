@@ -59,7 +59,7 @@ class Task:
         return self.threads or max(1, (os.cpu_count() or 1) // ranks)
 
 
-class Peer(Protocol):
+class Baseline(Protocol):
     """Somebody else's program for the same work."""
 
     name: str

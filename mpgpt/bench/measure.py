@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpgpt.cluster.ring import Place, Ring
-from mpgpt.core import Account, Request, Workload
+from mpgpt.cluster.ring import RankReport, Ring
+from mpgpt.core import Request, StageStats, Workload
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import MpgptError
 
@@ -30,7 +30,7 @@ PASSES = 8
 MEGA = 1e6
 
 
-class Moments:
+class TokenTimes:
     """The Text of whoever wants nothing but the time of each token."""
 
     stopped = False
@@ -48,7 +48,7 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Go:
+class Pass:
     """The work done once. Times in seconds from when all of it was handed in."""
 
     decoded: int
@@ -75,10 +75,10 @@ def measure(engine: Engine, ring: Ring, work: Workload, repeats: int = REPEATS) 
     """
     vocab = ring.config.vocab
     _go(engine, replace(work, new_tokens=min(work.new_tokens, WARM_UP_TOKENS)), vocab, seed=0)
-    engine.tally()
+    engine.stats_round()
     goes = [_go(engine, work, vocab, seed) for seed in range(1, repeats + 1)]
-    accounts = engine.tally()
-    places = {place.node.rank: place for place in ring.places}
+    accounts = engine.stats_round()
+    reports = {place.node.rank: place for place in ring.reports}
     speeds = [go.speed for go in goes if go.speed is not None]
     prompts = work.sequences * work.prompt_tokens
     return {
@@ -86,17 +86,17 @@ def measure(engine: Engine, ring: Ring, work: Workload, repeats: int = REPEATS) 
         "prompt_tokens_per_s": statistics.median(prompts / go.all_decode_s for go in goes),
         "ttft_ms": _percentiles([s for go in goes for s in go.first_s]),
         "tpot_ms": _percentiles([s for go in goes for s in go.gaps_s]),
-        "stages": [_stage(account, places[account.rank]) for account in accounts],
+        "stages": [_stage(account, reports[account.rank]) for account in accounts],
     }
 
 
-def _go(engine: Engine, work: Workload, vocab: int, seed: int) -> Go:
+def _go(engine: Engine, work: Workload, vocab: int, seed: int) -> Pass:
     """All sequences at once, once. The ids differ between sequences and seeds, and are the same every time.
 
     Raises ``MpgptError`` when one of them ends with an error: its figures would be none.
     """
     dice = random.Random(seed)
-    texts = [Moments() for _ in range(work.sequences)]
+    texts = [TokenTimes() for _ in range(work.sequences)]
     begun = time.perf_counter()
     streams = [
         engine.submit(
@@ -113,7 +113,7 @@ def _go(engine: Engine, work: Workload, vocab: int, seed: int) -> Go:
     after, one_done = sum(len(text.at) for text in texts), time.perf_counter()
     while engine.busy:
         _step(engine, streams)
-    return Go(
+    return Pass(
         decoded=after - before, all_decode_s=all_decode - begun, one_done_s=one_done - begun,
         first_s=[text.at[0] - begun for text in texts],
         gaps_s=[b - a for text in texts for a, b in zip(text.at, text.at[1:], strict=False)],
@@ -131,7 +131,7 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     return {"p50": 1000 * float(p50), "p95": 1000 * float(p95)}
 
 
-def _stage(account: Account, place: Place) -> dict[str, Any]:
+def _stage(account: StageStats, place: RankReport) -> dict[str, Any]:
     return {
         "rank": account.rank,
         "host": place.node.host,

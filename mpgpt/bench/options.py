@@ -22,7 +22,7 @@ from mpgpt.model.architecture import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class BenchOptions:
     """What the options ask for."""
 
     model: str
@@ -58,7 +58,7 @@ class Wanted:
         return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
 
 
-def read(options: Mapping[str, Any], size: int | None) -> Wanted:
+def read(options: Mapping[str, Any], size: int | None) -> BenchOptions:
     """Everything that can be found wrong without a model. ``size`` is that of the mpirun that we are in, if any.
 
     Raises ``UsageError``.
@@ -76,7 +76,7 @@ def read(options: Mapping[str, Any], size: int | None) -> Wanted:
     _check_pin(options, ranks)
     _check_config(options, size)
     _check_against(options, size)
-    return Wanted(
+    return BenchOptions(
         model=options["model"] or options["random"], random=bool(options["random"]), ranks=ranks,
         concurrency=concurrency, dtypes=_dtypes(options, size), prompt_tokens=prompt, new_tokens=new,
         # Bound to a core, more threads than one would only take turns on it.
@@ -152,7 +152,7 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def fit(wanted: Wanted, config: ModelConfig) -> None:
+def fit(wanted: BenchOptions, config: ModelConfig) -> None:
     """Raises ``UsageError`` when the model is too small for what is asked of it."""
     if max(wanted.ranks) > config.layers:
         raise UsageError(f"--ranks {max(wanted.ranks)}: the model has {config.layers} layers")

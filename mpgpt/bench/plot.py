@@ -107,7 +107,7 @@ def _shares(axes: Axes, document: dict[str, Any], dtype: str) -> None:
     """A bar for each stage of each run: the shares of its time."""
     runs = [run for run in document["runs"] if run["dtype"] == dtype]
     runs.sort(key=lambda run: (run["concurrency"], run["ranks"]))
-    at, places, names = 0.0, [], []
+    at, reports, names = 0.0, [], []
     for run in runs:
         for stage in run["stages"]:
             begun = 0.0
@@ -122,11 +122,11 @@ def _shares(axes: Axes, document: dict[str, Any], dtype: str) -> None:
                 begun += share
             first, stop = stage["layers"]
             of = f"{_count(run['concurrency'], 'sequence')}, {_count(run['ranks'], 'rank')}:  " * (stage["rank"] == 0)
-            places.append(at)
+            reports.append(at)
             names.append(f"{of}rank {stage['rank']}, layers {first}-{stop - 1}")
             at += 1.0
         at += 0.5
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(reports, names, fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(at - 0.9, -0.6)
     axes.set_xlim(0, 100)

@@ -4,7 +4,7 @@ Knows: which rings are started in which order, what happens in each, and what to
 Must not know: what the options mean together, how speed is measured, how figures are put.
 
 ``Bench`` is the command where no mpirun started it: it starts every ring as a process of its own, in turn, so that
-no ring meets another's memory. ``InRing`` is the command in such a process, and under anybody's mpirun.
+no ring meets another's memory. ``RingMeasurement`` is the command in such a process, and under anybody's mpirun.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from mpgpt import config as configs
 from mpgpt import stdio
 from mpgpt.bench import plot
-from mpgpt.bench.baselines import Peer, Task, Transformers
+from mpgpt.bench.baselines import Baseline, Task, Transformers
 from mpgpt.bench.llama_cpp import LlamaRpc, programs
 from mpgpt.bench.measure import REPEATS, measure, read_bandwidth
 from mpgpt.bench.options import fit, read, writing
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.report import Results, show, write_whole
-from mpgpt.cluster.bootstrap import Behind, local_rank, locate, reach, settle, together
+from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model, local_rank, on_all_ranks, settle_ring
 from mpgpt.cluster.processes import environment, listen, mpirun
 from mpgpt.cluster.ring import Ring
 from mpgpt.core import Workload
@@ -40,22 +40,22 @@ from mpgpt.model.weights import model_config
 from mpgpt.transport.link import SoloWorld, World
 
 
-class InRing:
-    """The command within a ring. ``form`` is called on every rank, ``lead`` on rank 0 alone."""
+class RingMeasurement:
+    """The command within a ring. ``start`` is called on every rank, ``run_rank0`` on rank 0 alone."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, behind: Behind) -> None:
-        """``behind`` reaches for the iPad behind a rank."""
-        self._options, self._home, self._behind = options, home, behind
+    def __init__(self, options: Mapping[str, Any], *, home: Path, device_factory: DeviceFactory) -> None:
+        """``device_factory`` reaches for the iPad behind a rank."""
+        self._options, self._home, self._device_factory = options, home, device_factory
 
-    def form(self, world: World) -> Ring:
+    def start(self, world: World) -> Ring:
         """Agree, load, connect. Whatever is wrong anywhere is raised on every rank."""
-        ipad = together(world, lambda: self._prepare(world))[0]
-        device = reach(world, ipad, self._behind)
+        ipad = on_all_ranks(world, lambda: self._prepare(world))[0]
+        device = connect_device(world, ipad, self._device_factory)
         wanted = self._wanted
         report = _say if world.rank == 0 and not self._options["child"] else _silent
         folder = self._locate(world, report)
-        together(world, lambda: fit(wanted, model_config(folder)) if world.rank == 0 else None)
-        settings = settle(
+        on_all_ranks(world, lambda: fit(wanted, model_config(folder)) if world.rank == 0 else None)
+        settings = settle_ring(
             world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
             threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
             memory=self._home.parent / "kernels.json", everyone=True, device=device,
@@ -75,11 +75,11 @@ class InRing:
     def _locate(self, world: World, report: Callable[[str], None]) -> Path:
         name = self._wanted.model
         if not self._wanted.random:
-            return locate(world, name, self._home, report)
-        together(world, lambda: str(random_model(name, self._home, report)) if local_rank(world) == 0 else "")
+            return ensure_model(world, name, self._home, report)
+        on_all_ranks(world, lambda: str(random_model(name, self._home, report)) if local_rank(world) == 0 else "")
         return random_model(name, self._home)
 
-    def lead(self, ring: Ring) -> int:
+    def run_rank0(self, ring: Ring) -> int:
         """Rank 0's part: measure, and print the table; or, for the ``Bench`` that started us, the bare figures."""
         wanted, child = self._wanted, self._options["child"]
         engine, results = ring.engine(drafts=wanted.drafts), Results(wanted.header(ring.config), wanted.json)
@@ -111,12 +111,12 @@ class InRing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class Case:
     """What is started once in each round: a ring of ours, or a peer."""
 
     dtype: str
     ranks: int
-    peer: Peer | None = None
+    peer: Baseline | None = None
     compared: tuple[tuple[str, int], ...] = ()
     """Dtype and ranks of our rings that the peer's figures are for."""
 
@@ -157,30 +157,30 @@ class Bench:
             return random_model(wanted.model, self._home, _say)
         alone = SoloWorld()
         try:
-            return locate(alone, wanted.model, self._home, _say)
+            return ensure_model(alone, wanted.model, self._home, _say)
         finally:
             alone.close()
 
-    def _turns(self, folder: Path, config: ModelConfig) -> list[Turn]:
+    def _turns(self, folder: Path, config: ModelConfig) -> list[Case]:
         """A round's. A peer runs once for all that it is compared with, right after the first of it."""
         wanted, peers = self._wanted, self._peers(folder, config)
         rings = [(dtype, ranks) for dtype in wanted.dtypes for ranks in wanted.ranks]
-        turns: dict[tuple[str, int, Peer | None], Turn] = {}
+        turns: dict[tuple[str, int, Baseline | None], Case] = {}
         for dtype, ranks in rings:
-            turns[dtype, ranks, None] = Turn(dtype=dtype, ranks=ranks)
+            turns[dtype, ranks, None] = Case(dtype=dtype, ranks=ranks)
             for peer in peers:
                 theirs = peer.compared(dtype, ranks)
                 same = tuple(ring for ring in rings if peer.compared(*ring) == theirs)
-                turns.setdefault((*theirs, peer), Turn(dtype=theirs[0], ranks=theirs[1], peer=peer, compared=same))
+                turns.setdefault((*theirs, peer), Case(dtype=theirs[0], ranks=theirs[1], peer=peer, compared=same))
         return list(turns.values())
 
-    def _peers(self, folder: Path, config: ModelConfig) -> list[Peer]:
+    def _peers(self, folder: Path, config: ModelConfig) -> list[Baseline]:
         wanted = self._wanted
         task = Task(
             folder=folder, layers=config.layers, concurrency=wanted.concurrency, prompt_tokens=wanted.prompt_tokens,
             new_tokens=wanted.new_tokens, repeats=REPEATS, threads=wanted.threads, pin=wanted.pin, env=self._env,
         )  # fmt: skip
-        peers: list[Peer] = []
+        peers: list[Baseline] = []
         if Transformers.name in wanted.against:
             peers.append(Transformers(task))
         if self._llama:
@@ -204,7 +204,7 @@ class Bench:
         flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
         return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
 
-    def _start(self, turn: Turn, results: Results, bar: Bar) -> None:
+    def _start(self, turn: Case, results: Results, bar: Bar) -> None:
         def hear(said: dict[str, Any]) -> None:
             if "peer" in said:
                 results.add_peer(said, turn.compared)
@@ -267,8 +267,8 @@ def publish(results: Results, picture: Path | None) -> None:
 
 def _crowded(ring: Ring) -> bool:
     """Whether the threads of the ranks on this host are more than its cores."""
-    here = ring.places[0].node.host
-    return sum(place.node.threads for place in ring.places if place.node.host == here) > (os.cpu_count() or 1)
+    here = ring.reports[0].node.host
+    return sum(place.node.threads for place in ring.reports if place.node.host == here) > (os.cpu_count() or 1)
 
 
 def _line(run: Mapping[str, Any]) -> str:

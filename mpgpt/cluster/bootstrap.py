@@ -16,13 +16,13 @@ from typing import Any, get_args
 
 import torch
 
-from mpgpt.cluster.rank_probe import survey
+from mpgpt.cluster.rank_probe import probe_ranks
 from mpgpt.config import DtypeName
 from mpgpt.core import Node, Shape, Span, Workload
 from mpgpt.engine.stage import Device
 from mpgpt.errors import ModelError, MpgptError, PullError, UsageError
 from mpgpt.model.architecture import ModelConfig, read_config
-from mpgpt.model.autotune import Trial, choose, trial_from
+from mpgpt.model.autotune import KernelTiming, timing_from, tune
 from mpgpt.model.folder import read_json
 from mpgpt.model.kernels import Kernels
 from mpgpt.model.pull import find, place_of, pull
@@ -36,7 +36,7 @@ from mpgpt.transport.link import World
 MAX_CONTEXT = 4096
 """The context that is taken when none is asked for and the model would allow more."""
 
-Behind = Callable[[dict[str, Any], World], Device]
+DeviceFactory = Callable[[dict[str, Any], World], Device]
 """Reaches for the iPad of a ``config.IPad`` in JSON (``mpgpt_ios``)."""
 
 Spans = list[tuple[int, int] | None]
@@ -44,7 +44,7 @@ Spans = list[tuple[int, int] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class RingConfig:
     """What every rank must know before it can load. Made on rank 0 and broadcast as JSON."""
 
     config: dict[str, Any]
@@ -75,17 +75,17 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+class TuningResults:
     """What the hosts found out about kernels."""
 
     chosen: list[dict[str, str]]
     """By rank."""
-    trials: dict[str, list[Trial]]
+    trials: dict[str, list[KernelTiming]]
     """By host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
+class ClusterProfile:
     """What a plan stands on."""
 
     shape: Shape
@@ -95,7 +95,7 @@ class Ground:
     """The same model held in fewer bytes, by dtype."""
 
 
-def together(world: World, work: Callable[[], Any]) -> list[Any]:
+def on_all_ranks(world: World, work: Callable[[], Any]) -> list[Any]:
     """Do ``work`` on every rank; every rank's (JSON) answer on every rank.
 
     If it fails anywhere, raises the same error everywhere, naming rank, host and cause, so that all end alike.
@@ -116,7 +116,7 @@ def together(world: World, work: Callable[[], Any]) -> list[Any]:
     raise kind("\n".join(f"rank {rank} on {world.hosts[rank]}: {report['error']}" for rank, report in failed))
 
 
-def reach(world: World, ipad: dict[str, Any] | None, behind: Behind) -> Device | None:
+def connect_device(world: World, ipad: dict[str, Any] | None, device_factory: DeviceFactory) -> Device | None:
     """On the rank that stands before an iPad: the iPad; elsewhere, and without any, None. All ranks must call it.
 
     ``ipad`` is ``config.IPad`` as JSON. Raises on every rank when it cannot be, such as for want of its package.
@@ -126,15 +126,15 @@ def reach(world: World, ipad: dict[str, Any] | None, behind: Behind) -> Device |
     if ipad["rank"] >= world.size:
         raise UsageError(f"ipad.rank is {ipad['rank']}, but mpirun started {world.size} (-n {world.size})")
     found: list[Device] = []
-    together(world, lambda: found.append(behind(ipad, world)) if world.rank == ipad["rank"] else None)
+    on_all_ranks(world, lambda: found.append(device_factory(ipad, world)) if world.rank == ipad["rank"] else None)
     return found[0] if found else None
 
 
-def locate(world: World, name: str, home: Path, report: Callable[[str], None]) -> Path:
+def ensure_model(world: World, name: str, home: Path, report: Callable[[str], None]) -> Path:
     """The model's folder on this host. Where a host lacks it, its first rank pulls it; but a model that is given as a
     path must lie at that path on every host. Raises on every rank, by host, and says who has the model if anyone does.
     """
-    found = together(world, lambda: _look(name, home))
+    found = on_all_ranks(world, lambda: _look(name, home))
     given = any(look["path"] for look in found)
     owner = next((rank for rank, look in enumerate(found) if look["path"] or (look["folder"] and not given)), None)
     lacking = [host for host, look in zip(world.hosts, found, strict=True) if not any(look.values())]
@@ -155,9 +155,9 @@ def locate(world: World, name: str, home: Path, report: Callable[[str], None]) -
                 raise
             raise PullError(error.reason, _advice(world, owner, found, str(place_of(name, home)))) from error
 
-    together(world, fetch)
+    on_all_ranks(world, fetch)
     folder = find(name, home)
-    together(world, lambda: _present(folder, name))
+    on_all_ranks(world, lambda: _present(folder, name))
     assert folder is not None
     return folder
 
@@ -183,9 +183,9 @@ def _present(folder: Path | None, name: str) -> None:
         raise ModelError(f"the model {name} is not on this host")
 
 
-def agree(
+def tune_kernels(
     world: World, config: ModelConfig, *, dtype: str, threads: int | None, kernel: str, memory: Path | None
-) -> Tried:  # fmt: skip
+) -> TuningResults:  # fmt: skip
     """Choose the kernels for this model on every host: its first rank tries, while the others wait, and all of the host
     take the same. ``memory`` is where each host keeps what it found. Raises on every rank what fails on any.
     """
@@ -195,32 +195,32 @@ def agree(
         if local_rank(world):
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
-            kernels, trials = choose(dtype, weights_of(config), pinned=kernel, memory=memory)
+            kernels, trials = tune(dtype, weights_of(config), pinned=kernel, memory=memory)
         return {"chosen": dict(kernels.chosen), "trials": [asdict(trial) for trial in trials]}
 
-    answers = together(world, mine)
+    answers = on_all_ranks(world, mine)
     of_host = {host: answers[world.hosts.index(host)] for host in world.hosts}
-    return Tried(
+    return TuningResults(
         chosen=[of_host[host]["chosen"] for host in world.hosts],
-        trials={host: [trial_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
+        trials={host: [timing_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
     )
 
 
-def settle(
+def settle_ring(
     world: World, folder: Path, *, dtype: DtypeName, slots: int, context: int | None, threads: int | None,
     plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: Objective = "throughput",
     workload: Workload = Workload(), report: Callable[[str], None] = lambda line: None,  # noqa: B008
-    kernel: str = "auto", memory: Path | None = None, explain: Callable[[Tried], None] = lambda tried: None,
+    kernel: str = "auto", memory: Path | None = None, explain: Callable[[TuningResults], None] = lambda tuning: None,
     everyone: bool = False, device: Device | None = None,
-) -> Settings:  # fmt: skip
+) -> RingConfig:  # fmt: skip
     """Rank 0 decides the plan and the sizes; every rank gets them. ``plan`` gives the spans, or None for auto: then
     every rank is measured, and the layers are placed so that ``objective`` is best met for ``workload``.
 
     ``report`` hears, on rank 0, of ranks that are better left without layers, and ``explain`` of the kernels that were
-    tried (see ``agree``). With ``everyone`` no rank is left without layers. ``device`` is the machine behind this
-    rank, if there is one: its layers are the rank's, and the ring takes no more sequences or positions than it holds.
-    Raises ``UsageError`` on every rank when the spans do not fit the model, the device or the number of ranks, or the
-    model does not fit the ranks' memory.
+    tried (see ``tune_kernels``). With ``everyone`` no rank is left without layers. ``device`` is the machine behind
+    this rank, if there is one: its layers are the rank's, and the ring takes no more sequences or positions than it
+    holds. Raises ``UsageError`` on every rank when the spans do not fit the model, the device or the number of ranks,
+    or the model does not fit the ranks' memory.
     """
 
     def decide() -> dict[str, Any]:
@@ -250,28 +250,28 @@ def settle(
     def placed() -> Spans:
         work = replace(workload, sequences=min(workload.sequences, chosen["slots"]))
         spans = place(
-            ground.shape, ground.nodes, ground.links, work, objective, others=ground.others, home=AT_HOME,
+            profile.shape, profile.nodes, profile.links, work, objective, others=profile.others, home=AT_HOME,
             ranks=world.size if everyone else None,
         ).spans  # fmt: skip
-        for node, span in zip(ground.nodes, spans, strict=True):
+        for node, span in zip(profile.nodes, spans, strict=True):
             if span is None:
-                room = not node.free or held_bytes(ground.shape, 1, first=False, last=False) <= node.free
+                room = not node.free or held_bytes(profile.shape, 1, first=False, last=False) <= node.free
                 why = "the ring is faster without it" if room else "its free memory does not hold one"
                 report(f"rank {node.rank} on {node.host} has no layers: {why}")
         return _plain(spans)
 
-    limits = together(world, limit)
-    chosen = together(world, lambda: None if world.rank else decide())[0]
+    limits = on_all_ranks(world, limit)
+    chosen = on_all_ranks(world, lambda: None if world.rank else decide())[0]
     config = read_config(chosen["config"])
-    tried = agree(world, config, dtype=dtype, threads=threads, kernel=kernel, memory=memory)
+    tuning = tune_kernels(world, config, dtype=dtype, threads=threads, kernel=kernel, memory=memory)
     if world.rank == 0:
-        explain(tried)
+        explain(tuning)
     if not chosen["spans"]:
-        kernels = Kernels(dtype=dtype, chosen=tried.chosen[world.rank])
+        kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
         room = {key: chosen[key] for key in ("slots", "context")}
-        ground = measure(world, config, kernels, **room, threads=threads, device=device)
-        chosen["spans"] = together(world, lambda: None if world.rank else placed())[0]
-    return Settings(**chosen, dtype=dtype, threads=threads, chosen=tried.chosen)
+        profile = probe_cluster(world, config, kernels, **room, threads=threads, device=device)
+        chosen["spans"] = on_all_ranks(world, lambda: None if world.rank else placed())[0]
+    return RingConfig(**chosen, dtype=dtype, threads=threads, chosen=tuning.chosen)
 
 
 def context_of(config: ModelConfig, asked: int | None) -> int:
@@ -285,19 +285,19 @@ def _plain(spans: Sequence[Span | None]) -> Spans:
     return [(span.start, span.stop) if span else None for span in spans]
 
 
-def measure(
+def probe_cluster(
     world: World, config: ModelConfig, kernels: Kernels, *, slots: int, context: int, threads: int | None,
     device: Device | None = None,
-) -> Ground:  # fmt: skip
+) -> ClusterProfile:  # fmt: skip
     """Measure every rank and the links for a model of this shape. All ranks must call it."""
-    nodes, links = survey(
-        world, partial(together, world), config, kernels=kernels, threads=share_cores(world, threads), context=context,
-        device=device,
+    nodes, links = probe_ranks(
+        world, partial(on_all_ranks, world), config, kernels=kernels, threads=share_cores(world, threads),
+        context=context, device=device,
     )  # fmt: skip
     shapes = {name: shape_of(config, name, slots, context) for name in get_args(DtypeName)}
     shape = shapes[kernels.dtype]
     others = {str(name): shapes[name] for name in DTYPES if shapes[name].layer_bytes < shape.layer_bytes}
-    return Ground(shape=shape, nodes=nodes, links=links, others=others)
+    return ClusterProfile(shape=shape, nodes=nodes, links=links, others=others)
 
 
 def local_rank(world: World) -> int:

@@ -44,15 +44,15 @@ FASTEST = 1e11
 """Bytes a second where a large frame is not slower than a small one."""
 
 
-def measure_links(world: World, together: Callable[[Callable[[], Any]], list[Any]], large: int) -> Links:
+def measure_links(world: World, on_all_ranks: Callable[[Callable[[], Any]], list[Any]], large: int) -> Links:
     """An ``Edge`` for every ordered pair of ranks. ``large`` is the length of a prompt chunk's frame, bytes.
 
-    All ranks must call it. Raises on every rank (by ``together``) when two of them do not reach each other.
+    All ranks must call it. Raises on every rank (by ``on_all_ranks``) when two of them do not reach each other.
     """
     measured: dict[Pair, Edge] = {}
     for pairs in rounds(worth_measuring(world.hosts)):
         mine = next((pair for pair in pairs if world.rank in pair), None)
-        answers = together(partial(_play, world, mine, max(large, LEAST_LARGE)))
+        answers = on_all_ranks(partial(_play, world, mine, max(large, LEAST_LARGE)))
         for a, b in pairs:
             edge = Edge(**answers[a])
             measured[a, b] = measured[b, a] = edge
@@ -104,7 +104,7 @@ def _play(world: World, pair: Pair | None, large: int) -> dict[str, float] | Non
         return None
     other = pair[1] if world.rank == pair[0] else pair[0]
     outbound, inbound = world.connect(world.rank, other, large), world.connect(other, world.rank, large)
-    player = Player(outbound, inbound, world.hosts[other])
+    player = PingPong(outbound, inbound, world.hosts[other])
     try:
         if world.rank > other:
             player.follow()
@@ -122,7 +122,7 @@ def edge_of(small_s: float, large_s: float, large: int) -> dict[str, float]:
     return {"latency_s": max(small_s - SMALL * slope, 0.0), "bytes_per_s": 1 / slope}
 
 
-class Player:
+class PingPong:
     """One of the two ranks."""
 
     def __init__(self, outbound: Link, inbound: Link, host: str) -> None:

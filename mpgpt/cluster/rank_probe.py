@@ -44,7 +44,7 @@ from mpgpt.transport.link import World
 from mpgpt.transport.wire import Codec
 
 Together = Callable[[Callable[[], Any]], list[Any]]
-"""Does something on every rank and gives every rank's JSON answer, or raises on every rank (``ring.together``)."""
+"""Does something on every rank and gives every rank's JSON answer, or raises on every rank (``ring.on_all_ranks``)."""
 
 ROWS = (2, 4, 8, 16, 32)
 """Rows for which a step is timed, besides one alone and a prompt's chunk."""
@@ -66,7 +66,7 @@ NAP_S, NAPS = 0.008, 9
 BLOCK = 1 << 21
 
 
-class Weights:
+class SyntheticWeights:
     """A ``Source`` of weights that cost nothing to come by. None is zero or close to it: pages of zeros are all one
     page, and denormal numbers are slow."""
 
@@ -143,7 +143,12 @@ class Probe:
         )  # fmt: skip
         with lean_heap():
             model = Slice(
-                shape, Span(start=1, stop=layers + 1), Weights(shape), slots=1, context=self._context, kernels=kernels
+                shape,
+                Span(start=1, stop=layers + 1),
+                SyntheticWeights(shape),
+                slots=1,
+                context=self._context,
+                kernels=kernels,
             )
         for attention in model.attentions:
             attention.kv.fill_(0.5)
@@ -242,8 +247,8 @@ def _thinned(config: ModelConfig, weights: int) -> ModelConfig:
     )
 
 
-def survey(
-    world: World, together: Together, config: ModelConfig, *, kernels: Kernels, threads: int, context: int,
+def probe_ranks(
+    world: World, on_all_ranks: Together, config: ModelConfig, *, kernels: Kernels, threads: int, context: int,
     device: Device | None = None,
 ) -> tuple[list[Node], Links]:  # fmt: skip
     """Every rank as a node with its speed and free memory, and every pair's edge. All ranks must call it.
@@ -252,14 +257,14 @@ def survey(
     it is away, the rank's own speed. Raises on every rank what fails on any.
     """
     mine, cores = world.hosts[world.rank], os.cpu_count() or 1
-    reports = together(lambda: (psutil.virtual_memory().available, min(threads, cores)))
+    reports = on_all_ranks(lambda: (psutil.virtual_memory().available, min(threads, cores)))
     spare, wanted = zip(
         *(report for report, host in zip(reports, world.hosts, strict=True) if host == mine), strict=True
     )
     free, local = min(spare) // len(spare), world.hosts[: world.rank].count(mine)
     speed = measure_speed(
         world,
-        together,
+        on_all_ranks,
         config,
         kernels=kernels,
         context=context,
@@ -275,25 +280,29 @@ def survey(
     def report() -> dict[str, Any]:
         if not device:
             return asdict(node)
-        return asdict(replace(node, kind="ipad", fixed=device.span, ends=False, speed=device.speed() or speed))
+        return asdict(
+            replace(
+                node, kind="ipad", pinned_span=device.span, can_be_first_or_last=False, speed=device.speed() or speed
+            )
+        )
 
-    nodes = [node_from(raw) for raw in together(report)]
-    return nodes, measure_links(world, together, CHUNK * config.embed * kernels.activations.itemsize)
+    nodes = [node_from(raw) for raw in on_all_ranks(report)]
+    return nodes, measure_links(world, on_all_ranks, CHUNK * config.embed * kernels.activations.itemsize)
 
 
 def measure_speed(
-    world: World, together: Together, config: ModelConfig, *, kernels: Kernels, context: int, free: int, turn: int,
+    world: World, on_all_ranks: Together, config: ModelConfig, *, kernels: Kernels, context: int, free: int, turn: int,
     crowd: float,
 ) -> Speed:  # fmt: skip
     """What this rank can do. ``turn`` is its place among the ranks of its host, ``free`` bytes are its to use, and
     ``crowd`` threads want each of the host's cores."""
     probes: list[Probe] = []
-    together(lambda: probes.append(Probe(config, kernels, context, free)))
+    on_all_ranks(lambda: probes.append(Probe(config, kernels, context, free)))
     probe = probes[0]
     turns = max(world.hosts.count(host) for host in world.hosts)
 
     def ask(work: Callable[[], Any]) -> Any:
-        return together(work)[world.rank]
+        return on_all_ranks(work)[world.rank]
 
     alone, cold = [
         ask(lambda: (probe.alone(), probe.cold()) if turn == now else None)  # noqa: B023
@@ -305,7 +314,7 @@ def measure_speed(
     # Nor is it one core's own if its processor time differs from the others' of the host: a neighbour was reading.
     # But a rank that has to give its core away all the time finds its caches cold, and that is its own.
     first, rest = _stretch([alone]), max(1.0, _stretch([*full.values(), chunk]) / crowd)
-    found = together(lambda: [[0, alone], *full.items(), [CHUNK, chunk]])
+    found = on_all_ranks(lambda: [[0, alone], *full.items(), [CHUNK, chunk]])
     host = world.hosts[world.rank]
     alike = [dict(report) for report, other in zip(found, world.hosts, strict=True) if other == host]
     if first > INTERRUPTED:
@@ -331,7 +340,7 @@ def _stretch(steps: Sequence[Mapping[str, float]]) -> float:
 
 def node_from(raw: dict[str, Any]) -> Node:
     """A node out of its JSON."""
-    speed, spans = raw["speed"], {key: raw[key] and Span(**raw[key]) for key in ("within", "fixed")}
+    speed, spans = raw["speed"], {key: raw[key] and Span(**raw[key]) for key in ("allowed_span", "pinned_span")}
     if speed:
         points = {key: tuple((rows, seconds) for rows, seconds in speed[key]) for key in ("layer_s", "head_s")}
         speed = Speed(**{**speed, **points})

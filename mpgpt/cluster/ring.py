@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from mpgpt.cluster.bootstrap import Settings, local_rank, share_cores, together
+from mpgpt.cluster.bootstrap import RingConfig, local_rank, on_all_ranks, share_cores
 from mpgpt.cluster.rank_probe import node_from
 from mpgpt.core import Node, Row, Span, Step
 from mpgpt.engine.drafts import ROW_COST
@@ -23,7 +23,7 @@ from mpgpt.engine.engine import Engine
 from mpgpt.engine.pipeline import Pipeline, relay, stand_by
 from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.engine.stage import Device, PassStage, Stage, TorchStage
-from mpgpt.engine.stage_timer import OTHER, WAIT, Ledger
+from mpgpt.engine.stage_timer import OTHER, WAIT, StageTimer
 from mpgpt.model.architecture import read_config
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, has_another_head
@@ -37,7 +37,7 @@ TRIED_ROWS, TRIES = 8, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class RankReport:
     """What one rank became, as it reports it."""
 
     node: Node
@@ -50,7 +50,7 @@ class Ring:
     """This rank's place in a formed ring. Rank 0 has the ``engine``; the others ``serve``."""
 
     def __init__(
-        self, world: World, settings: Settings, folder: Path, device: Device | None = None,
+        self, world: World, settings: RingConfig, folder: Path, device: Device | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         """Loads this rank's slice and connects it; ``device`` is the machine behind this rank, if there is one.
@@ -61,7 +61,7 @@ class Ring:
         for line in self._load(folder):
             if world.rank == 0:
                 report(line)
-        self.places = [_place(p) for p in together(world, lambda: self._report(threads))]
+        self.reports = [_place(p) for p in on_all_ranks(world, lambda: self._report(threads))]
         itemsize = settings.kernels(world.rank).activations.itemsize
         self._codec = Codec(
             rows=settings.slots, tokens=settings.slots + CHUNK, token_bytes=self.config.embed * itemsize,
@@ -86,7 +86,7 @@ class Ring:
         def seconds() -> list[float]:
             return [self._seconds(self._own, rows) if self._own else 0.0 for rows in (1, TRIED_ROWS)]
 
-        one, many = (float(sum(times)) for times in zip(*together(self.world, seconds), strict=True))
+        one, many = (float(sum(times)) for times in zip(*on_all_ranks(self.world, seconds), strict=True))
         return max(0.0, (many - one) / ((TRIED_ROWS - 1) * one))
 
     def _seconds(self, stage: TorchStage, rows: int) -> float:
@@ -125,7 +125,7 @@ class Ring:
             another = self._slice.last and has_another_head(self.config, checkpoint)
             return f"{folder}: {ANOTHER_HEAD}" if another else ""
 
-        return [line for line in together(self.world, load) if line]
+        return [line for line in on_all_ranks(self.world, load) if line]
 
     def _connect(self) -> None:
         """The link to the next rank of the ring and from the one before; to ranks outside it only rank 0's."""
@@ -149,7 +149,7 @@ class Ring:
         )  # fmt: skip
         nbytes, kv_nbytes = (model.nbytes, model.kv_nbytes) if model else (0, 0)
         span = self._settings.span(world.rank)
-        return asdict(Place(node=node, span=span, slice_bytes=nbytes, kv_bytes=kv_nbytes))
+        return asdict(RankReport(node=node, span=span, slice_bytes=nbytes, kv_bytes=kv_nbytes))
 
     @property
     def slots(self) -> int:
@@ -165,7 +165,7 @@ class Ring:
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
         depth = 1 if len(s.members) == 1 else s.stages + 1
-        ledger = Ledger(self.world.rank)
+        ledger = StageTimer(self.world.rank)
         pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, ledger, self._idle)
 
         def sleep() -> None:
@@ -179,10 +179,10 @@ class Ring:
     def serve(self) -> None:
         """Every other rank's life: until rank 0 stops the ring."""
         if self.world.rank in self._settings.members:
-            relay(self._stage, self._codec, self._inbound, self._outbound, Ledger(self.world.rank))
+            relay(self._stage, self._codec, self._inbound, self._outbound, StageTimer(self.world.rank))
         else:
             stand_by(self._codec, self._inbound)
 
 
-def _place(raw: dict[str, Any]) -> Place:
-    return Place(**{**raw, "node": node_from(raw["node"]), "span": raw["span"] and Span(**raw["span"])})
+def _place(raw: dict[str, Any]) -> RankReport:
+    return RankReport(**{**raw, "node": node_from(raw["node"]), "span": raw["span"] and Span(**raw["span"])})

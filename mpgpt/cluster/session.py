@@ -3,7 +3,7 @@
 Knows: which option goes before which setting; in which order a ring is formed; how a prompt becomes a request.
 Must not know: where prompts come from, or where text goes (a command line, an API).
 
-``form`` is called on every rank; everything else is rank 0's, where the options and the file are read.
+``start`` is called on every rank; everything else is rank 0's, where the options and the file are read.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ from typing import Any
 import click
 
 from mpgpt import config as configs
-from mpgpt.cluster.bootstrap import Behind, Tried, locate, reach, settle, together
+from mpgpt.cluster.bootstrap import (
+    DeviceFactory,
+    TuningResults,
+    connect_device,
+    ensure_model,
+    on_all_ranks,
+    settle_ring,
+)
 from mpgpt.cluster.ring import Ring
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import RequestError, UsageError
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.autotune import Trial
+from mpgpt.model.autotune import KernelTiming
 from mpgpt.model.sampler import check
 from mpgpt.model.tokenizer import Message, Tokenizer
 from mpgpt.placement.plan import Objective
@@ -30,44 +37,50 @@ from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-Explain = Callable[[Mapping[str, Sequence[Trial]]], None]
+Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]
 """Shows the kernels that each host tried."""
 
 
 class Run:
     """``options`` are those of a command that forms a ring; an option that a command does not have is as if not given.
 
-    After ``form``, on rank 0: ``config`` holds the settings, ``tokenizer`` the model's, ``chat`` whether prompts go
+    After ``start``, on rank 0: ``config`` holds the settings, ``tokenizer`` the model's, ``chat`` whether prompts go
     through its chat template, and ``system`` what a chat begins with.
     """
 
     def __init__(
-        self, options: Mapping[str, Any], *, home: Path, file: SettingsFile | None, behind: Behind, explain: Explain
+        self,
+        options: Mapping[str, Any],
+        *,
+        home: Path,
+        file: SettingsFile | None,
+        device_factory: DeviceFactory,
+        explain: Explain,
     ) -> None:
-        """``file`` holds the settings, if there are any; ``behind`` reaches for the iPad behind a rank; ``explain``
-        shows which kernels were tried."""
-        self._options, self._home, self._file, self._behind = options, home, file, behind
+        """``file`` holds the settings, if there are any; ``device_factory`` reaches for the iPad behind a rank;
+        ``explain`` shows which kernels were tried."""
+        self._options, self._home, self._file, self._device_factory = options, home, file, device_factory
         self._show_kernels = explain
         self.config = configs.RunConfig()
         self.model = ""
 
-    def form(self, world: World, prepare: Callable[[], None]) -> Ring:
+    def start(self, world: World, prepare: Callable[[], None]) -> Ring:
         """Agree, load, connect. Whatever is wrong anywhere is raised on every rank.
 
         ``prepare`` is called on rank 0 once the settings are read: for whatever can be found wrong without a model.
         """
-        chosen = together(world, lambda: self._prepare(prepare) if world.rank == 0 else {})[0]
+        chosen = on_all_ranks(world, lambda: self._prepare(prepare) if world.rank == 0 else {})[0]
         world.heed(*chosen["heartbeat"])
         report = self._report if world.rank == 0 else lambda line: None
-        folder = locate(world, chosen["model"], self._home, report)
-        device = reach(world, chosen["ipad"], self._behind)
-        settings = settle(
+        folder = ensure_model(world, chosen["model"], self._home, report)
+        device = connect_device(world, chosen["ipad"], self._device_factory)
+        settings = settle_ring(
             world, folder, dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"],
             threads=chosen["threads"], plan=lambda config: self._spans(world, config),
             objective=self._objective, workload=self.config.workload, report=report, kernel=chosen["kernel"],
             memory=self._home.parent / "kernels.json", explain=self._explain, device=device,
         )  # fmt: skip
-        together(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
+        on_all_ranks(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
         self.dtype: str = chosen["dtype"]
         return Ring(world, settings, folder, device, report)
 
@@ -172,7 +185,7 @@ class Run:
             raise UsageError("--system needs a chat, and this is a raw completion")
         self.system: str | None = system or self.config.system
 
-    def _explain(self, tried: Tried) -> None:
+    def _explain(self, tried: TuningResults) -> None:
         if self._given("explain"):
             self._show_kernels(tried.trials)
 

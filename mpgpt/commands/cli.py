@@ -149,7 +149,9 @@ def generate_command(**given: Any) -> int:
 
     launcher, config = _launched(given)
     interactive = launcher.terminal if launcher else sys.stdin is not None and sys.stdin.isatty()
-    return _run(Generate(given, home=_model_home(), config=config, interactive=interactive, behind=_behind))
+    return _run(
+        Generate(given, home=_model_home(), config=config, interactive=interactive, device_factory=_device_factory)
+    )
 
 
 @cli.command("serve")
@@ -176,7 +178,9 @@ def serve_command(**given: Any) -> int:
     from mpgpt.commands.terminal import explain
     from mpgpt_api.serve import Serve
 
-    return _run(Serve(given, home=_model_home(), config=_launched(given)[1], behind=_behind, explain=explain))
+    return _run(
+        Serve(given, home=_model_home(), config=_launched(given)[1], device_factory=_device_factory, explain=explain)
+    )
 
 
 @cli.command("bench")
@@ -214,11 +218,11 @@ def bench_command(**given: Any) -> int:
 
     Alone, it starts the rings itself, in turn, several rounds. Under mpirun it measures the ring that it is in.
     """
-    from mpgpt.bench.runner import Bench, InRing
+    from mpgpt.bench.runner import Bench, RingMeasurement
 
     _set_mpi_defaults()
     if given["child"] or "OMPI_COMM_WORLD_SIZE" in os.environ:
-        return _run(InRing(given, home=_model_home(), behind=_behind))
+        return _run(RingMeasurement(given, home=_model_home(), device_factory=_device_factory))
     for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
         signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
     return Bench(given, home=_model_home(), env=os.environ).run()
@@ -247,7 +251,9 @@ def plan_command(**given: Any) -> int:
         from mpgpt.commands.plan import Planning
 
         config = _launched(given)[1]
-        return _run(Planning(given, home=_model_home(), config=config, console=Console(), behind=_behind))
+        return _run(
+            Planning(given, home=_model_home(), config=config, console=Console(), device_factory=_device_factory)
+        )
     from mpgpt.commands.plan_report import what_if
 
     for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
@@ -338,7 +344,7 @@ def _need_coremltools() -> None:
         )
 
 
-def _behind(ipad: dict[str, Any], world: World) -> Device:
+def _device_factory(ipad: dict[str, Any], world: World) -> Device:
     """The iPad behind this rank."""
     from mpgpt_ios.proxy.device import IPad
 
@@ -414,7 +420,7 @@ def _work(job: Any, world: World, guard: Guard | None) -> int:
     if world.rank == 0:
         signal.signal(signal.SIGTERM, lambda signum, frame: _terminated(signum, world, guard))
     try:
-        ring = job.form(world)
+        ring = job.start(world)
     except LinkError as error:
         _end(world, guard, str(error), 1)
     except MpgptError:  # the same on every rank
@@ -427,7 +433,7 @@ def _work(job: Any, world: World, guard: Guard | None) -> int:
     except Exception as error:
         _fail(world, guard, error)
     try:
-        status: int = 0 if world.rank else job.lead(ring)
+        status: int = 0 if world.rank else job.run_rank0(ring)
         if world.rank:
             ring.serve()
     except KeyboardInterrupt:

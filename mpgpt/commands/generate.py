@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from mpgpt import stdio
-from mpgpt.cluster.bootstrap import Behind
+from mpgpt.cluster.bootstrap import DeviceFactory
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Run
 from mpgpt.commands import terminal
@@ -29,22 +29,28 @@ from mpgpt.transport.link import World
 
 
 class Generate:
-    """One run. ``form`` is called on every rank, ``lead`` on rank 0 alone; only rank 0 looks at prompts and files."""
+    """One run. Only rank 0 looks at prompts and files."""
 
     def __init__(
-        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, interactive: bool, behind: Behind
+        self,
+        options: Mapping[str, Any],
+        *,
+        home: Path,
+        config: SettingsFile | None,
+        interactive: bool,
+        device_factory: DeviceFactory,
     ) -> None:
         """``config`` is the settings file, if there is one; ``interactive`` says that a person sits at standard input;
-        ``behind`` reaches for the iPad behind a rank."""
+        ``device_factory`` reaches for the iPad behind a rank."""
         self._options, self._interactive = options, interactive
-        self._run = Run(options, home=home, file=config, behind=behind, explain=terminal.explain)
+        self._run = Run(options, home=home, file=config, device_factory=device_factory, explain=terminal.explain)
         self._prompts: list[Prompt] | None = None
         self._records: Records | None = None
 
     # -- before the ring
 
-    def form(self, world: World) -> Ring:
-        return self._run.form(world, self._prepare)
+    def start(self, world: World) -> Ring:
+        return self._run.start(world, self._prepare)
 
     def _prepare(self) -> None:
         options = self._options
@@ -78,7 +84,7 @@ class Generate:
 
     # -- in the ring
 
-    def lead(self, ring: Ring) -> int:
+    def run_rank0(self, ring: Ring) -> int:
         """Rank 0's part; the exit status."""
         engine = self._run.engine(ring)
         try:
@@ -104,7 +110,7 @@ class Generate:
             raise RequestError(stream.error)
         if ring.world.launched:
             time.sleep(0.1)  # mpirun forwards the two outputs apart: the text goes first
-        click.echo(terminal.figures(stream, [(place.node, place.span) for place in ring.places]), err=True)
+        click.echo(terminal.figures(stream, [(place.node, place.span) for place in ring.reports]), err=True)
         self._tell_devices(engine, ring)
         return 0
 
@@ -120,8 +126,8 @@ class Generate:
         return stream
 
     def _tell_devices(self, engine: Engine, ring: Ring) -> None:
-        if any(place.node.kind == "ipad" for place in ring.places):
-            click.echo(terminal.devices(engine.tally()), err=True)
+        if any(place.node.kind == "ipad" for place in ring.reports):
+            click.echo(terminal.devices(engine.stats_round()), err=True)
 
     def _converse(self, engine: Engine, ring: Ring) -> int:
         """A conversation on the terminal, or single completions where the model knows no roles."""
@@ -146,7 +152,7 @@ class Generate:
                 messages = list(opening)
                 continue
             messages.append({"role": "assistant", "content": stream.text})
-            stdio.put("\n" + terminal.figures(stream, [(place.node, place.span) for place in ring.places]) + "\n")
+            stdio.put("\n" + terminal.figures(stream, [(place.node, place.span) for place in ring.reports]) + "\n")
 
     def _batch(self, engine: Engine, ring: Ring, prompts: list[Prompt]) -> int:
         """Many prompts, as many in flight as there are slots and as many again ready; a record as each is done."""

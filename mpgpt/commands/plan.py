@@ -15,7 +15,15 @@ from rich.console import Console
 
 from mpgpt import config as configs
 from mpgpt import stdio
-from mpgpt.cluster.bootstrap import Behind, Ground, agree, context_of, measure, reach, together
+from mpgpt.cluster.bootstrap import (
+    ClusterProfile,
+    DeviceFactory,
+    connect_device,
+    context_of,
+    on_all_ranks,
+    probe_cluster,
+    tune_kernels,
+)
 from mpgpt.commands.plan_report import check_target, plan_tree, save, show
 from mpgpt.commands.terminal import explain
 from mpgpt.errors import OutputError, UsageError
@@ -29,23 +37,29 @@ from mpgpt.transport.link import World
 
 
 class Planning:
-    """One run. ``form`` is called on every rank, then ``lead`` on rank 0 and ``serve`` on the others."""
+    """One run. ``start`` is called on every rank, then ``run_rank0`` on rank 0 and ``serve`` on the others."""
 
     def __init__(
-        self, options: Mapping[str, Any], *, home: Path, config: SettingsFile | None, console: Console, behind: Behind
+        self,
+        options: Mapping[str, Any],
+        *,
+        home: Path,
+        config: SettingsFile | None,
+        console: Console,
+        device_factory: DeviceFactory,
     ) -> None:
-        """``config`` is the settings file, if there is one; the tables go to ``console``; ``behind`` reaches for the
-        iPad behind a rank."""
+        """``config`` is the settings file, if there is one; the tables go to ``console``; ``device_factory`` reaches
+        for the iPad behind a rank."""
         self._options, self._home, self._file, self._console = options, home, config, console
-        self._behind = behind
+        self._device_factory = device_factory
         self._config = configs.RunConfig()
 
-    def form(self, world: World) -> Planning:
+    def start(self, world: World) -> Planning:
         """Measure. Whatever is wrong anywhere is raised on every rank."""
-        asked = together(world, lambda: self._prepare() if world.rank == 0 else None)[0]
+        asked = on_all_ranks(world, lambda: self._prepare() if world.rank == 0 else None)[0]
         config, dtype, threads = read_config(asked["raw"]), asked["dtype"], asked["threads"]
-        device = reach(world, asked["ipad"], self._behind)
-        tried = agree(
+        device = connect_device(world, asked["ipad"], self._device_factory)
+        tuning = tune_kernels(
             world,
             config,
             dtype=dtype,
@@ -54,9 +68,9 @@ class Planning:
             memory=self._home.parent / "kernels.json",
         )
         if world.rank == 0 and self._options["explain"]:
-            explain(tried.trials)
-        kernels = Kernels(dtype=dtype, chosen=tried.chosen[world.rank])
-        self._ground: Ground = measure(
+            explain(tuning.trials)
+        kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
+        self._ground: ClusterProfile = probe_cluster(
             world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads, device=device
         )
         return self
@@ -90,22 +104,22 @@ class Planning:
             raise UsageError(f"the model {model} is not here: mpgpt pull {model}, or name a config.json")
         return folder / "config.json"
 
-    def lead(self, ring: Planning) -> int:
+    def run_rank0(self, ring: Planning) -> int:
         """Rank 0's part: place, say, write down. ``UsageError`` when the model does not fit."""
-        ground, options, config = self._ground, self._options, self._config
+        profile, options, config = self._ground, self._options, self._config
         given = {key: options[key] for key in ("sequences", "prompt_tokens", "new_tokens") if options[key] is not None}
         workload = replace(config.workload, **given)
         workload = replace(workload, sequences=min(workload.sequences, self._slots))
         objective = options["objective"] or config.plan.objective
         plans = alternatives(
-            ground.shape, ground.nodes, ground.links, workload, objective, others=ground.others, home=AT_HOME
+            profile.shape, profile.nodes, profile.links, workload, objective, others=profile.others, home=AT_HOME
         )
         plan = choose(plans)
         try:
-            show(plan, plans, ground.nodes, ground.shape, self._console, workload=workload)
+            show(plan, plans, profile.nodes, profile.shape, self._console, workload=workload)
             if options["json"]:
-                tree = plan_tree(plan, plans, ground.nodes, ground.shape, workload)
-                save(options["json"], tree | {"measured": _measured(ground)})
+                tree = plan_tree(plan, plans, profile.nodes, profile.shape, workload)
+                save(options["json"], tree | {"measured": _measured(profile)})
         except OutputError as error:
             return stdio.parting(error)
         return 0
@@ -114,7 +128,7 @@ class Planning:
         """Every other rank's part: it has been measured, and is done."""
 
 
-def _measured(ground: Ground) -> dict[str, Any]:
+def _measured(profile: ClusterProfile) -> dict[str, Any]:
     """For JSON: every rank as it reported itself, and the links."""
-    links = [{"from": a, "to": b, **asdict(edge)} for (a, b), edge in sorted(ground.links.items())]
-    return {"nodes": [asdict(node) for node in ground.nodes], "links": links}
+    links = [{"from": a, "to": b, **asdict(edge)} for (a, b), edge in sorted(profile.links.items())]
+    return {"nodes": [asdict(node) for node in profile.nodes], "links": links}

@@ -24,7 +24,7 @@ from mpgpt.files import writable, write_whole
 from mpgpt.placement.infeasible import gigabytes
 from mpgpt.placement.plan import Plan, alternatives, choose, needs, predict
 from mpgpt.placement.simulator import Report, run
-from mpgpt.placement.what_if import SLOTS, Cluster, Scene, load_cluster
+from mpgpt.placement.what_if import SLOTS, Scene, WhatIf, load_cluster
 
 OTHER_COLUMNS = 66
 """The width of all columns but that of the layers, where plans are compared."""
@@ -89,13 +89,13 @@ def _sometimes(bar: Progress, task: Any) -> Callable[[int], None]:
     return hear
 
 
-def _workload(cluster: Cluster, options: Mapping[str, Any]) -> Workload:
+def _workload(cluster: WhatIf, options: Mapping[str, Any]) -> Workload:
     """The file's, and over it what is given on the command line."""
     given = {key: options[key] for key in ("sequences", "prompt_tokens", "new_tokens") if options[key] is not None}
     return replace(cluster.work, **given)
 
 
-def _plans(cluster: Cluster, scene: Scene, options: Mapping[str, Any]) -> list[Plan]:
+def _plans(cluster: WhatIf, scene: Scene, options: Mapping[str, Any]) -> list[Plan]:
     objective = options["objective"] or cluster.objective
     return alternatives(scene.shape, scene.nodes, scene.links, scene.workload, objective, others=scene.others)
 

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from mpgpt import stdio
-from mpgpt.core import Account, Node, Span
+from mpgpt.core import Node, Span, StageStats
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
-from mpgpt.model.autotune import ROWS, Trial
+from mpgpt.model.autotune import ROWS, KernelTiming
 
 
 def echo(stream: Stream, piece: str) -> None:
@@ -53,19 +53,21 @@ def read_line() -> str:
         return raw.decode(sys.stdin.encoding, "replace")
 
 
-def figures(stream: Stream, places: Sequence[tuple[Node, Span | None]]) -> str:
+def figures(stream: Stream, reports: Sequence[tuple[Node, Span | None]]) -> str:
     """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
     new = len(stream.ids)
     first = stream.ttft_s or 0.0
     speed = (new - 1) / (stream.seconds - first) if new > 1 else new / max(stream.seconds, 1e-9)
-    layers = " | ".join(f"{node.host} {span or '-'}" if _several(places) else str(span or "-") for node, span in places)
+    layers = " | ".join(
+        f"{node.host} {span or '-'}" if _several(reports) else str(span or "-") for node, span in reports
+    )
     return (
         f"[{len(stream.request.ids)} prompt + {new} new tokens, first after {first:.3f} s, {speed:.1f} tokens/s, "
         f"{drafts(stream) + ', ' if stream.drafted else ''}layers {layers}]"
     )
 
 
-def devices(accounts: Sequence[Account]) -> str:
+def devices(accounts: Sequence[StageStats]) -> str:
     """What the iPads did, a line each; empty without any."""
     lines = []
     for account in accounts:
@@ -86,11 +88,11 @@ def drafts(told: Stream | Engine) -> str:
     return f"drafts {told.accepted} of {told.drafted} accepted, {tokens:.1f} tokens a step"
 
 
-def _several(places: Sequence[tuple[Node, Span | None]]) -> bool:
-    return len({node.host for node, _ in places}) > 1
+def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
+    return len({node.host for node, _ in reports}) > 1
 
 
-def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
+def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
     """The kernels that each host tried, and which one it takes, as a table on standard error; then what it refused."""
     console = Console(stderr=True)
     for host, every in trials.items():
@@ -103,7 +105,7 @@ def explain(trials: Mapping[str, Sequence[Trial]]) -> None:
         table.add_column("steady bits")
         for trial in tried:
             times = [f"{time:.0f}" for time in trial.microseconds]
-            bits = "yes" if trial.steady else "no"
+            bits = "yes" if trial.batch_invariant else "no"
             table.add_row(
                 trial.shape, trial.kernel, *times, bits, style="bold" if trial.chosen else "dim",
                 end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,

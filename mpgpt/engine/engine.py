@@ -20,7 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
-from mpgpt.core import NO_TOKEN, Account, Request, Result, Step, Tally, TokenLogprob
+from mpgpt.core import NO_TOKEN, Request, Result, StageStats, StatsRound, Step, TokenLogprob
 from mpgpt.core import Sequence as Running
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.errors import MpgptError, RequestError
@@ -31,7 +31,7 @@ NOT_FINITE = (
 )
 
 
-class Text(Protocol):
+class IncrementalDetokenizer(Protocol):
     """Ids to text, one by one (``tokenizer.TextStream``)."""
 
     stopped: bool
@@ -43,7 +43,7 @@ class Text(Protocol):
 
 
 class IdsOnly:
-    """The Text of whoever wants ids and no text."""
+    """The text of whoever wants ids and no text."""
 
     stopped = False
     text = ""
@@ -59,16 +59,16 @@ class Ring(Protocol):
     """Steps in, results out, in order (``pipeline.Pipeline``)."""
 
     def push(self, step: Step) -> None: ...
-    def pop(self, timeout: float | None = None) -> Result | Tally | None: ...
+    def pop(self, timeout: float | None = None) -> Result | StatsRound | None: ...
     def ask(self, epoch: int, *, redial: bool = False) -> None: ...
     def stop(self, epoch: int) -> None: ...
-    def tally(self, epoch: int) -> tuple[Account, ...]: ...
+    def stats_round(self, epoch: int) -> tuple[StageStats, ...]: ...
 
 
 class Stream:
     """One request's way through the engine. ``text``, ``ids`` and the rest may be read from any thread."""
 
-    def __init__(self, request: Request, text: Text, listener: Callable[[Stream, str], None]) -> None:
+    def __init__(self, request: Request, text: IncrementalDetokenizer, listener: Callable[[Stream, str], None]) -> None:
         self.request = request
         self._text, self._listener = text, listener
         self.ids: list[int] = []
@@ -139,10 +139,10 @@ class Stream:
 
 
 @dataclass(slots=True)
-class Asked:
+class StatsWaiter:
     """Who wants the accounts of all stages."""
 
-    listener: Callable[[tuple[Account, ...]], None]
+    listener: Callable[[tuple[StageStats, ...]], None]
     redial: bool
 
 
@@ -165,8 +165,8 @@ class Engine:
         self._submitted: deque[Stream] = deque()
         self._cancelled: deque[Stream] = deque()
         self._streams: dict[int, Stream] = {}
-        self._asking: deque[Asked] = deque()
-        self._asked: list[Asked] = []
+        self._asking: deque[StatsWaiter] = deque()
+        self._asked: list[StatsWaiter] = []
         """Whose tally is on its way."""
         self._heard = 0.0
         self._closing = False
@@ -177,7 +177,7 @@ class Engine:
     def context(self) -> int:
         return self._scheduler.context
 
-    def submit(self, request: Request, text: Text, listener: Callable[[Stream, str], None]) -> Stream:
+    def submit(self, request: Request, text: IncrementalDetokenizer, listener: Callable[[Stream, str], None]) -> Stream:
         """Queue a request. ``listener(stream, piece)`` hears every piece of text; at the last of them
         ``stream.finish_reason`` is set.
 
@@ -205,13 +205,13 @@ class Engine:
         self._cancelled.append(stream)
         self._wake()
 
-    def ask(self, listener: Callable[[tuple[Account, ...]], None], *, redial: bool = False) -> None:
+    def ask(self, listener: Callable[[tuple[StageStats, ...]], None], *, redial: bool = False) -> None:
         """Where every stage's time went since the last time that somebody asked, in the ring's order; ``listener`` is
         called on the engine's thread. With ``redial`` ranks try at once to reach what is away behind them.
 
         From any thread, at any time: the question travels behind the steps that are out.
         """
-        self._asking.append(Asked(listener, redial))
+        self._asking.append(StatsWaiter(listener, redial))
         self._wake()
 
     @property
@@ -269,15 +269,15 @@ class Engine:
         # After a push only what is there already, so that the next step goes out at once if there is one.
         if self._out and (message := self._ring.pop(0 if flight else None)):
             self._heard = time.monotonic()
-            if isinstance(message, Tally):
+            if isinstance(message, StatsRound):
                 self._tell(message)
             else:
                 self._commit(message)
 
-    def tally(self) -> tuple[Account, ...]:
+    def stats_round(self) -> tuple[StageStats, ...]:
         """Where every stage's time went since the last call, in the ring's order; nothing may be under way."""
         assert not self.busy, "a tally goes round an empty ring"
-        return self._ring.tally(self._scheduler.epoch)
+        return self._ring.stats_round(self._scheduler.epoch)
 
     def stop(self) -> None:
         """End the ring: every rank's relay returns."""
@@ -301,10 +301,10 @@ class Engine:
             self._asked = [self._asking.popleft() for _ in range(len(self._asking))]
             self._ring.ask(self._scheduler.epoch, redial=any(asked.redial for asked in self._asked))
 
-    def _tell(self, tally: Tally) -> None:
+    def _tell(self, stats_round: StatsRound) -> None:
         told, self._asked = self._asked, []
         for asked in told:
-            asked.listener(tally.accounts)
+            asked.listener(stats_round.accounts)
 
     def _commit(self, result: Result) -> None:
         for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):

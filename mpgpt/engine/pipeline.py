@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mpgpt.core import Account, Result, Step, Stop, Tally
+from mpgpt.core import Result, StageStats, StatsRound, Step, Stop
 from mpgpt.engine.stage import Stage
-from mpgpt.engine.stage_timer import COMPUTE, OTHER, SEND, WAIT, Ledger
+from mpgpt.engine.stage_timer import COMPUTE, OTHER, SEND, WAIT, StageTimer
 from mpgpt.errors import WireError
 from mpgpt.transport.link import Link
 from mpgpt.transport.wire import Codec, Message
@@ -22,7 +22,7 @@ class Pipeline:
     """Rank 0's end of the ring. Several steps may be in it at once; their results come back in order."""
 
     def __init__(
-        self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, ledger: Ledger, idle: Sequence[Link] = ()
+        self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, ledger: StageTimer, idle: Sequence[Link] = ()
     ) -> None:
         """``idle`` lead to the ranks outside the ring, which wait for its end."""
         self._stage, self._codec, self._ledger = stage, codec, ledger
@@ -34,7 +34,7 @@ class Pipeline:
         assert answer is not None, "rank 0 computes for itself"
         self._send(answer)
 
-    def pop(self, timeout: float | None = None) -> Result | Tally | None:
+    def pop(self, timeout: float | None = None) -> Result | StatsRound | None:
         """The next result, or the tally that was asked for; None when ``timeout`` seconds have passed without one."""
         self._ledger.enter(WAIT)
         frame = self._inbound.recv(timeout)
@@ -43,20 +43,20 @@ class Pipeline:
         if frame is None:
             return None
         message = self._codec.decode(frame)
-        if not isinstance(message, Result | Tally):
+        if not isinstance(message, Result | StatsRound):
             raise WireError("the last rank sent something that is neither a result nor a tally")
         return message
 
     def ask(self, epoch: int, *, redial: bool = False) -> None:
         """Send a tally around, behind the steps that are out; ``pop`` gives it."""
-        self._send(Tally(epoch=epoch, accounts=(self._ledger.turn(),), redial=redial))
+        self._send(StatsRound(epoch=epoch, accounts=(self._ledger.snapshot(),), redial=redial))
 
-    def tally(self, epoch: int) -> tuple[Account, ...]:
+    def stats_round(self, epoch: int) -> tuple[StageStats, ...]:
         """Every stage's account, in the order of the ring; new ones begin. Nothing may be in flight."""
         self.ask(epoch)
         message = self.pop()
-        assert isinstance(message, Tally), "a result that nobody waits for"
-        self._ledger.turn()  # the way round is nobody's work
+        assert isinstance(message, StatsRound), "a result that nobody waits for"
+        self._ledger.snapshot()  # the way round is nobody's work
         return message.accounts
 
     def stop(self, epoch: int) -> None:
@@ -81,7 +81,7 @@ class Pipeline:
             link.close()
 
 
-def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Ledger) -> None:
+def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: StageTimer) -> None:
     """Receive, run the stage, send: until a stop comes by, which is passed on like a tally.
 
     A stage whose answers come later gets the next steps meanwhile; its rank counts as computing as long as one is owed.
@@ -117,10 +117,10 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Led
             continue
         settle(owed)
         owed = 0
-        if isinstance(message, Tally):
+        if isinstance(message, StatsRound):
             if message.redial:
                 stage.redial()
-            account = replace(ledger.turn(), device=stage.account())
+            account = replace(ledger.snapshot(), device=stage.account())
             message = replace(message, accounts=(*message.accounts, account))
         send(message)
     stage.close()
@@ -128,7 +128,7 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Led
     inbound.close()
 
 
-def _compute(stage: Stage, step: Step, ledger: Ledger) -> Step | Result | None:
+def _compute(stage: Stage, step: Step, ledger: StageTimer) -> Step | Result | None:
     ledger.enter(COMPUTE)
     answer = stage.forward(step)
     ledger.count(step.tokens)

@@ -31,12 +31,12 @@ DRAFTED_STEP = 16
 """A step that decodes gets no drafts beyond so many tokens: from there on a row costs what it may give."""
 
 
-News = tuple[Sequence, int, tuple[TokenLogprob, ...]]
+NewToken = tuple[Sequence, int, tuple[TokenLogprob, ...]]
 """A sequence's new token, and the logprobs that were wanted with it; ``NO_TOKEN`` if it ends with an error instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flight:
+class InFlight:
     """A step that is out, and whose rows they are."""
 
     step: Step
@@ -69,7 +69,7 @@ class Scheduler:
         self._decoding: set[Sequence] = set()
         self._ready: dict[Sequence, None] = {}
         self._lookups: dict[Sequence, Lookup] = {}
-        self._flights: deque[Flight] = deque()
+        self._flights: deque[InFlight] = deque()
 
     @property
     def in_flight(self) -> int:
@@ -110,7 +110,7 @@ class Scheduler:
         self._lookups.pop(sequence, None)
         self._release(sequence)
 
-    def next(self) -> Flight | None:
+    def next(self) -> InFlight | None:
         """The next step, now in flight; None while everything waits for what is out."""
         self._admit()
         decodes, prompts = self._decodes(), self._prompts()
@@ -129,17 +129,17 @@ class Scheduler:
                 del self._prompting[sequence]
                 self._decoding.add(sequence)
         self._number += 1
-        self._flights.append(Flight(step=step, sequences=tuple(chosen), decodes=bool(decodes)))
+        self._flights.append(InFlight(step=step, sequences=tuple(chosen), decodes=bool(decodes)))
         return self._flights[-1]
 
-    def commit(self, result: Result) -> list[News]:
+    def commit(self, result: Result) -> list[NewToken]:
         """Take a result in: the new tokens of each sequence that got some and still ran, in order.
 
         A sequence's tokens stand together. It may have ended with the last of them.
         """
         flight = self._flights.popleft()
         assert (result.epoch, result.number) == (flight.step.epoch, flight.step.number), "a result out of order"
-        ids, logprobs, news = iter(result.ids), iter(result.logprobs), list[News]()
+        ids, logprobs, news = iter(result.ids), iter(result.logprobs), list[NewToken]()
         for sequence, row in zip(flight.sequences, flight.step.rows, strict=True):
             sequence.in_flight -= 1
             tokens = [next(ids) for _ in range(row.outputs)]

@@ -10,12 +10,12 @@ import resource
 import sys
 from time import perf_counter
 
-from mpgpt.core import Account
+from mpgpt.core import StageStats
 
 COMPUTE, WAIT, SEND, OTHER = range(4)
 
 
-class Ledger:
+class StageTimer:
     """One rank's account of its time. Whatever passes between two calls of ``enter`` belongs to the first's state."""
 
     def __init__(self, rank: int) -> None:
@@ -38,11 +38,11 @@ class Ledger:
         self._steps += 1
         self._tokens += tokens
 
-    def turn(self) -> Account:
+    def snapshot(self) -> StageStats:
         """The account since the last turn; a new one begins now, in the state that it is."""
         self.enter(self._state)
         compute, wait, send, other = self._seconds
-        account = Account(
+        account = StageStats(
             rank=self._rank, steps=self._steps, tokens=self._tokens, wall_s=self._since - self._begun,
             compute_s=compute, wait_s=wait, send_s=send, other_s=other, peak_rss=peak_rss(),
         )  # fmt: skip

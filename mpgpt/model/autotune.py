@@ -43,22 +43,22 @@ PASSES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class KernelTiming:
     """What one kernel did with one shape: microseconds for each of ``ROWS``, or none where it is not exact."""
 
     shape: str
     kernel: str
     microseconds: tuple[float, ...]
-    steady: bool
+    batch_invariant: bool
     """Whether a row had the same bits in every company that was tried."""
     exact: bool
     """Whether its products of integers are exact; those of floats are as exact as floats are."""
     chosen: bool
 
 
-def choose(
+def tune(
     dtype: str, weights: Iterable[Weight], *, pinned: str = "auto", memory: Path | None = None
-) -> tuple[Kernels, list[Trial]]:
+) -> tuple[Kernels, list[KernelTiming]]:
     """The kernels for a model of these ``weights``: ``pinned`` by name, remembered in ``memory``, or tried now.
 
     Trying takes ``BUDGET_S`` at most, or little more. Raises ``UsageError`` for a name that is no candidate here.
@@ -75,7 +75,7 @@ def choose(
         names = {k: pinned for k, (held, _) in kinds.items() if pinned in _names(held)}
         return Kernels(dtype=dtype, chosen=names), []
     remembered = _read(memory)
-    trials: list[Trial] = []
+    trials: list[KernelTiming] = []
     anew = False
     deadline = time.perf_counter() + BUDGET_S
     for number, (shape, (held, weight)) in enumerate(kinds.items()):
@@ -103,28 +103,28 @@ def _check(pinned: str, dtypes: set[str]) -> None:
         raise UsageError(f"the kernel {pinned} {why}; for {'/'.join(sorted(dtypes))} there are {', '.join(known)}")
 
 
-def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[Trial]:
+def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[KernelTiming]:
     """Every candidate for one shape; the best by the product of its times, so that each row count weighs alike."""
     kernels, until = candidates(dtype), time.perf_counter() + seconds
     activations = Kernels(dtype=dtype).activations
     outputs = max(64, min(weight.outputs, LARGEST_BYTES // (4 * weight.inputs) // 64 * 64))
     with torch.inference_mode():
         held = [products(k, weight.inputs, outputs, activations, COLD_BYTES) for k in kernels]
-        steady = [_steady(linears[0]) for linears in held]
+        batch_invariant = [_steady(linears[0]) for linears in held]
         best = _times(held, until)
     scores = [math.prod(times) ** (1 / len(times)) for times in best]
-    eligible = [i for i in range(len(kernels)) if steady[i] or not any(steady)]
+    eligible = [i for i in range(len(kernels)) if batch_invariant[i] or not any(batch_invariant)]
     winner = min(eligible, key=lambda i: scores[i])
     winner = winner if scores[winner] * MARGIN < scores[eligible[0]] else eligible[0]
     scale = weight.outputs / outputs
     return [
-        Trial(
-            shape=shape, kernel=kernels[i].name, microseconds=tuple(scale * t for t in best[i]), steady=steady[i],
-            exact=True, chosen=i == winner,
+        KernelTiming(
+            shape=shape, kernel=kernels[i].name, microseconds=tuple(scale * t for t in best[i]),
+            batch_invariant=batch_invariant[i], exact=True, chosen=i == winner,
         )
         for i in range(len(kernels))
     ] + [
-        Trial(shape=shape, kernel=kernel.name, microseconds=(), steady=False, exact=False, chosen=False)
+        KernelTiming(shape=shape, kernel=kernel.name, microseconds=(), batch_invariant=False, exact=False, chosen=False)
         for kernel in inexact(dtype)
     ]  # fmt: skip
 
@@ -201,11 +201,11 @@ def _read(memory: Path | None) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _known(entry: Any, dtype: str) -> list[Trial]:
+def _known(entry: Any, dtype: str) -> list[KernelTiming]:
     """The trials of a shape as they were remembered; none when they are not of the kernels that there are now, or
     one is exact now that was not, or the other way."""
     try:
-        trials = [trial_from(one) for one in entry]
+        trials = [timing_from(one) for one in entry]
     except (TypeError, KeyError):
         return []
     now = [(name, True) for name in _names(dtype)] + [(kernel.name, False) for kernel in inexact(dtype)]
@@ -213,12 +213,12 @@ def _known(entry: Any, dtype: str) -> list[Trial]:
     return trials if whole and [trial.exact for trial in trials if trial.chosen] == [True] else []
 
 
-def trial_from(raw: dict[str, Any]) -> Trial:
+def timing_from(raw: dict[str, Any]) -> KernelTiming:
     """A trial out of its JSON."""
-    return Trial(**{**raw, "microseconds": tuple(raw["microseconds"])})
+    return KernelTiming(**{**raw, "microseconds": tuple(raw["microseconds"])})
 
 
-def _as_json(trials: Sequence[Trial]) -> dict[str, Any]:
+def _as_json(trials: Sequence[KernelTiming]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for t in trials:
         table.setdefault(t.shape, []).append(asdict(t))

@@ -20,7 +20,7 @@ BLOCK = 1 << 17
 """Numbers that are joined in one go at most: few enough to stay in a processor's cache."""
 
 
-class Search:
+class Partitioner:
     """The least total of all ways with exactly 1, 2, ... ``most`` pieces, where ``join`` makes totals of costs.
 
     ``np.add`` gives the least sum, ``np.maximum`` the least greatest. A dynamic programme over (k, r, b): the best of

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpgpt.core import Node, Shape, Span, Workload
 from mpgpt.placement.costs import Links, Work, chunk_of, decode_work, held_bytes, life_work, work_seconds
-from mpgpt.placement.cuts import Costs, Mask, Search
+from mpgpt.placement.cuts import Costs, Mask, Partitioner
 
 EVENLY = 1e-9
 """By how much a piece that stands alone weighs more than the same in two: makes the more even of equal ways cheaper,
@@ -23,24 +23,24 @@ def allowed_pieces(shape: Shape, nodes: Sequence[Node], headroom: float) -> Mask
     """[R, a, b]: whether a rank may have the layers from a to b."""
     layers = shape.layers
     a, b = np.meshgrid(np.arange(layers + 1), np.arange(layers + 1), indexing="ij")
-    ends = [[held_bytes(shape, n, first=f, last=z, headroom=headroom) for n in range(layers + 1)]
+    can_be_first_or_last = [[held_bytes(shape, n, first=f, last=z, headroom=headroom) for n in range(layers + 1)]
             for f in (False, True) for z in (False, True)]  # fmt: skip
-    memory = np.array(ends)[2 * (a == 0) + (b == layers), np.maximum(b - a, 0)]
+    memory = np.array(can_be_first_or_last)[2 * (a == 0) + (b == layers), np.maximum(b - a, 0)]
     allowed = np.empty((len(nodes), layers + 1, layers + 1), dtype=bool)
     for node, may in zip(nodes, allowed, strict=True):
         may[:] = b > a
         if node.free:
             may &= memory <= node.free
-        if not node.ends:
+        if not node.can_be_first_or_last:
             may &= (a > 0) & (b < layers)
-        if node.within:
-            may &= (a >= node.within.start) & (b <= node.within.stop)
-        if node.fixed:
-            may &= (a == node.fixed.start) & (b == node.fixed.stop)
+        if node.allowed_span:
+            may &= (a >= node.allowed_span.start) & (b <= node.allowed_span.stop)
+        if node.pinned_span:
+            may &= (a == node.pinned_span.start) & (b == node.pinned_span.stop)
     return allowed
 
 
-class Field:
+class CostTables:
     """All costs of all ways, as arrays for the search."""
 
     def __init__(self, nodes: Sequence[Node], links: Links, shape: Shape, allowed: Mask) -> None:
@@ -49,20 +49,20 @@ class Field:
         self._latency, self._per_byte = np.zeros((count, count)), np.zeros((count, count))
         for (s, r), edge in links.items():
             self._latency[s, r], self._per_byte[s, r] = edge.latency_s, 1 / edge.bytes_per_s
-        fixed = np.array([node.fixed is not None for node in nodes])
-        upto = np.concatenate(([0], np.cumsum(fixed)))  # fixed ranks below
+        pinned_span = np.array([node.pinned_span is not None for node in nodes])
+        upto = np.concatenate(([0], np.cumsum(pinned_span)))  # fixed ranks below
         ranks = np.arange(count)
         self._no_hop = (ranks[:, None] >= ranks) | (upto[:-1] - upto[1:][:, None] > 0)
         self._no_start, self._no_end = upto[:-1] > 0, upto[-1] - upto[1:] > 0
 
-    def shortest(self, works: Sequence[Work], tried: Sequence[int]) -> list[tuple[Span | None, ...]]:
+    def min_latency(self, works: Sequence[Work], tried: Sequence[int]) -> list[tuple[Span | None, ...]]:
         """The least sum for each number of ranks."""
         piece = self._pieces(works, np.ones(len(self._nodes)))
         start, hop, back = self._hops(works, latency=True)
         search = self._search(start, piece, hop, back, "sum", max(tried))
         return [self._spans(search, k) for k in tried if search.value(k) < np.inf]
 
-    def evenest(
+    def min_bottleneck(
         self, workload: Workload, tried: Sequence[int], near: Sequence[Span | None] = ()
     ) -> list[tuple[Span | None, ...]]:
         """The least greatest for each number of ranks, and of those ways the one with the least sum.
@@ -71,7 +71,7 @@ class Field:
         it, by what as many as can be among that number want.
         """
         found, chunk = [], chunk_of(self._nodes)
-        searched: dict[tuple[object, ...], Search] = {}
+        searched: dict[tuple[object, ...], Partitioner] = {}
         for k in tried:
             works, stretch = life_work(workload, k, chunk), self._stretch(k, near)
             piece = self._pieces(works, stretch)
@@ -87,7 +87,7 @@ class Field:
 
     def _within(
         self, bound: float, works: Sequence[Work], piece: Costs, hops: tuple[Costs, Costs, Costs], k: int
-    ) -> Search:
+    ) -> Partitioner:
         """The least sum where nothing is greater than ``bound``."""
         bound *= 1 + 1e-9  # sums of floats in another order
         start, hop, back = self._hops(works, latency=True)
@@ -96,16 +96,16 @@ class Field:
         ]
         return self._search(limits[0], np.where(piece <= bound, piece, np.inf), limits[1], limits[2], "sum", k)
 
-    def _search(self, start: Costs, piece: Costs, hop: Costs, back: Costs, least: str, most: int) -> Search:
+    def _search(self, start: Costs, piece: Costs, hop: Costs, back: Costs, least: str, most: int) -> Partitioner:
         start, back = np.where(self._no_start, np.inf, start), np.where(self._no_end, np.inf, back)
         hop, piece = np.where(self._no_hop, np.inf, hop), piece.copy()
         if least == "sum":
             finite = piece[np.isfinite(piece)]
             piece *= 1 + EVENLY * piece / (finite.max() if finite.size and finite.max() > 0 else 1.0)
             piece[:, :, -1] += back[:, None]
-            return Search(start, piece, hop, np.add, most)
+            return Partitioner(start, piece, hop, np.add, most)
         piece[:, :, -1] = np.maximum(piece[:, :, -1], back[:, None])
-        return Search(start, piece, hop, np.maximum, most)
+        return Partitioner(start, piece, hop, np.maximum, most)
 
     @property
     def crowded(self) -> bool:
@@ -151,7 +151,7 @@ class Field:
         back[0] = 0.0
         return start, over(sum(work.bytes(self._shape.token_bytes) for work in works)), back
 
-    def _spans(self, search: Search, k: int) -> tuple[Span | None, ...]:
+    def _spans(self, search: Partitioner, k: int) -> tuple[Span | None, ...]:
         spans: list[Span | None] = [None] * len(self._nodes)
         for rank, start, stop in search.pieces(k):
             spans[rank] = Span(start=start, stop=stop)

@@ -67,8 +67,8 @@ def _ranks(nodes: Sequence[Node]) -> str:
 
 
 def _counts(shape: Shape, nodes: Sequence[Node], headroom: float) -> tuple[int, int] | None:
-    fixed = np.array([node.fixed is not None for node in nodes])
-    return piece_counts(allowed_pieces(shape, nodes, headroom), fixed)
+    pinned_span = np.array([node.pinned_span is not None for node in nodes])
+    return piece_counts(allowed_pieces(shape, nodes, headroom), pinned_span)
 
 
 def _covered(shape: Shape, nodes: Sequence[Node], headroom: float) -> Mask:
@@ -81,18 +81,18 @@ def _contradiction(shape: Shape, nodes: Sequence[Node]) -> str:
     """What is wrong with spans that are fixed; empty if nothing is."""
     before: Node | None = None
     for node in nodes:
-        span = node.fixed
+        span = node.pinned_span
         if span is None:
             continue
         said = f"rank {node.rank} on {node.host} is fixed to layers {span}"
         if span.stop > shape.layers:
             return f"{said}, but the model's last is {shape.layers - 1}"
-        if node.within and not (node.within.start <= span.start and span.stop <= node.within.stop):
-            return f"{said}, but it can run {node.within} only"
-        if not node.ends and (span.start == 0 or span.stop == shape.layers):
+        if node.allowed_span and not (node.allowed_span.start <= span.start and span.stop <= node.allowed_span.stop):
+            return f"{said}, but it can run {node.allowed_span} only"
+        if not node.can_be_first_or_last and (span.start == 0 or span.stop == shape.layers):
             return f"{said}, but it can have neither the first layer nor the last: it does not embed or sample"
-        if before and before.fixed and span.start < before.fixed.stop:
-            return f"{said}, which do not come after layers {before.fixed} of rank {before.rank}"
+        if before and before.pinned_span and span.start < before.pinned_span.stop:
+            return f"{said}, which do not come after layers {before.pinned_span} of rank {before.rank}"
         before = node
     return ""
 
@@ -101,11 +101,11 @@ def _limits(nodes: Sequence[Node]) -> str:
     """What the ranks can run, in words."""
     said = []
     for node in nodes:
-        if node.fixed:
-            said.append(f"rank {node.rank} is fixed to {node.fixed}")
-        elif node.within:
-            said.append(f"rank {node.rank} can run {node.within} only")
-        if not node.ends and not node.fixed:
+        if node.pinned_span:
+            said.append(f"rank {node.rank} is fixed to {node.pinned_span}")
+        elif node.allowed_span:
+            said.append(f"rank {node.rank} can run {node.allowed_span} only")
+        if not node.can_be_first_or_last and not node.pinned_span:
             said.append(f"rank {node.rank} can have neither the first layer nor the last")
     more = [f"and so on for {len(nodes)} ranks"] if len(said) > SHOWN else []
     return "; ".join(said[:SHOWN] + more) or f"there are {len(nodes)} ranks"

@@ -33,9 +33,9 @@ from mpgpt.placement.costs import (
 from mpgpt.placement.costs import needs as needs
 from mpgpt.placement.costs import stage_seconds as stage_seconds
 from mpgpt.placement.cuts import Mask, piece_counts
-from mpgpt.placement.field import Field, allowed_pieces
+from mpgpt.placement.field import CostTables, allowed_pieces
 from mpgpt.placement.infeasible import refuse
-from mpgpt.placement.way import Way
+from mpgpt.placement.way import Route
 
 Objective = Literal["throughput", "latency"]
 
@@ -136,17 +136,17 @@ def alternatives(
     allowed = allowed_pieces(shape, nodes, headroom)
 
     def found(allowed: Mask) -> list[Plan]:
-        field = Field(nodes, links, shape, allowed)
+        field = CostTables(nodes, links, shape, allowed)
         if objective == "latency":
-            return [expect(spans) for spans in field.shortest(alone_work(workload, max(tried)), tried)]
-        plans = [expect(spans) for spans in field.evenest(workload, tried)]
+            return [expect(spans) for spans in field.min_latency(alone_work(workload, max(tried)), tried)]
+        plans = [expect(spans) for spans in field.min_bottleneck(workload, tried)]
         return [again(field, plan) for plan in plans] if field.crowded else plans
 
     def expect(spans: Sequence[Span | None]) -> Plan:
         return predict(spans, shape, nodes, links, workload, objective, headroom=headroom)
 
-    def again(field: Field, plan: Plan) -> Plan:
-        next_ = expect(field.evenest(workload, [plan.ranks], plan.spans)[0])
+    def again(field: CostTables, plan: Plan) -> Plan:
+        next_ = expect(field.min_bottleneck(workload, [plan.ranks], plan.spans)[0])
         return again(field, next_) if next_.whole > plan.whole * (1 + 1e-6) else plan
 
     plans = found(allowed)
@@ -164,8 +164,8 @@ def _possible(
     shape: Shape, nodes: Sequence[Node], ranks: int | None, headroom: float, others: Mapping[str, Shape]
 ) -> tuple[int, int]:
     """How few and how many ranks can have layers. Raises ``UsageError`` if none can, or not ``ranks``."""
-    fixed = np.array([node.fixed is not None for node in nodes])
-    counts = piece_counts(allowed_pieces(shape, nodes, headroom), fixed)
+    pinned_span = np.array([node.pinned_span is not None for node in nodes])
+    counts = piece_counts(allowed_pieces(shape, nodes, headroom), pinned_span)
     if counts is None or (ranks is not None and not counts[0] <= ranks <= counts[1]):
         raise refuse(shape, nodes, counts, ranks=ranks, headroom=headroom, others=others)
     return counts
@@ -223,7 +223,7 @@ def predict(
     With prompts: the first one's way, the others behind it as fast as the busiest lets them, and then all decode.
     """
     _prove(spans, shape.layers)
-    way = Way(spans, shape, nodes, links)
+    way = Route(spans, shape, nodes, links)
     alone, k = alone_work(workload, len(way.stages)), sum(span is not None for span in spans)
     prompt = prompt_work(workload, chunk_of(nodes))
     cycle, life = decode_work(workload, k), life_work(workload, k, chunk_of(nodes))
@@ -291,6 +291,6 @@ def _evenly(
     """Exactly so many ranks with layers, all taken to be equal, a layer to cost 1 and the head ``head``."""
     speed = Speed(layer_s=((1, 1.0),), head_s=((1, head),))
     alone = [replace(node, speed=speed, host=str(node.rank)) for node in nodes]
-    field = Field(alone, {}, shape, allowed_pieces(shape, nodes, headroom))
-    found = field.evenest(Workload(sequences=1, prompt_tokens=1, new_tokens=1), [ranks])
+    field = CostTables(alone, {}, shape, allowed_pieces(shape, nodes, headroom))
+    found = field.min_bottleneck(Workload(sequences=1, prompt_tokens=1, new_tokens=1), [ranks])
     return found[0] if found else None

@@ -20,7 +20,7 @@ from mpgpt.core import Node, Request, Result, Shape, Span, Step, Workload
 from mpgpt.core import Sequence as Running
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.placement.costs import Links, chunk_of
-from mpgpt.placement.virtual_ring import Crowd, Ring, Servers, Tandem
+from mpgpt.placement.virtual_ring import ServiceTimes, SharedCoreRing, Tandem, VirtualPipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +59,16 @@ class Report:
 def run(
     spans: Sequence[Span | None], shape: Shape, nodes: Sequence[Node], links: Links, workload: Workload, *,
     slots: int, context: int, arrival: float | None = None, seed: int = 0,
-    progress: Callable[[int], None] = lambda tokens: None, ring: Callable[[Servers], Ring] | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+    ring: Callable[[ServiceTimes], VirtualPipeline] | None = None,
 ) -> Report:  # fmt: skip
     """Serve ``workload.sequences`` requests in ``slots`` slots.
 
     They come all at once, or ``arrival`` of them a second on average, as a Poisson process of this ``seed``.
     ``progress`` hears how many new tokens there are. ``ring`` says how time is kept, if not as is fastest.
     """
-    servers = Servers(spans, shape, nodes, links)
-    make = ring or (Crowd if servers.crowded else Tandem)
+    servers = ServiceTimes(spans, shape, nodes, links)
+    make = ring or (SharedCoreRing if servers.crowded else Tandem)
     stages = sum(span is not None for span in spans)
     scheduler = Scheduler(slots=slots, context=context, stages=stages, chunk=chunk_of(nodes))
     times = _arrivals(workload.sequences, arrival, seed)
@@ -88,8 +89,8 @@ class _Run:
     """Rank 0: what ``engine.Engine.step`` does, with the clock in hand."""
 
     def __init__(
-        self, ring: Ring, servers: Servers, scheduler: Scheduler, arrivals: list[float], workload: Workload, depth: int,
-        progress: Callable[[int], None],
+        self, ring: VirtualPipeline, servers: ServiceTimes, scheduler: Scheduler, arrivals: list[float],
+        workload: Workload, depth: int, progress: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._ring, self._servers, self._scheduler, self._depth = ring, servers, scheduler, depth
         self._workload, self._progress = workload, progress

@@ -22,7 +22,7 @@ from mpgpt.placement.costs import Links, interpolate, result_bytes, route, step_
 Seconds = NDArray[np.float64]
 
 
-class Ring(Protocol):
+class VirtualPipeline(Protocol):
     """What the virtual rank 0 needs: its clock, and a place to push to and pop from (``pipeline.Pipeline``)."""
 
     now: float
@@ -37,7 +37,7 @@ class Ring(Protocol):
         """Seconds that each stage was at work, and seconds that steps waited for it."""
 
 
-class Servers:
+class ServiceTimes:
     """What a step costs every stage and hop of a ring, in the order of its way: stage, hop, stage, ..., hop."""
 
     def __init__(self, spans: Sequence[Span | None], shape: Shape, nodes: Sequence[Node], links: Links) -> None:
@@ -115,7 +115,7 @@ class Tandem:
     from server m with no waiting in between, m having become free, for every m <= i. One running maximum gives all.
     """
 
-    def __init__(self, servers: Servers) -> None:
+    def __init__(self, servers: ServiceTimes) -> None:
         self.now = 0.0
         self._servers, size = servers, len(servers.delay)
         self._free, self._worked, self._waited = np.zeros(size), np.zeros(size), np.zeros(size)
@@ -160,10 +160,10 @@ class _Host:
         return min(1.0, self.cores / wanted) if wanted else 1.0
 
 
-class Crowd:
+class SharedCoreRing:
     """Any ring, event by event; for those in which ranks share cores."""
 
-    def __init__(self, servers: Servers) -> None:
+    def __init__(self, servers: ServiceTimes) -> None:
         self.now = 0.0
         self._servers, count = servers, len(servers.stages)
         self._threads = [_threads(node) for node in servers.nodes]

@@ -13,7 +13,7 @@ from mpgpt.core import Node, Shape, Span
 from mpgpt.placement.costs import Links, Work, result_bytes, route, step_bytes, work_seconds
 
 
-class Way:
+class Route:
     """A step's way around a ring: stages and hops."""
 
     def __init__(self, spans: Sequence[Span | None], shape: Shape, nodes: Sequence[Node], links: Links) -> None:

@@ -4,8 +4,8 @@ Knows: the file's keys and their bounds; how bandwidth and arithmetic become the
 Must not know: MPI, how anything is placed, or any machine that is really there.
 
 The seconds are a roofline: a product of few rows takes as long as reading its weights, one of many rows as long as its
-arithmetic, whichever is longer; software reaches the share ``reaches`` of both. Reading the cache costs its bytes. What
-is left out (norms, activations, sampling) belongs into ``reaches`` and ``step_ms``.
+arithmetic, whichever is longer; software gets the share ``efficiency`` of both. Reading the cache costs its bytes. What
+is left out (norms, activations, sampling) belongs into ``efficiency`` and ``step_ms``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
 
-from mpgpt.config import LAYER_RANGE, Blank, Count, DtypeName, Settings, Text
+from mpgpt.config import LAYER_RANGE, Blank, Count, DtypeName, NonEmptyStr, Section
 from mpgpt.core import Edge, Node, Shape, Span, Speed, Workload
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.errors import UsageError
@@ -46,7 +46,7 @@ def _printable(name: str) -> str:
     return name
 
 
-Name = Annotated[Text, Field(max_length=60), AfterValidator(_printable)]
+Name = Annotated[NonEmptyStr, Field(max_length=60), AfterValidator(_printable)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 
@@ -93,7 +93,7 @@ def _range(value: Any) -> Any:
 Layers = Annotated[Span, BeforeValidator(_range)]
 
 
-class Numbers(Settings):
+class Numbers(Section):
     """A model's sizes, in elements."""
 
     family: Literal["gpt2", "llama"]
@@ -116,7 +116,7 @@ class Numbers(Settings):
         )  # fmt: skip
 
 
-class Machine(Settings):
+class Machine(Section):
     """One machine, or ``count`` like it; a rank on each."""
 
     name: Name
@@ -131,48 +131,48 @@ class Machine(Settings):
     """Memory bandwidth with all threads."""
     gflops: Positive
     """Of products with many rows, with all threads; a multiplication and an addition are two."""
-    reaches: Share = 1.0
+    efficiency: Annotated[Share, Field(validation_alias=AliasChoices("efficiency", "reaches"))] = 1.0
     """How much of the two software gets."""
     step_ms: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
     """What every step costs besides."""
-    within: Layers | None = None
-    fixed: Layers | None = None
-    source: Text | None = None
+    allowed_layers: Annotated[Layers | None, Field(validation_alias=AliasChoices("allowed_layers", "within"))] = None
+    pinned_layers: Annotated[Layers | None, Field(validation_alias=AliasChoices("pinned_layers", "fixed"))] = None
+    source: NonEmptyStr | None = None
 
     @property
     def hosts(self) -> list[str]:
         return [self.name] if self.count == 1 else [f"{self.name}-{n}" for n in range(1, self.count + 1)]
 
 
-class Wire(Settings):
+class LinkSpec(Section):
     latency_ms: Positive
     """One way, for a small message."""
     gbit_s: Positive
     """For a large one."""
-    source: Text | None = None
+    source: NonEmptyStr | None = None
 
     @property
     def edge(self) -> Edge:
         return Edge(latency_s=self.latency_ms / 1e3, bytes_per_s=self.gbit_s * 1e9 / 8)
 
 
-class Between(Wire):
-    machines: tuple[Text, Text]
+class Between(LinkSpec):
+    machines: tuple[NonEmptyStr, NonEmptyStr]
     """Both ways between them; twice the same name is among the machines that have it."""
 
 
-class Wires(Settings):
-    default: Wire
+class LinkSpecs(Section):
+    default: LinkSpec
     between: tuple[Between, ...] = ()
 
 
-class Work(Settings):
+class WorkloadSpec(Section):
     sequences: Count = 8
     prompt_tokens: Count = 256
     new_tokens: Count = 128
 
 
-class Cluster(Settings):
+class WhatIf(Section):
     """The file. All of it is checked; ``scene`` makes values of it."""
 
     model: Annotated[Numbers, BeforeValidator(_named)]
@@ -180,9 +180,9 @@ class Cluster(Settings):
     context: Count | None = None
     slots: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     objective: Objective = "throughput"
-    workload: Annotated[Work, Blank] = Work()
+    workload: Annotated[WorkloadSpec, Blank] = WorkloadSpec()
     machines: Annotated[tuple[Machine, ...], Field(min_length=1)]
-    links: Wires
+    links: LinkSpecs
 
     def contradictions(self) -> list[str]:
         """What no single key is to blame for, a sentence each."""
@@ -231,14 +231,14 @@ class Scene:
     """The shape in each smaller dtype."""
 
 
-def load_cluster(path: Path) -> Cluster:
+def load_cluster(path: Path) -> WhatIf:
     """Read and check a file. The ``UsageError`` holds all that is wrong with it, one sentence a line."""
     tree, wrong = read_yaml(path)
     try:
-        cluster = Cluster.model_validate(tree)
+        cluster = WhatIf.model_validate(tree)
         wrong += cluster.contradictions()
     except ValidationError as error:
-        wrong += problems(error, Cluster)
+        wrong += problems(error, WhatIf)
     if wrong:
         raise UsageError("\n".join(f"{path}: {sentence}" for sentence in wrong))
     return cluster
@@ -265,7 +265,7 @@ def weight_bytes(weights: int, outputs: int, dtype: DtypeName) -> int:
 
 def speed_of(machine: Machine, config: ModelConfig, dtype: DtypeName) -> Speed:
     """See the module's docstring."""
-    bandwidth, flops = machine.read_gb_s * 1e9 * machine.reaches, machine.gflops * 1e9 * machine.reaches
+    bandwidth, flops = machine.read_gb_s * 1e9 * machine.efficiency, machine.gflops * 1e9 * machine.efficiency
 
     def product(weights: int, outputs: int, held: DtypeName = dtype) -> tuple[tuple[int, float], ...]:
         read = weight_bytes(weights, outputs, held) / bandwidth
@@ -286,12 +286,13 @@ def _node(rank: int, host: str, machine: Machine, config: ModelConfig, dtype: Dt
     return Node(
         rank=rank, host=host, kind=machine.kind, memory=round(machine.memory_gb * 1e9), local_rank=0,
         threads=machine.threads or machine.cores, cores=machine.cores,
-        free=max(1, round(free)), speed=speed_of(machine, config, dtype), within=machine.within, fixed=machine.fixed,
-        ends=machine.kind != "ipad",
+        free=max(1, round(free)), speed=speed_of(machine, config, dtype),
+        allowed_span=machine.allowed_layers, pinned_span=machine.pinned_layers,
+        can_be_first_or_last=machine.kind != "ipad",
     )  # fmt: skip
 
 
-def _links(wires: Wires, names: list[str]) -> Links:
+def _links(wires: LinkSpecs, names: list[str]) -> Links:
     """``names`` are the machines' by rank."""
     default = wires.default.edge
     between = {frozenset(between.machines): between.edge for between in wires.between}

@@ -47,15 +47,15 @@ from typing import Any, get_args
 from mpgpt.core import (
     MAX_LOGPROBS,
     NO_TOKEN,
-    Account,
     Buffer,
     DeviceAccount,
     Result,
     Row,
     Sampling,
+    StageStats,
+    StatsRound,
     Step,
     Stop,
-    Tally,
     Thermal,
 )
 from mpgpt.errors import WireError
@@ -71,7 +71,7 @@ THERMAL: tuple[Thermal, ...] = get_args(Thermal)
 CRC_AT = 28
 ALIGN = 16
 
-Message = Step | Result | Stop | Tally
+Message = Step | Result | Stop | StatsRound
 type_of = {STEP: "step", RESULT: "result", STOP: "stop", TALLY: "tally"}
 
 
@@ -141,11 +141,13 @@ class Codec:
         frame[hidden_at:] = step.hidden
         return frame
 
-    def _encode_tally(self, tally: Tally) -> bytearray:
-        count = len(tally.accounts)
+    def _encode_tally(self, stats_round: StatsRound) -> bytearray:
+        count = len(stats_round.accounts)
         assert count <= self.ranks, "more accounts than ranks"
-        head = HEADER.pack(MAGIC, TALLY, 0, count, tally.epoch, 0, int(tally.redial), 0, count * ACCOUNT.size, 0)
-        return bytearray(b"".join((head, *map(_pack_account, tally.accounts))))
+        head = HEADER.pack(
+            MAGIC, TALLY, 0, count, stats_round.epoch, 0, int(stats_round.redial), 0, count * ACCOUNT.size, 0
+        )
+        return bytearray(b"".join((head, *map(_pack_account, stats_round.accounts))))
 
     def decode(self, frame: Buffer) -> Message:
         """The message in ``frame``. A step's hidden states are a view into it, not a copy.
@@ -207,16 +209,16 @@ class Codec:
             raise WireError("a step whose rows do not add up to its outputs")
         return Step(epoch=epoch, number=number, rows=unpacked, hidden=view[hidden_at:])
 
-    def _decode_tally(self, view: memoryview, count: int, epoch: int, *, redial: bool) -> Tally:
+    def _decode_tally(self, view: memoryview, count: int, epoch: int, *, redial: bool) -> StatsRound:
         if count > self.ranks:
             raise WireError(f"a tally of {count} accounts; there are {self.ranks} ranks")
-        accounts: list[Account] = []
+        accounts: list[StageStats] = []
         for fields in ACCOUNT.iter_unpack(view[HEADER.size :]):
             account = _unpack_account(*fields)
             if account.rank >= self.ranks or account.rank in {other.rank for other in accounts}:
                 raise WireError(f"a tally with an account of rank {account.rank}; each of {self.ranks} has one")
             accounts.append(account)
-        return Tally(epoch=epoch, accounts=tuple(accounts), redial=redial)
+        return StatsRound(epoch=epoch, accounts=tuple(accounts), redial=redial)
 
     def _decode_rows(self, view: memoryview, rows: int, ids: Sequence[int]) -> tuple[Row, ...]:
         unpacked, used = [], 0
@@ -246,7 +248,7 @@ class Codec:
         return tuple(unpacked)
 
 
-def _pack_account(a: Account) -> bytes:
+def _pack_account(a: StageStats) -> bytes:
     d = a.device
     behind = (
         (d.requests, d.sent, d.received, d.falls, d.compute_s, d.network_s, d.away_s, THERMAL.index(d.thermal))
@@ -257,7 +259,7 @@ def _pack_account(a: Account) -> bytes:
     return ACCOUNT.pack(a.rank, 1 + d.away if d else 0, a.steps, a.tokens, a.peak_rss, *seconds, *behind)
 
 
-def _unpack_account(rank: int, has_device: int, steps: int, tokens: int, peak: int, *rest: Any) -> Account:
+def _unpack_account(rank: int, has_device: int, steps: int, tokens: int, peak: int, *rest: Any) -> StageStats:
     seconds, (requests, sent, received, falls), away, thermal = rest[:5], rest[5:9], rest[9:12], rest[12]
     if not all(math.isfinite(part) and part >= 0 for part in (*seconds, *away)):
         raise WireError(f"an account of {[*seconds, *away]} seconds")
@@ -268,7 +270,7 @@ def _unpack_account(rank: int, has_device: int, steps: int, tokens: int, peak: i
         requests=requests, compute_s=away[0], network_s=away[1], sent=sent, received=received, falls=falls,
         away_s=away[2], thermal=THERMAL[thermal], away=has_device == 2,
     )  # fmt: skip
-    return Account(
+    return StageStats(
         rank=rank, steps=steps, tokens=tokens, wall_s=wall, compute_s=compute, wait_s=wait, send_s=send, other_s=other,
         peak_rss=peak, device=device if has_device else None,
     )  # fmt: skip

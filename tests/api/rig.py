@@ -91,8 +91,8 @@ def serving(
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     run = Run({"model": str(folder), "threads": 1, "ignore_eos": True, **options}, home=folder.parent, file=None,
-              behind=_nobody, explain=lambda trials: None)  # fmt: skip
-    ring: Ring = run.form(SoloWorld(), lambda: None)
+              device_factory=_nobody, explain=lambda trials: None)  # fmt: skip
+    ring: Ring = run.start(SoloWorld(), lambda: None)
     engine = run.engine(ring)
     naps = [0.0]
     push = engine._ring.push
@@ -104,7 +104,7 @@ def serving(
     engine._ring.push = slowly  # type: ignore[method-assign]
     silences: list[Silence] = []
     served = Served(
-        engine=engine, run=run, places=tuple(ring.places), slots=ring.slots, model="tiny", dtype=run.dtype,
+        engine=engine, run=run, reports=tuple(ring.reports), slots=ring.slots, model="tiny", dtype=run.dtype,
         silences=lambda: tuple(silences),
     )  # fmt: skip
     services: list[Service] = []

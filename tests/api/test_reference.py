@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mpgpt.core import Account, DeviceAccount
+from mpgpt.core import DeviceAccount, StageStats
 from mpgpt.transport.heartbeat import Silence
 from tests.api.rig import Server, events, save_model, serving, until
 
@@ -226,7 +226,7 @@ def test_an_ipad_that_is_away_is_said_to_be(server: Server, monkeypatch: pytest.
             requests=3, compute_s=0.5, network_s=0.25, sent=10, received=20, falls=1, away_s=0.5, thermal="fair",
             away=away[0],
         )  # fmt: skip
-        account = Account(
+        account = StageStats(
             rank=0, steps=4, tokens=5, wall_s=2.0, compute_s=1.0, wait_s=0.5, send_s=0.25, other_s=0.25, peak_rss=7,
             device=device,
         )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from mpgpt.bench.measure import measure, read_bandwidth
-from mpgpt.cluster.ring import Place, Ring
-from mpgpt.core import NO_TOKEN, Account, Node, Result, Span, Step, Workload
+from mpgpt.cluster.ring import RankReport, Ring
+from mpgpt.core import NO_TOKEN, Node, Result, Span, StageStats, Step, Workload
 from mpgpt.engine.engine import Engine
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.errors import MpgptError
@@ -44,12 +44,12 @@ class Ticking:
 
     def ask(self, epoch: int, *, redial: bool = False) -> None: ...
 
-    def tally(self, epoch: int) -> tuple[Account, ...]:
+    def stats_round(self, epoch: int) -> tuple[StageStats, ...]:
         wall = self.now - sum(self.tallied)
         self.tallied.append(wall)
         part = wall / 4
         return (
-            Account(rank=0, steps=3, tokens=5, wall_s=wall, compute_s=part, wait_s=part, send_s=part, other_s=part,
+            StageStats(rank=0, steps=3, tokens=5, wall_s=wall, compute_s=part, wait_s=part, send_s=part, other_s=part,
                     peak_rss=7_000_000),
         )  # fmt: skip
 
@@ -65,8 +65,8 @@ def measured(ticking: Ticking, work: Workload, repeats: int = 2) -> dict[str, An
     scheduler = Scheduler(slots=8, context=256, stages=1, chunk=96)
     engine = Engine(ticking, scheduler, vocab=30, depth=1, wake=lambda: None, sleep=lambda: None)
     node = Node(rank=0, host="here", kind="cpu", memory=1, local_rank=0, threads=1)
-    place = Place(node=node, span=Span(start=0, stop=4), slice_bytes=3_000_000, kv_bytes=500_000)
-    ring = SimpleNamespace(places=[place], config=SimpleNamespace(vocab=30))
+    place = RankReport(node=node, span=Span(start=0, stop=4), slice_bytes=3_000_000, kv_bytes=500_000)
+    ring = SimpleNamespace(reports=[place], config=SimpleNamespace(vocab=30))
     return measure(engine, cast(Ring, ring), work, repeats)
 
 

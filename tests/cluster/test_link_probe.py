@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpgpt.cluster import link_probe
-from mpgpt.cluster.link_probe import ALL_PAIRS, SMALL, Player, complete, edge_of, rounds, worth_measuring
+from mpgpt.cluster.link_probe import ALL_PAIRS, SMALL, PingPong, complete, edge_of, rounds, worth_measuring
 from mpgpt.core import Edge
 from mpgpt.errors import LinkError
 from mpgpt.transport.doorbell import Doorbell
@@ -93,9 +93,9 @@ def test_a_hop_is_the_way_without_the_work(monkeypatch: pytest.MonkeyPatch, bell
     """50 ms of work a frame and 20 ms on the way, there and back: 20 ms are found, in the least number of frames."""
     monkeypatch.setattr(link_probe, "WORK_S", 0.05)
     there, back = (SlowLink(bell, 0.02) for bell in bells)
-    follower = threading.Thread(target=Player(back, there, "pi").follow)
+    follower = threading.Thread(target=PingPong(back, there, "pi").follow)
     follower.start()
-    leader = Player(there, back, "pi")
+    leader = PingPong(there, back, "pi")
     small_s, large_s = leader.lead(SMALL, last=False), leader.lead(300_000, last=True)
     follower.join(timeout=10)
     assert not follower.is_alive(), "the last frame ends the game"
@@ -107,5 +107,5 @@ def test_no_answer_is_said(monkeypatch: pytest.MonkeyPatch, bells: tuple[Doorbel
     monkeypatch.setattr(link_probe, "TIMEOUT_S", 0.1)
     begun = time.monotonic()
     with pytest.raises(LinkError, match="no answer from pi"):
-        Player(QueueLink(bells[0]), QueueLink(bells[1]), "pi").lead(SMALL, last=True)
+        PingPong(QueueLink(bells[0]), QueueLink(bells[1]), "pi").lead(SMALL, last=True)
     assert time.monotonic() - begun < 5

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mpgpt.cluster import rank_probe
-from mpgpt.cluster.bootstrap import together
-from mpgpt.cluster.rank_probe import ROWS, Probe, Weights, node_from, survey
+from mpgpt.cluster.bootstrap import on_all_ranks
+from mpgpt.cluster.rank_probe import ROWS, Probe, SyntheticWeights, node_from, probe_ranks
 from mpgpt.config import DtypeName
 from mpgpt.core import Node, Row, Span, Speed
 from mpgpt.engine.scheduler import CHUNK
@@ -35,7 +35,7 @@ def test_weights_fit_every_architecture(models: dict[str, Path], name: str, dtyp
     """A whole model of them has the real one's bytes, and its logits are numbers."""
     config = model_config(models[name])
     span = Span(start=0, stop=config.layers)
-    made = Slice(config, span, Weights(config), slots=1, context=64, kernels=Kernels(dtype=dtype))
+    made = Slice(config, span, SyntheticWeights(config), slots=1, context=64, kernels=Kernels(dtype=dtype))
     real = Slice(config, span, Checkpoint(models[name]), slots=1, context=64, kernels=Kernels(dtype=dtype))
     assert (made.nbytes, made.kv_nbytes) == (real.nbytes, real.kv_nbytes)
     with torch.inference_mode():
@@ -46,7 +46,7 @@ def test_weights_fit_every_architecture(models: dict[str, Path], name: str, dtyp
 
 def test_no_weight_is_small() -> None:
     config = replace(model_config_of_8b(), embed=64, inner=96, vocab=300, heads=8, kv_heads=2, head_dim=8)
-    for block in Weights(config).blocks("layers.3.mlp.up_proj.weight"):
+    for block in SyntheticWeights(config).blocks("layers.3.mlp.up_proj.weight"):
         assert block.shape[1] == 64 and block.abs().min() > 1e-4 and (block < 0).any() and (block > 0).any()
 
 
@@ -123,7 +123,7 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
     world = SoloWorld()
     speed = rank_probe.measure_speed(
         world,
-        partial(together, world),
+        partial(on_all_ranks, world),
         model_config(models["gpt2"]),
         kernels=Kernels(dtype="float32"),
         context=64,
@@ -141,9 +141,9 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
 
 def test_a_survey_of_one(models: dict[str, Path]) -> None:
     world = SoloWorld()
-    nodes, links = survey(
+    nodes, links = probe_ranks(
         world,
-        partial(together, world),
+        partial(on_all_ranks, world),
         model_config(models["llama"]),
         kernels=Kernels(dtype="float32"),
         threads=1,
@@ -158,13 +158,22 @@ def test_a_survey_of_one(models: dict[str, Path]) -> None:
     assert all(0 < seconds < 10 for _, seconds in node.speed.layer_s + node.speed.head_s)
 
 
-@pytest.mark.parametrize("fixed", [None, Span(start=1, stop=3)])
+@pytest.mark.parametrize("pinned_span", [None, Span(start=1, stop=3)])
 @pytest.mark.parametrize(
     "speed", [None, Speed(layer_s=((1, 0.1), (8, 0.3)), head_s=((1, 0.5),), attend_s=1e-7, step_s=1e-4)]
 )
-def test_a_node_survives_json(fixed: Span | None, speed: Speed | None) -> None:
+def test_a_node_survives_json(pinned_span: Span | None, speed: Speed | None) -> None:
     node = Node(
-        rank=3, host="pi", kind="cpu", memory=8, local_rank=1, threads=2, cores=4, free=5, speed=speed, fixed=fixed
+        rank=3,
+        host="pi",
+        kind="cpu",
+        memory=8,
+        local_rank=1,
+        threads=2,
+        cores=4,
+        free=5,
+        speed=speed,
+        pinned_span=pinned_span,
     )
     assert node_from(json.loads(json.dumps(asdict(node)))) == node
 
@@ -180,7 +189,7 @@ def test_a_shape_is_what_a_slice_holds(models: dict[str, Path], name: str) -> No
     for dtype in DTYPES if whole_groups else DTYPES[:-1]:
         shape = shape_of(config, dtype, 3, 48)
         whole, middle = (
-            Slice(config, span, Weights(config), slots=3, context=48, kernels=Kernels(dtype=dtype))
+            Slice(config, span, SyntheticWeights(config), slots=3, context=48, kernels=Kernels(dtype=dtype))
             for span in (Span(start=0, stop=config.layers), Span(start=1, stop=2))
         )
         assert shape.layers == config.layers

@@ -51,9 +51,9 @@ def sentence(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def generate(model: Path, **options: Any) -> int:
     given = {"model": str(model), "threads": 1, "max_new_tokens": 6, "ignore_eos": True, "prompts": (), "stops": (),
              "prompts_file": None, "out": None, "seed": 1} | options  # fmt: skip
-    run = Generate(given, home=model.parent, config=None, interactive=False, behind=nobody)
+    run = Generate(given, home=model.parent, config=None, interactive=False, device_factory=nobody)
     with contextlib.closing(SoloWorld()) as world:
-        return run.lead(run.form(world))
+        return run.run_rank0(run.start(world))
 
 
 def nobody(ipad: Any, world: Any) -> Any:
@@ -133,9 +133,9 @@ def test_a_conversation_goes_on_after_logits_that_are_none(
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said.encode())))
         given = {"model": str(broken), "threads": 1, "max_new_tokens": 6, "ignore_eos": True, "prompts": (),
                  "stops": (), "prompts_file": None, "out": None, "seed": 1}  # fmt: skip
-        run = Generate(given, home=broken.parent, config=None, interactive=True, behind=nobody)
+        run = Generate(given, home=broken.parent, config=None, interactive=True, device_factory=nobody)
         with contextlib.closing(SoloWorld()) as world:
-            assert run.lead(run.form(world)) == 0
+            assert run.run_rank0(run.start(world)) == 0
         heard.append(capsys.readouterr().out.split("> ")[1:])
     first, bad, again, _ = heard[1]
     assert f"({LOGITS}" in bad and "begins anew)" in bad

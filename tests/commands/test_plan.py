@@ -37,8 +37,8 @@ def plan(home: Path, config: Path | None = None, **given: Any) -> str:
     try:
         console = Console(file=out, width=100)
         file = SettingsFile(path=config) if config else None
-        planning = Planning(options, home=home, config=file, console=console, behind=nobody).form(world)
-        assert planning.lead(planning) == 0
+        planning = Planning(options, home=home, config=file, console=console, device_factory=nobody).start(world)
+        assert planning.run_rank0(planning) == 0
     finally:
         world.close()
     return out.getvalue()

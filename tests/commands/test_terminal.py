@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from mpgpt.commands.terminal import explain
-from mpgpt.model.autotune import Trial
+from mpgpt.model.autotune import KernelTiming
 
 
-def trial(kernel: str, *, exact: bool, chosen: bool) -> Trial:
+def trial(kernel: str, *, exact: bool, chosen: bool) -> KernelTiming:
     times = (12.0, 34.0, 56.0) if exact else ()
-    return Trial(shape="int8 64x96", kernel=kernel, microseconds=times, steady=exact, exact=exact, chosen=chosen)
+    return KernelTiming(
+        shape="int8 64x96", kernel=kernel, microseconds=times, batch_invariant=exact, exact=exact, chosen=chosen
+    )
 
 
 def test_kernels_that_are_inexact_are_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpgpt.core import NO_TOKEN, Account, Request, Result, Step, Tally
+from mpgpt.core import NO_TOKEN, Request, Result, StageStats, StatsRound, Step
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.errors import RequestError
@@ -38,7 +38,7 @@ class AlphabetRing:
         self.steps: list[Step] = []
         self.stopped: list[int] = []
         self._delay = delay
-        self._results: deque[Result | Tally] = deque()
+        self._results: deque[Result | StatsRound] = deque()
         self._caches: dict[int, list[int]] = {}
 
     def push(self, step: Step) -> None:
@@ -57,9 +57,9 @@ class AlphabetRing:
 
     def ask(self, epoch: int, *, redial: bool = False) -> None:
         self.log.append(f"ask {epoch}{' redial' * redial}")
-        self._results.append(Tally(epoch=epoch, accounts=(), redial=redial))
+        self._results.append(StatsRound(epoch=epoch, accounts=(), redial=redial))
 
-    def pop(self, timeout: float | None = None) -> Result | Tally | None:
+    def pop(self, timeout: float | None = None) -> Result | StatsRound | None:
         if timeout == 0 and (not self._results or len(self._results) <= self._delay):
             return None
         assert self._results, "a wait for a result that will never come"
@@ -69,7 +69,7 @@ class AlphabetRing:
     def stop(self, epoch: int) -> None:
         self.stopped.append(epoch)
 
-    def tally(self, epoch: int) -> tuple[Account, ...]:
+    def stats_round(self, epoch: int) -> tuple[StageStats, ...]:
         self.log.append(f"tally {epoch}")
         return ()
 
@@ -99,7 +99,7 @@ class Letters:
         return piece
 
 
-class Ear:
+class RecordingListener:
     """A listener that writes down (piece, finish reason) of every event, and on which thread it came."""
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ def make(
 
 @pytest.mark.parametrize("delay", [0, 1, 5])
 def test_events_come_in_order_and_the_last_one_says_why(delay: int) -> None:
-    engine, ear, other = make(AlphabetRing(delay)), Ear(), Ear()
+    engine, ear, other = make(AlphabetRing(delay)), RecordingListener(), RecordingListener()
     stream = engine.submit(ask("abc", 4), Letters(), ear)
     second = engine.submit(ask("x", 3), Letters(), other)
     assert engine.busy
@@ -156,21 +156,21 @@ def test_events_come_in_order_and_the_last_one_says_why(delay: int) -> None:
 def test_a_tally_is_of_this_epoch_and_for_an_empty_ring() -> None:
     ring = AlphabetRing()
     engine = make(ring)
-    engine.submit(ask("abc", 4), Letters(), Ear())
+    engine.submit(ask("abc", 4), Letters(), RecordingListener())
     with pytest.raises(AssertionError):
-        engine.tally()
+        engine.stats_round()
     engine.drain()
-    assert engine.tally() == () and ring.log[-1] == "tally 3"
+    assert engine.stats_round() == () and ring.log[-1] == "tally 3"
 
 
 def test_accounts_are_asked_for_while_sequences_run() -> None:
     """One tally at a time: who asks while it is under way has the next one; nobody is forgotten in an idle ring."""
     ring = AlphabetRing(delay=1)
     engine = make(ring)
-    ear, told = Ear(), list[str]()
+    ear, told = RecordingListener(), list[str]()
     engine.submit(ask("abc", 4), Letters(), ear)
 
-    def again(accounts: tuple[Account, ...]) -> None:
+    def again(accounts: tuple[StageStats, ...]) -> None:
         told.append("first")
         engine.ask(lambda accounts: told.append("later"), redial=True)
 
@@ -192,7 +192,7 @@ def test_a_ring_that_gives_nothing_back_is_silent(monkeypatch: pytest.MonkeyPatc
     engine = make(AlphabetRing(delay=9), depth=2)
     assert engine.silent_s == 0
     now[0] += 50
-    engine.submit(ask("abc", 2), Letters(), Ear())
+    engine.submit(ask("abc", 2), Letters(), RecordingListener())
     assert (engine.running, engine.waiting) == (0, 1)
     engine.step()
     assert (engine.running, engine.waiting) == (1, 0)
@@ -217,8 +217,8 @@ def test_logprobs_reach_the_stream() -> None:
             self._results.append(replace(result, logprobs=logprobs))
 
     engine = make(Sure())
-    sure = engine.submit(replace(ask("abc", 3), logprobs=2), Letters(), Ear())
-    plain = engine.submit(ask("x", 2), Letters(), Ear())
+    sure = engine.submit(replace(ask("abc", 3), logprobs=2), Letters(), RecordingListener())
+    plain = engine.submit(ask("x", 2), Letters(), RecordingListener())
     engine.drain()
     assert sure.logprobs == [((3, -0.5),) * 2, ((4, -0.5),) * 2, ((5, -0.5),) * 2]
     assert plain.logprobs == [(), ()]
@@ -226,7 +226,7 @@ def test_logprobs_reach_the_stream() -> None:
 
 def test_more_requests_than_slots_are_all_served() -> None:
     engine = make(AlphabetRing(1), slots=2, stages=2, depth=3)
-    streams = [engine.submit(ask("abcdefghijkl"[: n + 1], n + 1), Letters(), Ear()) for n in range(12)]
+    streams = [engine.submit(ask("abcdefghijkl"[: n + 1], n + 1), Letters(), RecordingListener()) for n in range(12)]
     engine.drain()
     for n, stream in enumerate(streams):
         assert stream.ids == [(n + 1 + k) % LETTERS for k in range(n + 1)]
@@ -235,7 +235,7 @@ def test_more_requests_than_slots_are_all_served() -> None:
 def test_the_ring_is_filled_before_the_engine_waits() -> None:
     ring = AlphabetRing(delay=9)
     engine = make(ring, stages=2, depth=3, slots=1)
-    engine.submit(ask("a" * 20, 1), Letters(), Ear())
+    engine.submit(ask("a" * 20, 1), Letters(), RecordingListener())
     engine.drain()
     assert ring.log == ["push"] * 3 + ["pop", "push"] * 2 + ["pop"] * 3
 
@@ -243,7 +243,7 @@ def test_the_ring_is_filled_before_the_engine_waits() -> None:
 def test_results_are_taken_in_while_the_ring_is_being_filled() -> None:
     ring = AlphabetRing(delay=0)
     engine = make(ring, depth=3)
-    engine.submit(ask("a" * 20, 1), Letters(), Ear())
+    engine.submit(ask("a" * 20, 1), Letters(), RecordingListener())
     engine.drain()
     assert ring.log == ["push", "pop"] * 5
 
@@ -259,7 +259,7 @@ def test_results_are_taken_in_while_the_ring_is_being_filled() -> None:
     ],
 )
 def test_a_stop_string_ends_the_text_before_it(stop: str, new: int, events: list[tuple[str, str]]) -> None:
-    engine, ear = make(AlphabetRing()), Ear()
+    engine, ear = make(AlphabetRing()), RecordingListener()
     stream = engine.submit(ask("a", new), Letters(stop), ear)
     engine.drain()
     assert ear.events == events
@@ -270,15 +270,15 @@ def test_a_stop_string_ends_the_text_before_it(stop: str, new: int, events: list
 def test_a_stop_string_frees_the_slot() -> None:
     ring = AlphabetRing()
     engine = make(ring, slots=1)
-    engine.submit(ask("a", 20), Letters("c"), Ear())
-    second = engine.submit(ask("p", 2), Letters(), Ear())
+    engine.submit(ask("a", 20), Letters("c"), RecordingListener())
+    second = engine.submit(ask("p", 2), Letters(), RecordingListener())
     engine.drain()
     assert second.text == "qr"
     assert len(ring.steps) == 2 + 2, "no step more than the tokens that were wanted"
 
 
 def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
-    engine, ear = make(AlphabetRing()), Ear()
+    engine, ear = make(AlphabetRing()), RecordingListener()
     stream = engine.submit(ask("a", 9, stop_ids="d"), Letters(), ear)
     engine.drain()
     assert ear.events == [("b", ""), ("c", ""), ("", "stop")]
@@ -287,7 +287,7 @@ def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
 
 def test_a_full_context_ends_the_text() -> None:
     engine = make(AlphabetRing(), context=6)
-    stream = engine.submit(ask("abc", 99), Letters(), Ear())
+    stream = engine.submit(ask("abc", 99), Letters(), RecordingListener())
     engine.drain()
     assert (stream.text, stream.finish_reason) == ("def", "length")
 
@@ -303,7 +303,10 @@ def test_a_full_context_ends_the_text() -> None:
 )
 def test_a_prompt_that_cannot_be_served_is_refused_at_once(ids: tuple[int, ...], sentence: str) -> None:
     engine = make(AlphabetRing())
-    for refuse in (engine.check, lambda ids: engine.submit(Request(ids=ids, max_new_tokens=1), Letters(), Ear())):
+    for refuse in (
+        engine.check,
+        lambda ids: engine.submit(Request(ids=ids, max_new_tokens=1), Letters(), RecordingListener()),
+    ):
         with pytest.raises(RequestError, match=sentence):
             refuse(ids)
     assert not engine.busy
@@ -312,7 +315,7 @@ def test_a_prompt_that_cannot_be_served_is_refused_at_once(ids: tuple[int, ...],
 def test_the_longest_prompt_is_served() -> None:
     engine = make(AlphabetRing())
     assert engine.context == 50
-    stream = engine.submit(ask("z" * 49, 5), Letters(), Ear())
+    stream = engine.submit(ask("z" * 49, 5), Letters(), RecordingListener())
     engine.drain()
     assert (stream.text, stream.finish_reason) == ("a", "length")
 
@@ -346,10 +349,10 @@ def test_drafts_change_nothing_but_the_number_of_steps(
 ) -> None:
     seen, steps = [], []
     for drafts in (False, True):
-        ring, ear = AlphabetRing(), Ear()
+        ring, ear = AlphabetRing(), RecordingListener()
         engine = make(ring, slots=1, context=context, chunk=32, drafts=drafts)
         stream = engine.submit(ask(ALPHABET + "abc", new, stop_ids), Letters(stop), ear)
-        after = engine.submit(ask("x", 2), Letters(), Ear())
+        after = engine.submit(ask("x", 2), Letters(), RecordingListener())
         engine.drain()
         assert (stream.text, stream.finish_reason, after.text) == (text, reason, "yz")
         assert ear.events[-1][1] == reason and [said for _, said in ear.events[:-1]] == [""] * (len(ear.events) - 1)
@@ -387,7 +390,7 @@ def test_cancelled_by_a_listener_with_more_of_its_tokens_at_hand() -> None:
 
 
 def test_cancelled_before_it_enters_the_ring() -> None:
-    ring, ear = AlphabetRing(), Ear()
+    ring, ear = AlphabetRing(), RecordingListener()
     engine = make(ring)
     stream = engine.submit(ask(), Letters(), ear)
     engine.cancel(stream)
@@ -397,9 +400,9 @@ def test_cancelled_before_it_enters_the_ring() -> None:
 
 
 def test_cancelled_while_its_rows_are_out() -> None:
-    engine, ear = make(AlphabetRing(delay=9), slots=1), Ear()
+    engine, ear = make(AlphabetRing(delay=9), slots=1), RecordingListener()
     stream = engine.submit(ask("abcdefghijkl"), Letters(), ear)
-    after = engine.submit(ask("x", 2), Letters(), Ear())
+    after = engine.submit(ask("x", 2), Letters(), RecordingListener())
     engine.step()
     engine.cancel(stream)
     engine.drain()
@@ -408,7 +411,7 @@ def test_cancelled_while_its_rows_are_out() -> None:
 
 
 def test_cancelled_with_text_held_back() -> None:
-    engine, ear = make(AlphabetRing(delay=9)), Ear()
+    engine, ear = make(AlphabetRing(delay=9)), RecordingListener()
     stream = engine.submit(ask("a", 9), Letters("cx"), ear)
     while len(stream.ids) < 2:
         engine.step()
@@ -419,7 +422,7 @@ def test_cancelled_with_text_held_back() -> None:
 
 
 def test_cancelling_what_has_ended_changes_nothing() -> None:
-    engine, ear = make(AlphabetRing()), Ear()
+    engine, ear = make(AlphabetRing()), RecordingListener()
     stream = engine.submit(ask(), Letters(), ear)
     engine.drain()
     engine.cancel(stream)
@@ -431,7 +434,7 @@ def test_cancelling_what_has_ended_changes_nothing() -> None:
 
 def test_a_stream_cancelled_while_cancellations_are_taken_in_is_not_forgotten() -> None:
     """It was submitted too late for this step's intake, and must not lose its cancellation to it."""
-    engine, ear = make(AlphabetRing()), Ear()
+    engine, ear = make(AlphabetRing()), RecordingListener()
     late: list[Stream] = []
 
     def hear(stream: Stream, piece: str) -> None:
@@ -470,7 +473,7 @@ def test_seconds_go_on_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(100)
     monkeypatch.setattr("mpgpt.engine.engine.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     engine = make(AlphabetRing(delay=9))
-    stream = engine.submit(ask("a", 9), Letters(), Ear())
+    stream = engine.submit(ask("a", 9), Letters(), RecordingListener())
     engine.step()
     assert 0 < stream.seconds < stream.seconds
 
@@ -512,7 +515,7 @@ def test_submit_wakes_a_sleeping_engine() -> None:
     sleeps: list[None] = []
     with served(AlphabetRing(), sleeps) as (engine, thread):
         for n in range(5):
-            ear = Ear()
+            ear = RecordingListener()
             stream = engine.submit(ask("a", n + 1), Letters(), ear)
             ear.wait()
             assert stream.text == "bcdef"[: n + 1]
@@ -521,12 +524,12 @@ def test_submit_wakes_a_sleeping_engine() -> None:
 
 
 def test_requests_from_many_threads_are_all_served() -> None:
-    heard: dict[int, Ear] = {}
+    heard: dict[int, RecordingListener] = {}
     with served(AlphabetRing(), [], slots=3) as (engine, _):
 
         def client(k: int) -> None:
             for n in range(10):
-                ear = heard[10 * k + n] = Ear()
+                ear = heard[10 * k + n] = RecordingListener()
                 engine.submit(ask("abcdefgh"[: n % 5 + 1], n + 1), Letters(), ear)
 
         clients = [threading.Thread(target=client, args=(k,), daemon=True) for k in range(4)]
@@ -544,7 +547,7 @@ def test_requests_from_many_threads_are_all_served() -> None:
 
 def test_cancel_from_another_thread_ends_a_stream_and_frees_its_slot() -> None:
     with served(AlphabetRing(), [], slots=1) as (engine, _):
-        endless, after = Ear(), Ear()
+        endless, after = RecordingListener(), RecordingListener()
         stream = engine.submit(ask("a", ENDLESS), Letters(), endless)
         second = engine.submit(ask("x", 2), Letters(), after)
         assert endless.heard.wait(PATIENCE_S)
@@ -558,7 +561,7 @@ def test_cancel_from_another_thread_ends_a_stream_and_frees_its_slot() -> None:
 def test_no_cancellation_is_lost_between_threads() -> None:
     """Each of these would run for ever."""
     with served(AlphabetRing(), [], slots=4) as (engine, _):
-        ears = [Ear() for _ in range(100)]
+        ears = [RecordingListener() for _ in range(100)]
         for ear in ears:
             engine.cancel(engine.submit(ask("a", ENDLESS), Letters(), ear))
         for ear in ears:
@@ -568,7 +571,7 @@ def test_no_cancellation_is_lost_between_threads() -> None:
 
 def test_close_lets_run_finish_what_was_submitted() -> None:
     with served(AlphabetRing(), []) as (engine, thread):
-        ear = Ear()
+        ear = RecordingListener()
         stream = engine.submit(ask("a", 2000), Letters(), ear)
         engine.close()
         thread.join(PATIENCE_S)
@@ -615,7 +618,7 @@ def test_a_text_that_fails_ends_its_stream_alone(
     at: int | None, error: Exception, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With one slot: the sequence behind it runs only if the slot becomes free."""
-    engine, bad, good = make(AlphabetRing(), slots=1), Ear(), Ear()
+    engine, bad, good = make(AlphabetRing(), slots=1), RecordingListener(), RecordingListener()
     failed = engine.submit(ask("ab", 4), Failing(error, at), bad)
     stream = engine.submit(ask("x", 3), Letters(), good)
     engine.drain()
@@ -631,7 +634,7 @@ def test_a_text_that_fails_ends_its_stream_alone(
 @pytest.mark.parametrize("at", range(4))
 def test_a_listener_that_fails_ends_its_stream_alone(at: int) -> None:
     """It is called once more, with the end; and what it raises then is its own affair."""
-    engine, good, called = make(AlphabetRing(), slots=1), Ear(), list[tuple[str, str]]()
+    engine, good, called = make(AlphabetRing(), slots=1), RecordingListener(), list[tuple[str, str]]()
 
     def listen(stream: Stream, piece: str) -> None:
         called.append((piece, stream.finish_reason))
@@ -649,15 +652,15 @@ def test_a_listener_that_fails_ends_its_stream_alone(at: int) -> None:
 def test_a_text_that_fails_in_the_middle_of_accepted_drafts_ends_its_stream_alone() -> None:
     engine = make(AlphabetRing(), drafts=True, slots=1)
     alphabet = "abcdefghijklmnopqrstuvwxyz"
-    failed = engine.submit(ask(alphabet + "abcde", 12), Failing(RequestError("no more"), 4), Ear())
-    good = engine.submit(ask("x", 3), Letters(), Ear())
+    failed = engine.submit(ask(alphabet + "abcde", 12), Failing(RequestError("no more"), 4), RecordingListener())
+    good = engine.submit(ask("x", 3), Letters(), RecordingListener())
     engine.drain()
     assert failed.drafted and engine.drafted == failed.drafted + good.drafted
     assert (failed.error, failed.text, good.text) == ("no more", "fghi", "yza")
 
 
 def test_a_cancelled_stream_whose_text_fails_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    engine, ear = make(AlphabetRing()), Ear()
+    engine, ear = make(AlphabetRing()), RecordingListener()
     stream = engine.submit(ask("ab", 9), Failing(RequestError("no end"), None), ear)
     engine.step()
     engine.cancel(stream)
@@ -674,7 +677,7 @@ class LateStop(Letters):
 
 
 def test_a_stop_that_is_found_at_the_end_is_a_stop() -> None:
-    engine, ear = make(AlphabetRing()), Ear()
+    engine, ear = make(AlphabetRing()), RecordingListener()
     engine.submit(ask("ab", 2), LateStop(), ear)
     engine.drain()
     assert ear.events[-1] == ("", "stop")
@@ -689,7 +692,7 @@ LOGITS = "the model's logits for token {} of the answer are NaN or infinite"
 def test_logits_that_are_none_end_their_stream_alone() -> None:
     """In the prompt, and in the answer; with one slot, which the next sequence takes over at once."""
     for slots in (1, 3):
-        engine, ears = make(AlphabetRing(broken="q"), slots=slots), [Ear() for _ in range(5)]
+        engine, ears = make(AlphabetRing(broken="q"), slots=slots), [RecordingListener() for _ in range(5)]
         prompts = ("q", "ab", "aqb", "op", "x")
         streams = [engine.submit(ask(text, 4), Letters(), ear) for text, ear in zip(prompts, ears, strict=True)]
         engine.drain()
@@ -712,10 +715,10 @@ def test_drafts_change_nothing_about_logits_that_are_none(
     """What ends the text before them, in the same step even, ends it as ever."""
     seen = []
     for drafts in (False, True):
-        engine, ear = make(AlphabetRing(broken="q"), slots=1, chunk=64, context=99, drafts=drafts), Ear()
+        engine, ear = make(AlphabetRing(broken="q"), slots=1, chunk=64, context=99, drafts=drafts), RecordingListener()
         prompt = ALPHABET[:16] + ALPHABET[17:] + "abcdefghijklmnop" + "abc"
         stream = engine.submit(ask(prompt, new, stop_ids), Letters(stop), ear)
-        after = engine.submit(ask("x", 2), Letters(), Ear())
+        after = engine.submit(ask("x", 2), Letters(), RecordingListener())
         engine.drain()
         assert (stream.text, stream.finish_reason, bool(stream.error)) == (text, reason, reason == "error")
         assert after.text == "yz" and not after.error

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpgpt.core import DeviceAccount, Result, Row, Span, Step, Tally
+from mpgpt.core import DeviceAccount, Result, Row, Span, StatsRound, Step
 from mpgpt.engine.pipeline import Pipeline, relay
 from mpgpt.engine.stage import AtOnce
-from mpgpt.engine.stage_timer import Ledger
+from mpgpt.engine.stage_timer import StageTimer
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt.transport.link import QueueLink
 from mpgpt.transport.wire import Codec
@@ -93,11 +93,11 @@ class Ring:
         if later:
             self.stages[1] = Later(self.bells[1])
         links = [Lasting(self.bells[rank]) for rank in range(3)]  # links[r] leads to rank r
-        self.pipeline = Pipeline(self.stages[0], CODEC, links[1], links[0], Ledger(0))
+        self.pipeline = Pipeline(self.stages[0], CODEC, links[1], links[0], StageTimer(0))
         self.threads = [
             threading.Thread(
                 target=relay, daemon=True,
-                args=(self.stages[rank], CODEC, links[rank], links[(rank + 1) % 3], Ledger(rank)),
+                args=(self.stages[rank], CODEC, links[rank], links[(rank + 1) % 3], StageTimer(rank)),
             )
             for rank in (1, 2)
         ]  # fmt: skip
@@ -129,11 +129,11 @@ def bell() -> Iterator[Doorbell]:
 def test_a_tally_has_every_stage_and_all_its_time() -> None:
     ring = Ring()
     ring.go(3)
-    assert [account.rank for account in ring.pipeline.tally(1)] == [0, 1, 2]
+    assert [account.rank for account in ring.pipeline.stats_round(1)] == [0, 1, 2]
     begun = time.perf_counter()
     ring.go(10)
     time.sleep(0.1)
-    accounts = ring.pipeline.tally(1)
+    accounts = ring.pipeline.stats_round(1)
     took = time.perf_counter() - begun
     ring.stop()
     assert [(account.rank, account.steps, account.tokens) for account in accounts] == [(r, 10, 20) for r in range(3)]
@@ -150,8 +150,8 @@ def test_a_tally_has_every_stage_and_all_its_time() -> None:
 def test_a_new_period_begins_everywhere() -> None:
     ring = Ring()
     ring.go(4)
-    ring.pipeline.tally(1)
-    assert [(a.steps, a.tokens, a.compute_s) for a in ring.pipeline.tally(1)] == [(0, 0, 0.0)] * 3
+    ring.pipeline.stats_round(1)
+    assert [(a.steps, a.tokens, a.compute_s) for a in ring.pipeline.stats_round(1)] == [(0, 0, 0.0)] * 3
     ring.stop()
     assert all(stage.closed for stage in ring.stages)
 
@@ -159,7 +159,7 @@ def test_a_new_period_begins_everywhere() -> None:
 def test_answers_that_come_later_keep_their_order_and_let_the_next_steps_in() -> None:
     ring = Ring(later=True)
     ring.go(10)
-    accounts = ring.pipeline.tally(1)
+    accounts = ring.pipeline.stats_round(1)
     assert [a.device is not None for a in accounts] == [False, True, False]
     assert accounts[1].compute_s >= 8 * NAP_S, "as long as an answer is owed, the rank counts as computing"
     middle = ring.stages[1]
@@ -172,20 +172,20 @@ def test_answers_that_come_later_keep_their_order_and_let_the_next_steps_in() ->
 
 def test_one_rank_is_a_ring_too(bell: Doorbell) -> None:
     link = QueueLink(bell)
-    pipeline = Pipeline(Naps(last=True), CODEC, link, link, Ledger(0))
+    pipeline = Pipeline(Naps(last=True), CODEC, link, link, StageTimer(0))
     pipeline.push(a_step(0))
     assert pipeline.pop(1.0) is not None
-    (account,) = pipeline.tally(1)
+    (account,) = pipeline.stats_round(1)
     assert (account.rank, account.steps) == (0, 1) and account.compute_s >= NAP_S
     pipeline.stop(1)
 
 
 def test_a_tally_that_waits_in_an_empty_ring_notices_a_result(bell: Doorbell) -> None:
     link = QueueLink(bell)
-    pipeline = Pipeline(Naps(last=True), CODEC, link, link, Ledger(0))
+    pipeline = Pipeline(Naps(last=True), CODEC, link, link, StageTimer(0))
     pipeline.push(a_step(0))
     with pytest.raises(AssertionError, match="nobody waits"):
-        pipeline.tally(1)
+        pipeline.stats_round(1)
 
 
 def test_a_tally_travels_behind_the_steps_that_are_out() -> None:
@@ -197,11 +197,11 @@ def test_a_tally_travels_behind_the_steps_that_are_out() -> None:
     ring.pipeline.push(a_step(3))
     messages = [ring.pipeline.pop() for _ in range(5)]
     assert [getattr(message, "number", None) for message in messages] == [0, 1, 2, None, 3]
-    tally = messages[3]
-    assert isinstance(tally, Tally) and [stage.redialled for stage in ring.stages] == [0, 0, 0]
-    assert [(account.rank, account.steps) for account in tally.accounts] == [(0, 3), (1, 3), (2, 3)]
-    assert [account.steps for account in ring.pipeline.tally(1)] == [1, 1, 1]
+    stats_round = messages[3]
+    assert isinstance(stats_round, StatsRound) and [stage.redialled for stage in ring.stages] == [0, 0, 0]
+    assert [(account.rank, account.steps) for account in stats_round.accounts] == [(0, 3), (1, 3), (2, 3)]
+    assert [account.steps for account in ring.pipeline.stats_round(1)] == [1, 1, 1]
     ring.pipeline.ask(1, redial=True)
-    assert isinstance(ring.pipeline.pop(5.0), Tally)
+    assert isinstance(ring.pipeline.pop(5.0), StatsRound)
     assert [stage.redialled for stage in ring.stages] == [0, 1, 1], "rank 0 has no machine behind it"
     ring.stop()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpgpt.core import NO_TOKEN, Request, Result, Sampling, Sequence
 from mpgpt.engine.drafts import Lookup
-from mpgpt.engine.scheduler import CHUNK, Flight, Scheduler
+from mpgpt.engine.scheduler import CHUNK, InFlight, Scheduler
 
 CHUNK_SIZE = 4
 
@@ -33,25 +33,25 @@ def make(
     return Scheduler(slots=slots, context=context, stages=stages, chunk=chunk, drafts=drafts)
 
 
-def push(scheduler: Scheduler) -> Flight:
+def push(scheduler: Scheduler) -> InFlight:
     flight = scheduler.next()
     assert flight is not None, "there is something to do"
     return flight
 
 
-def answer(scheduler: Scheduler, flight: Flight, token: int = 7) -> list[tuple[Sequence, int]]:
+def answer(scheduler: Scheduler, flight: InFlight, token: int = 7) -> list[tuple[Sequence, int]]:
     step = flight.step
     news = scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=(token,) * step.outputs))
     return [(sequence, token) for sequence, token, _ in news]
 
 
-def reply(scheduler: Scheduler, flight: Flight, ids: tuple[int, ...]) -> list[int]:
+def reply(scheduler: Scheduler, flight: InFlight, ids: tuple[int, ...]) -> list[int]:
     """The tokens that are taken of a result of these ids."""
     step = flight.step
     return [token for _, token, _ in scheduler.commit(Result(epoch=step.epoch, number=step.number, ids=ids))]
 
 
-def shape(flight: Flight) -> list[tuple[int, int, int, int]]:
+def shape(flight: InFlight) -> list[tuple[int, int, int, int]]:
     """(slot, start, tokens, outputs) of each row."""
     return [(row.slot, row.start, len(row.ids), row.outputs) for row in flight.step.rows]
 
@@ -178,7 +178,7 @@ def test_those_that_decode_are_spread_over_as_many_steps_as_there_are_stages(sta
     scheduler = make(slots=count, chunk=count, stages=stages)
     everyone = decoding(scheduler, count)
     share = -(-count // stages)
-    out: deque[Flight] = deque()
+    out: deque[InFlight] = deque()
     while (flight := scheduler.next()) is not None:
         out.append(flight)
     sizes = [len(flight.sequences) for flight in out]
@@ -558,7 +558,7 @@ class FakeRing:
     owners: dict[int, Sequence] = field(default_factory=dict)
     results: deque[Result] = field(default_factory=deque)
 
-    def push(self, flight: Flight) -> None:
+    def push(self, flight: InFlight) -> None:
         ids = []
         rows = flight.step.rows
         assert len({row.slot for row in rows}) == len(rows), "a slot has one row in a step"

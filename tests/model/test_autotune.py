@@ -11,7 +11,7 @@ import torch
 from mpgpt import __version__
 from mpgpt.errors import UsageError
 from mpgpt.model import autotune
-from mpgpt.model.autotune import ROWS, choose, machine
+from mpgpt.model.autotune import ROWS, machine, tune
 from mpgpt.model.kernels import Integers, Weight, candidates, inexact
 
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
@@ -25,7 +25,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_every_candidate_is_tried_and_one_is_chosen(dtype: str) -> None:
-    kernels, tried = choose(dtype, WEIGHTS)
+    kernels, tried = tune(dtype, WEIGHTS)
     names = [kernel.name for kernel in candidates(dtype)]
     for weight in WEIGHTS:
         shape = f"{dtype} {weight.inputs}x{weight.outputs}"
@@ -38,7 +38,7 @@ def test_every_candidate_is_tried_and_one_is_chosen(dtype: str) -> None:
 
 def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = tmp_path / "made" / "kernels.json"
-    kernels, tried = choose("int8", WEIGHTS, memory=memory)
+    kernels, tried = tune("int8", WEIGHTS, memory=memory)
     known = json.loads(memory.read_text())[machine()]
     assert set(known) == {trial.shape for trial in tried}
     # Turn a choice round in the file: it is what the file says, not what is fastest.
@@ -48,7 +48,7 @@ def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         one["chosen"] = one["kernel"] == last
     memory.write_text(json.dumps({machine(): known, "another machine": {"x": 1}}))
     monkeypatch.setattr(autotune, "_try", lambda *a: pytest.fail("tried again"))
-    again, _ = choose("int8", WEIGHTS, memory=memory)
+    again, _ = tune("int8", WEIGHTS, memory=memory)
     assert again.pick(64, 96).name == last
     assert again.pick(96, 64).name == kernels.pick(96, 64).name
     assert list(tmp_path.rglob("*.part")) == []
@@ -58,28 +58,28 @@ def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_damaged_memory_is_tried_again(tmp_path: Path, text: str) -> None:
     memory = tmp_path / "kernels.json"
     memory.write_text(text.replace("MACHINE", machine()))
-    kernels, tried = choose("int8", WEIGHTS, memory=memory)
+    kernels, tried = tune("int8", WEIGHTS, memory=memory)
     assert sum(trial.chosen for trial in tried) == 3 and kernels.chosen
 
 
 def test_other_machines_are_not_forgotten(tmp_path: Path) -> None:
     memory = tmp_path / "kernels.json"
     memory.write_text('{"a Mac": {"int8 1x1": []}}')
-    choose("int8", WEIGHTS, memory=memory)
+    tune("int8", WEIGHTS, memory=memory)
     assert json.loads(memory.read_text())["a Mac"] == {"int8 1x1": []}
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    kernels, _ = choose("int8", WEIGHTS, memory=tmp_path / "file" / "kernels.json")
+    kernels, _ = tune("int8", WEIGHTS, memory=tmp_path / "file" / "kernels.json")
     assert kernels.chosen
 
 
 def test_pinned() -> None:
     last = candidates("int8")[-1].name
-    kernels, tried = choose("int8", WEIGHTS, pinned=last)
+    kernels, tried = tune("int8", WEIGHTS, pinned=last)
     assert not tried and {kernels.pick(w.inputs, w.outputs, head=w.head).name for w in WEIGHTS} == {last}
-    kernels, _ = choose("int4", WEIGHTS, pinned=last)
+    kernels, _ = tune("int4", WEIGHTS, pinned=last)
     assert kernels.pick(64, 96).name != last, "there is none for int4"
     assert kernels.pick(64, 300, head=True).name == last
 
@@ -96,13 +96,13 @@ def inexact_integers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("inexact_integers")
 def test_a_kernel_that_is_inexact_is_said_but_not_taken() -> None:
-    kernels, tried = choose("int4", WEIGHTS)
+    kernels, tried = tune("int4", WEIGHTS)
     wrong = [trial for trial in tried if not trial.exact]
     assert [trial.kernel for trial in wrong] == ["integers"], "of the head alone"
     assert not any(trial.chosen or trial.microseconds for trial in wrong)
     assert "integers" not in kernels.chosen.values()
     with pytest.raises(UsageError, match=r"integers multiplies inexactly on this processor.*; for int8 there are"):
-        choose("int8", WEIGHTS, pinned="integers")
+        tune("int8", WEIGHTS, pinned="integers")
 
 
 @pytest.mark.parametrize("turned", ["exact", "chosen", "exact chosen"])
@@ -112,7 +112,7 @@ def test_a_choice_that_was_made_where_other_kernels_were_exact_is_tried_again(
     """The same machine with other switches in the environment, or a file that was written by an older version."""
     memory = tmp_path / "kernels.json"
     request.getfixturevalue("inexact_integers")
-    choose("int8", WEIGHTS, memory=memory)
+    tune("int8", WEIGHTS, memory=memory)
     everything = json.loads(memory.read_text())
     for one in everything[machine()]["int8 64x96"]:
         if "chosen" in turned:
@@ -120,7 +120,7 @@ def test_a_choice_that_was_made_where_other_kernels_were_exact_is_tried_again(
         if "exact" in turned:
             one["exact"] = True
     memory.write_text(json.dumps(everything))
-    kernels, _ = choose("int8", WEIGHTS, memory=memory)
+    kernels, _ = tune("int8", WEIGHTS, memory=memory)
     assert kernels.pick(64, 96).name != "integers" and "integers" not in kernels.chosen.values()
     assert json.loads(memory.read_text()) != everything, "what was tried again is kept"
 
@@ -136,10 +136,10 @@ def test_a_machine_is_its_processor_and_versions() -> None:
 )
 def test_a_kernel_that_cannot_be_is_named(dtype: str, name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        choose(dtype, WEIGHTS, pinned=name)
+        tune(dtype, WEIGHTS, pinned=name)
 
 
 def test_a_build_without_any_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "candidates", lambda dtype: ())
     with pytest.raises(UsageError, match="no product for int4"):
-        choose("int4", [Weight(inputs=64, outputs=64)])
+        tune("int4", [Weight(inputs=64, outputs=64)])

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mpgpt.core import Account, Request, Result, Step, Tally
+from mpgpt.core import Request, Result, StageStats, StatsRound, Step
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.errors import ModelError, RequestError
@@ -400,12 +400,12 @@ class ScriptedRing:
         ids = tuple(next(self._ids) for row in step.rows for _ in range(row.outputs))
         self._results.append(Result(epoch=step.epoch, number=step.number, ids=ids))
 
-    def pop(self, timeout: float | None = None) -> Result | Tally | None:
+    def pop(self, timeout: float | None = None) -> Result | StatsRound | None:
         return self._results.popleft() if self._results else None
 
     def ask(self, epoch: int, *, redial: bool = False) -> None: ...
     def stop(self, epoch: int) -> None: ...
-    def tally(self, epoch: int) -> tuple[Account, ...]:
+    def stats_round(self, epoch: int) -> tuple[StageStats, ...]:
         return ()
 
 

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
-from mpgpt.cluster.bootstrap import settle
+from mpgpt.cluster.bootstrap import settle_ring
 from mpgpt.cluster.ring import ANOTHER_HEAD, Ring
 from mpgpt.errors import ModelError, PullError
 from mpgpt.model.folder import INDEX, MARKER, WEIGHTS, seal
@@ -247,7 +247,7 @@ def notes(folder: Path) -> list[str]:
     lines: list[str] = []
     world = SoloWorld()
     try:
-        settings = settle(world, folder, dtype="float32", slots=1, context=32, threads=1, plan=lambda config: None)
+        settings = settle_ring(world, folder, dtype="float32", slots=1, context=32, threads=1, plan=lambda config: None)
         Ring(world, settings, folder, None, lines.append)
     finally:
         world.close()

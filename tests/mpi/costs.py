@@ -16,7 +16,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-from mpgpt.cluster.bootstrap import settle
+from mpgpt.cluster.bootstrap import settle_ring
 from mpgpt.cluster.ring import Ring
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
@@ -48,7 +48,7 @@ def main() -> None:
     touch_libraries()
     before = psutil.Process().memory_info().rss
     folder = Path(sys.argv[1])
-    settings = settle(
+    settings = settle_ring(
         world, folder, dtype="float32", slots=2, context=256, threads=1, plan=lambda config: parse_layers(STANDARD)
     )
     ring = Ring(world, settings, folder)
@@ -56,8 +56,8 @@ def main() -> None:
     report = {"grown": peak() - before, "cpu": cpu}
     reports = [json.loads(data) for data in world.gather(json.dumps(report).encode())]
     if world.rank == 0:
-        places = [{"slice": place.slice_bytes, "kv": place.kv_bytes} for place in ring.places]
-        print(json.dumps([one | place for one, place in zip(reports, places, strict=True)]))
+        reports = [{"slice": place.slice_bytes, "kv": place.kv_bytes} for place in ring.reports]
+        print(json.dumps([one | place for one, place in zip(reports, reports, strict=True)]))
     world.close()
 
 

@@ -196,15 +196,15 @@ def ways(case: Case) -> Iterator[Spans]:
 
 def may(shape: Shape, node: Node, s: Span | None) -> bool:
     if s is None:
-        return node.fixed is None
+        return node.pinned_span is None
     first, last = s.start == 0, s.stop == shape.layers
     held = len(s) * (shape.layer_bytes + shape.kv_bytes) + first * shape.embedding_bytes + last * shape.head_bytes
     layers = set(range(s.start, s.stop))
     return (
         (not node.free or held * 1.1 + 64 * MB <= node.free + 1)
-        and (node.ends or not (first or last))
-        and (node.fixed is None or s == node.fixed)
-        and (node.within is None or layers <= set(range(node.within.start, node.within.stop)))
+        and (node.can_be_first_or_last or not (first or last))
+        and (node.pinned_span is None or s == node.pinned_span)
+        and (node.allowed_span is None or layers <= set(range(node.allowed_span.start, node.allowed_span.stop)))
     )
 
 
@@ -233,8 +233,8 @@ def cases(draw: st.DrawFn) -> Case:
         kind = draw(st.sampled_from(["free", "free", "free", "within", "fixed", "inner"]))
         return Node(
             rank=rank, host=f"h{rank}", kind="cpu", memory=0, local_rank=0, threads=1, speed=speed(),
-            free=draw(st.sampled_from([0, 0, 0, 80, 90, 110])) * MB, ends=kind != "inner",
-            within=some() if kind == "within" else None, fixed=some() if kind == "fixed" else None,
+            free=draw(st.sampled_from([0, 0, 0, 80, 90, 110])) * MB, can_be_first_or_last=kind != "inner",
+            allowed_span=some() if kind == "within" else None, pinned_span=some() if kind == "fixed" else None,
         )  # fmt: skip
 
     links = {
@@ -434,7 +434,7 @@ def test_a_slow_rank_is_left_out_when_that_is_faster() -> None:
 
 def test_a_link_is_never_busier_than_the_busiest_must_be() -> None:
     """Rank 1 would do all in no time, but a frame to it takes longer than a third of the layers elsewhere."""
-    nodes = [flat(1e-3, rank=0), flat(1e-4, rank=1, ends=False), flat(1e-3, rank=2), flat(1e-3, rank=3)]
+    nodes = [flat(1e-3, rank=0), flat(1e-4, rank=1, can_be_first_or_last=False), flat(1e-3, rank=2), flat(1e-3, rank=3)]
     links = wires(4) | {(0, 1): Edge(latency_s=0, bytes_per_s=1100 / 5e-3)}
     once = Workload(sequences=1, prompt_tokens=1, new_tokens=1)
     plan = place(tiny(12), nodes, links, once, "throughput", ranks=3)
@@ -514,26 +514,28 @@ def test_a_model_that_fits_in_sum_but_not_in_pieces() -> None:
 
 
 def test_fixed_layers_that_cannot_be() -> None:
-    def fixed(rank: int, start: int, stop: int, **more: Any) -> Node:
-        return flat(1e-3, rank=rank, fixed=span(start, stop), **more)
+    def pinned_span(rank: int, start: int, stop: int, **more: Any) -> Node:
+        return flat(1e-3, rank=rank, pinned_span=span(start, stop), **more)
 
     assert "rank 1 on h1 is fixed to layers 4-8, but the model's last is 7" in refused(
-        tiny(8), [flat(1e-3), fixed(1, 4, 9)]
+        tiny(8), [flat(1e-3), pinned_span(1, 4, 9)]
     )
-    assert "do not come after layers 2-5 of rank 0" in refused(tiny(8), [fixed(0, 2, 6), fixed(1, 4, 8)])
-    assert "can run 2-4 only" in refused(tiny(8), [flat(1e-3), fixed(1, 4, 6, within=span(2, 5))])
-    assert "neither the first layer nor the last" in refused(tiny(8), [flat(1e-3), fixed(1, 4, 8, ends=False)])
-    gap = refused(tiny(8), [fixed(0, 0, 2), fixed(1, 4, 8)])
+    assert "do not come after layers 2-5 of rank 0" in refused(tiny(8), [pinned_span(0, 2, 6), pinned_span(1, 4, 8)])
+    assert "can run 2-4 only" in refused(tiny(8), [flat(1e-3), pinned_span(1, 4, 6, allowed_span=span(2, 5))])
+    assert "neither the first layer nor the last" in refused(
+        tiny(8), [flat(1e-3), pinned_span(1, 4, 8, can_be_first_or_last=False)]
+    )
+    gap = refused(tiny(8), [pinned_span(0, 0, 2), pinned_span(1, 4, 8)])
     assert gap == "no rank can run layer 2: rank 0 is fixed to 0-1; rank 1 is fixed to 4-7"
-    order = refused(tiny(8), [fixed(0, 4, 8), flat(1e-3, rank=1)])
+    order = refused(tiny(8), [pinned_span(0, 4, 8), flat(1e-3, rank=1)])
     assert "in their order" in order and "rank 0 is fixed to 4-7" in order
 
 
 def test_ranks_that_cannot_take_what_is_left() -> None:
     assert "rank 1 can run 0-3 only" in refused(
-        tiny(8), [flat(1e-3, within=span(0, 3)), flat(1e-3, rank=1, within=span(0, 4))]
+        tiny(8), [flat(1e-3, allowed_span=span(0, 3)), flat(1e-3, rank=1, allowed_span=span(0, 4))]
     )
-    assert "rank 0 can have neither" in refused(tiny(8), [flat(1e-3, ends=False)])
+    assert "rank 0 can have neither" in refused(tiny(8), [flat(1e-3, can_be_first_or_last=False)])
 
 
 def test_exactly_so_many_ranks() -> None:

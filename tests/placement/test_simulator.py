@@ -14,7 +14,7 @@ from mpgpt.core import Edge, Node, Shape, Span, Speed, Workload
 from mpgpt.placement.costs import chunks, stage_seconds
 from mpgpt.placement.plan import divide, predict
 from mpgpt.placement.simulator import Report, run
-from mpgpt.placement.virtual_ring import Crowd, Tandem
+from mpgpt.placement.virtual_ring import SharedCoreRing, Tandem
 
 Spans = tuple[Span | None, ...]
 
@@ -148,7 +148,9 @@ def ring_of(case: tuple[Any, ...]) -> tuple[Spans, list[Node], dict[tuple[int, i
 @given(rings, st.sampled_from([None, 30.0]), st.sampled_from([3, 64]))
 def test_both_ways_of_keeping_time_agree(case: tuple[Any, ...], arrival: float | None, slots: int) -> None:
     """The closed form for ranks with cores of their own, and the one that goes event by event."""
-    quick, slow = (simulate(*ring_of(case), arrival=arrival, slots=slots, ring=ring) for ring in (Tandem, Crowd))
+    quick, slow = (
+        simulate(*ring_of(case), arrival=arrival, slots=slots, ring=ring) for ring in (Tandem, SharedCoreRing)
+    )
     assert quick.steps == slow.steps and quick.new_tokens == slow.new_tokens
     for name in ("seconds", "ttft_s", "tpot_s", "waited_s", "decode_tokens_per_s"):
         assert getattr(quick, name) == pytest.approx(getattr(slow, name)), name

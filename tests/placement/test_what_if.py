@@ -12,7 +12,7 @@ from mpgpt.config import DtypeName
 from mpgpt.core import Edge, Span, Workload
 from mpgpt.errors import UsageError
 from mpgpt.placement.plan import place
-from mpgpt.placement.what_if import MODELS, Cluster, Machine, Numbers, load_cluster, shape_of, speed_of, weight_bytes
+from mpgpt.placement.what_if import MODELS, Machine, Numbers, WhatIf, load_cluster, shape_of, speed_of, weight_bytes
 from tests.support.launch import ROOT
 
 GOOD: dict[str, Any] = {
@@ -46,7 +46,7 @@ def test_a_small_file(tmp_path: Path) -> None:
     cluster = load_cluster(written(tmp_path, GOOD))
     scene = cluster.scene(None, cluster.work, 16)
     (node,) = scene.nodes
-    assert (node.host, node.kind, node.cores, node.threads, node.ends) == ("a", "cpu", 4, 4, True)
+    assert (node.host, node.kind, node.cores, node.threads, node.can_be_first_or_last) == ("a", "cpu", 4, 4, True)
     assert (node.memory, node.free) == (8_000_000_000, 6_000_000_000)
     assert (scene.context, scene.slots, scene.shape.layers, scene.links) == (1024, 16, 12, {})
 
@@ -54,8 +54,8 @@ def test_a_small_file(tmp_path: Path) -> None:
 def test_counts_links_and_kinds(tmp_path: Path) -> None:
     machines = [
         GOOD["machines"][0] | {"count": 2},
-        GOOD["machines"][0] | {"name": "i", "kind": "ipad", "fixed": "4-7", "free_gb": 2.5},
-        GOOD["machines"][0] | {"name": "b", "within": 3, "threads": 2},
+        GOOD["machines"][0] | {"name": "i", "kind": "ipad", "pinned_layers": "4-7", "free_gb": 2.5},
+        GOOD["machines"][0] | {"name": "b", "allowed_layers": 3, "threads": 2},
     ]
     between = [
         {"machines": ["a", "a"], "latency_ms": 0.1, "gbit_s": 8},
@@ -64,7 +64,9 @@ def test_counts_links_and_kinds(tmp_path: Path) -> None:
     tree = GOOD | {"machines": machines, "links": GOOD["links"] | {"between": between}}
     cluster = load_cluster(written(tmp_path, tree))
     scene = cluster.scene("bfloat16", cluster.work, 4)
-    assert [(n.rank, n.host, n.ends, n.fixed, n.within, n.threads) for n in scene.nodes] == [
+    assert [
+        (n.rank, n.host, n.can_be_first_or_last, n.pinned_span, n.allowed_span, n.threads) for n in scene.nodes
+    ] == [
         (0, "a-1", True, None, None, 4), (1, "a-2", True, None, None, 4),
         (2, "i", False, Span(start=4, stop=8), None, 4), (3, "b", True, None, Span(start=3, stop=4), 2),
     ]  # fmt: skip
@@ -105,9 +107,19 @@ def test_bytes_by_dtype() -> None:
     assert int4.head_bytes == int8.head_bytes > 50257 * 768, "the head of int4 is int8"
 
 
+def test_keys_are_read_by_their_earlier_names_too(tmp_path: Path) -> None:
+    old = GOOD["machines"][0] | {"reaches": 0.5, "within": "1-3", "fixed": "2"}
+    new = GOOD["machines"][0] | {"efficiency": 0.5, "allowed_layers": "1-3", "pinned_layers": "2"}
+    scenes = []
+    for machine in (old, new):
+        cluster = load_cluster(written(tmp_path, GOOD | {"machines": [machine]}))
+        scenes.append(cluster.scene(None, cluster.work, 1))
+    assert scenes[0].nodes == scenes[1].nodes
+
+
 def test_speed_is_bandwidth_or_arithmetic_whichever_is_slower() -> None:
     weights = 12 * 768 * 768
-    speed = speed_of(machine(reaches=0.5, step_ms=2), config("gpt2"), "float32")
+    speed = speed_of(machine(efficiency=0.5, step_ms=2), config("gpt2"), "float32")
     seconds = dict(speed.layer_s)
     assert seconds[1] == seconds[2] == pytest.approx(4 * weights / 25e9)
     assert seconds[96] == pytest.approx(2 * 96 * weights / 50e9)
@@ -179,7 +191,7 @@ def test_own_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["standard", "hybrid"])
 def test_the_files_that_are_shipped(name: str) -> None:
-    cluster: Cluster = load_cluster(ROOT / "hostfiles" / "what-if" / f"{name}.yaml")
+    cluster: WhatIf = load_cluster(ROOT / "hostfiles" / "what-if" / f"{name}.yaml")
     scene = cluster.scene(None, cluster.work, 16)
     hosts = [
         line.split()[0] for line in (ROOT / "hostfiles" / name).read_text().splitlines() if line and line[0] != "#"

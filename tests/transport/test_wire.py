@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import MAX_LOGPROBS, NO_TOKEN, Account, DeviceAccount, Result, Row, Sampling, Step, Stop, Tally
+from mpgpt.core import MAX_LOGPROBS, NO_TOKEN, DeviceAccount, Result, Row, Sampling, StageStats, StatsRound, Step, Stop
 from mpgpt.errors import WireError
 from mpgpt.transport.wire import (
     ACCOUNT,
@@ -84,7 +84,7 @@ def results(draw: st.DrawFn) -> Result:
 uint64 = st.integers(0, 2**64 - 1)
 seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 accounts = st.builds(
-    Account,
+    StageStats,
     rank=st.integers(0, CODEC.ranks - 1), steps=uint64, tokens=uint64, peak_rss=uint64, wall_s=seconds,
     compute_s=seconds, wait_s=seconds, send_s=seconds, other_s=seconds,
     device=st.none()
@@ -94,7 +94,7 @@ accounts = st.builds(
     ),
 )  # fmt: skip
 each_once = st.lists(accounts, max_size=CODEC.ranks, unique_by=lambda account: account.rank).map(tuple)
-tallies = st.builds(Tally, epoch=uint32, accounts=each_once, redial=st.booleans())
+tallies = st.builds(StatsRound, epoch=uint32, accounts=each_once, redial=st.booleans())
 messages: st.SearchStrategy[Message] = st.one_of(steps(), results(), st.builds(Stop, epoch=uint32), tallies)
 
 
@@ -113,19 +113,19 @@ def small_step(**changes: Any) -> Step:
     return Step(epoch=1, number=2, rows=(first, second), hidden=bytes(range(18)))
 
 
-def small_tally(*ranks: int) -> Tally:
+def small_tally(*ranks: int) -> StatsRound:
     """An account of each rank, all parts different; rank 3 stands before a device."""
     device = DeviceAccount(
         requests=11, compute_s=0.5, network_s=0.125, sent=1000, received=2000, falls=2, away_s=3.5, thermal="serious"
     )
     accounts = tuple(
-        Account(
+        StageStats(
             rank=rank, steps=2**32 + rank, tokens=7, wall_s=10.0, compute_s=1.5, wait_s=2.5, send_s=0.25, other_s=5.75,
             peak_rss=2**33, device=device if rank == 3 else None,
         )
         for rank in ranks
     )  # fmt: skip
-    return Tally(epoch=6, accounts=accounts)
+    return StatsRound(epoch=6, accounts=accounts)
 
 
 # -- there and back
@@ -185,10 +185,10 @@ def as_message(kind: str, fields: dict[str, Any]) -> Message:
         return Stop(**fields)
     if kind == "tally":
         accounts = (
-            Account(**account | {"device": account["device"] and DeviceAccount(**account["device"])})
+            StageStats(**account | {"device": account["device"] and DeviceAccount(**account["device"])})
             for account in fields["accounts"]
         )
-        return Tally(**fields | {"accounts": tuple(accounts)})
+        return StatsRound(**fields | {"accounts": tuple(accounts)})
     if kind == "result":
         logprobs = tuple((id, log) for id, log in fields["logprobs"])
         return Result(**fields | {"ids": tuple(fields["ids"]), "logprobs": logprobs})

@@ -98,8 +98,8 @@ def judge_memory(
 
 
 def _even(layers: int, ranks: int) -> list[Span | None]:
-    ends = [layers * rank // ranks for rank in range(ranks + 1)]
-    return [Span(start=a, stop=b) if a < b else None for a, b in pairwise(ends)]
+    can_be_first_or_last = [layers * rank // ranks for rank in range(ranks + 1)]
+    return [Span(start=a, stop=b) if a < b else None for a, b in pairwise(can_be_first_or_last)]
 
 
 def _too_small(
