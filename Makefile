@@ -6,8 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PAGE := api/mpgpt_api/page/index.html
-# What has the machine for itself: rings of several ranks, servers, a browser. The other tests run two at a time.
-RINGS := tests/mpi tests/page tests/api tests/hosts
+# What has the machine for itself: rings of several ranks, a browser, pretend hosts. The other tests run two at a time.
+RINGS := tests/mpi tests/page tests/hosts
 QUESTION ?= What is the capital of France, and what is it known for?
 
 # Three ranks on a machine of fewer cores must not be bound to one core each; and root must say that it means it.
@@ -26,8 +26,10 @@ demo: $(VENV)/installed $(PAGE)
 	mpirun -hostfile hostfiles/local -n 3 mpgpt generate --layers 0-9,10-19,20-29 --prompt "$(QUESTION)"
 
 test: $(VENV)/installed-dev $(PAGE)
-	$(BIN)/python -m pytest -m 'not slow_hosts' $(RINGS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(RINGS:%=--ignore=%)
+	@status=0; set -x; \
+	$(BIN)/python -m pytest -m 'not slow_hosts' $(RINGS) || status=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(RINGS:%=--ignore=%) || status=$$?; \
+	exit $$status
 
 hosts: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/hosts

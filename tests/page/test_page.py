@@ -331,7 +331,7 @@ def test_the_server_goes_and_comes(browser: Browser, tmp_path_factory: pytest.Te
     options = ("--model", str(folder), "--max-new-tokens", "8", "--ignore-eos")
     with served(1, *options) as (url, process):
         port = url.rpartition(":")[2]
-        with tab(browser, url) as page:
+        with tab(browser, url, expected="Failed to load resource") as page:
             page.ask("Before.")
             page.message.fill("Half a tho")
             for rank in ranks_of(process):
@@ -352,7 +352,6 @@ def test_the_server_goes_and_comes(browser: Browser, tmp_path_factory: pytest.Te
                 expect(page.message).to_have_value("And another th")
                 expect(page.questions.nth(1)).to_contain_text("Half a thought.")
                 expect(page.answers).to_have_count(2)
-            page.complaints[:] = [one for one in page.complaints if "Failed to load resource" not in one]
 
 
 def test_screenshots_are_left() -> None:
