@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 
-from mpgpt.cluster.bootstrap import settle_ring
+from mpgpt.cluster.bootstrap import negotiate
 from mpgpt.cluster.ring import Ring
+from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.config import DtypeName
 from mpgpt.core import GREEDY, Request, Sampling
 from mpgpt.engine.engine import Engine, IdsOnly, Stream
@@ -54,7 +55,7 @@ NEW = 160
 
 def start(folder: Path, dtype: DtypeName) -> Ring:
     world = SoloWorld()
-    settings = settle_ring(world, folder, dtype=dtype, slots=1, context=1024, threads=1, plan=lambda config: None)
+    settings = negotiate(world, folder, RingOptions(dtype=dtype, slots=1, context=1024, threads=1))
     return Ring(world, settings, folder)
 
 

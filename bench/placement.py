@@ -26,10 +26,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpgpt.cluster.bootstrap import RingConfig, probe_cluster, settle_ring
+from mpgpt.cluster.bootstrap import negotiate, probe_cluster
 from mpgpt.cluster.ring import Ring
-from mpgpt.core import Request, Span, Workload
+from mpgpt.cluster.ring_config import RingConfig, RingOptions
+from mpgpt.core import Request, Span
 from mpgpt.engine.engine import Engine, IdsOnly, Stream
+from mpgpt.machines import Workload
 from mpgpt.model.kernels import Kernels
 from mpgpt.model.weights import model_config
 from mpgpt.placement.plan import Objective, divide, place, predict
@@ -103,10 +105,14 @@ def measure_rank(rounds: int, objective: Objective) -> None:
         (GROUP / "cgroup.procs").write_text(str(os.getpid()))
     kernels = Kernels(dtype="float32")
     ground = probe_cluster(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
-    settings = settle_ring(
-        world, FOLDER, dtype="float32", slots=WORK.sequences, context=256, threads=1,
-        plan=lambda config: divide(config.layers, world.size),
-    )  # fmt: skip
+    options = RingOptions(
+        dtype="float32",
+        slots=WORK.sequences,
+        context=256,
+        threads=1,
+        spans=lambda config: divide(config.layers, world.size),
+    )
+    settings = negotiate(world, FOLDER, options)
     splits: dict[str, Sequence[Span | None]] = {"even": divide(ground.shape.layers, world.size)}
     plan = place(ground.shape, ground.nodes, ground.links, WORK, objective)
     # The plan is rank 0's, whatever another rank's arithmetic says.

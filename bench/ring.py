@@ -64,18 +64,23 @@ def measure_transformers() -> dict[str, float]:
 
 def measure_ring(layers: str) -> dict[str, float] | None:
     """Decoding tokens/s of 1 and more sequences, and seconds to the first token of a long prompt; on rank 0."""
-    from mpgpt.cluster.bootstrap import settle_ring
+    from mpgpt.cluster.bootstrap import negotiate
     from mpgpt.cluster.ring import Ring
+    from mpgpt.cluster.ring_config import RingOptions
     from mpgpt.config import parse_layers
     from mpgpt.core import Request
     from mpgpt.engine.engine import IdsOnly
     from mpgpt.transport.mpi import MPIWorld
 
     world = MPIWorld()
-    settings = settle_ring(
-        world, FOLDER, dtype="float32", slots=64, context=1024, threads=1,
-        plan=lambda config: parse_layers(layers) if layers else None,
-    )  # fmt: skip
+    options = RingOptions(
+        dtype="float32",
+        slots=64,
+        context=1024,
+        threads=1,
+        spans=lambda config: parse_layers(layers) if layers else None,
+    )
+    settings = negotiate(world, FOLDER, options)
     ring = Ring(world, settings, FOLDER)
     if world.rank:
         ring.serve()

@@ -23,10 +23,12 @@ import time
 from typing import Any
 
 from mpgpt.bench.measure import TokenTimes
-from mpgpt.cluster.bootstrap import probe_cluster, settle_ring
+from mpgpt.cluster.bootstrap import negotiate, probe_cluster
 from mpgpt.cluster.ring import Ring
-from mpgpt.core import Request, Workload
+from mpgpt.cluster.ring_config import RingOptions
+from mpgpt.core import Request
 from mpgpt.engine.engine import IdsOnly
+from mpgpt.machines import Workload
 from mpgpt.model.kernels import Kernels
 from mpgpt.model.weights import model_config
 from mpgpt.placement.plan import divide
@@ -71,9 +73,8 @@ def measure_rank() -> None:
     config = model_config(FOLDER)
     ground = probe_cluster(world, config, Kernels(dtype="float32"), slots=slots, context=CONTEXT, threads=1)
     spans = divide(config.layers, world.size)
-    settings = settle_ring(
-        world, FOLDER, dtype="float32", slots=slots, context=CONTEXT, threads=1, plan=lambda config: spans
-    )
+    options = RingOptions(dtype="float32", slots=slots, context=CONTEXT, threads=1, spans=lambda config: spans)
+    settings = negotiate(world, FOLDER, options)
     ring = Ring(world, settings, FOLDER)
     if world.rank:
         ring.serve()

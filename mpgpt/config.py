@@ -26,8 +26,9 @@ from pydantic import (
     model_validator,
 )
 
-from mpgpt.core import SEEDS, Sampling, Span, Workload
+from mpgpt.core import SEEDS, Sampling, Span
 from mpgpt.errors import UsageError
+from mpgpt.machines import Workload
 from mpgpt.yamlfile import parse_yaml, printable, problems, read_yaml, shown
 
 DtypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]

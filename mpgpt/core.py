@@ -1,6 +1,6 @@
 """The values that travel: between modules, and between ranks.
 
-Knows: what a span, node, sampling, row, step, result, request and sequence are, and their bounds.
+Knows: what a span, sampling, row, step, result, request and sequence are, and their bounds.
 Must not know: torch, MPI, files, or how any of these is computed or sent.
 
 All but ``Sequence`` are frozen: a step that is in flight cannot change under the stage that runs it.
@@ -29,88 +29,6 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.start}-{self.stop - 1}" if len(self) > 1 else f"{self.start}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """What a rank reports of itself."""
-
-    rank: int
-    host: str
-    kind: str
-    """``cpu`` today; an iPad's proxy will say ``ipad``."""
-    memory: int
-    """Physical memory of the host, bytes."""
-    local_rank: int
-    """Position among the ranks of the same host."""
-    threads: int
-    cores: int = 1
-    """Of the host, for all its ranks together."""
-    free: int = 0
-    """Bytes that this rank may fill with its slice and cache: its share of what its host has to spare. 0 where no limit
-    is known."""
-    speed: Speed | None = None
-    """What it does in a second; None where nobody measured."""
-    allowed_span: Span | None = None
-    """The layers that it can run, if not all."""
-    pinned_span: Span | None = None
-    """The layers that it runs, whatever else might be better."""
-    can_be_first_or_last: bool = True
-    """Whether it can embed tokens and sample them, so that it may have the first and the last layer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """What a rank needs for a step, in seconds. ``layer_s`` and ``head_s`` are (rows, seconds), rows ascending."""
-
-    layer_s: tuple[tuple[int, float], ...]
-    """One layer with hardly anything in the cache; the most rows are those of a prompt's chunk."""
-    head_s: tuple[tuple[int, float], ...]
-    """The last norm, the head and sampling, by the rows of which a token is wanted."""
-    attend_s: float = 0.0
-    """More for each layer, row, and position in the cache."""
-    attend_chunk_s: float | None = None
-    """The same for the tokens of a prompt's chunk, which read the cache together; None if it is not known apart."""
-    step_s: float = 0.0
-    """What every step costs a stage besides: taking the frame apart, making the next, and Python."""
-    cold: float = 1.0
-    """How many times as long one row alone takes a rank that has slept since the last one, as all ranks of a ring do
-    while a single sequence is at another."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """What a frame needs from one rank to another: ``latency_s`` (waking up included) and ``bytes_per_s``."""
-
-    latency_s: float
-    bytes_per_s: float
-
-    def seconds(self, nbytes: int) -> float:
-        return self.latency_s + nbytes / self.bytes_per_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What a plan has to know of a model, as it is held: bytes."""
-
-    layers: int
-    layer_bytes: int
-    """The weights of one layer."""
-    head_bytes: int
-    embedding_bytes: int
-    kv_bytes: int
-    """The cache of one layer: all slots, the whole context."""
-    token_bytes: int
-    """One token's hidden state on the wire."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What a plan is made for: so many sequences at once, each with a prompt and new tokens."""
-
-    sequences: int = 8
-    prompt_tokens: int = 256
-    new_tokens: int = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpgpt import __version__
 from mpgpt.cluster.ring import RankReport
-from mpgpt.cluster.session import Run
+from mpgpt.cluster.session import Session
 from mpgpt.engine.engine import Engine
 from mpgpt.transport.heartbeat import Silence
 from mpgpt_api import openai, reference
@@ -45,7 +45,7 @@ class Served:
     """What is served."""
 
     engine: Engine
-    run: Run
+    session: Session
     reports: tuple[RankReport, ...]
     slots: int
     model: str
@@ -64,7 +64,7 @@ def make_app(
     metrics = Metrics()
     watch = Watch(served.engine, served.reports, served.silences)
     service = Service(
-        served.engine, served.run, slots=served.slots, limits=limits, ended=metrics.ended, heard=watch.count
+        served.engine, served.session, slots=served.slots, limits=limits, ended=metrics.ended, heard=watch.count
     )
     metrics.watch(service, watch)
 

@@ -119,7 +119,7 @@ def _wanted(
     continues: bool = False,
 ) -> list[AnswerRequest]:  # fmt: skip
     """``n`` answers to each prompt. Each has a seed of its own, counted up from the one that was given."""
-    first = service.run.sampling(body.overrides, body.seed)
+    first = service.session.sampling(body.overrides, body.seed)
     samplings = [replace(first, seed=(first.seed + n) % SEEDS) for n in range(body.choices)]
     return [
         AnswerRequest(
@@ -147,7 +147,7 @@ def _usage(job: Job, choices: int) -> Usage:
 
 
 def _likely(service: Service, token: int, logprob: float) -> Likely:
-    raw = service.run.tokenizer.bytes_of(token)
+    raw = service.session.tokenizer.bytes_of(token)
     return Likely(token=raw.decode(errors="replace"), logprob=logprob, bytes=list(raw))
 
 
@@ -165,7 +165,7 @@ def _chat_logprobs(service: Service, pieces: Sequence[Piece]) -> ChatLogprobs:
 def _logprobs(service: Service, pieces: Sequence[Piece], top: int) -> Logprobs:
     logprobs = list(chain.from_iterable(piece.logprobs for piece in pieces))
     # Named together with the token itself, which so has the same name everywhere, and first choice of it.
-    labels = [service.run.tokenizer.labels_of([token for token, _ in some]) for some in logprobs]
+    labels = [service.session.tokenizer.labels_of([token for token, _ in some]) for some in logprobs]
     likeliest = [
         dict(zip(names[1:], [logprob for _, logprob in some[1:]], strict=True))
         for names, some in zip(labels, logprobs, strict=True)

@@ -98,7 +98,7 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
         continues = False
         if body.messages is not None:
             ids = await service.encode_chat([message.plain for message in body.messages])
-        elif continues := bool(body.raw or not service.run.chat):
+        elif continues := bool(body.raw or not service.session.chat):
             ids = await service.encode(body.text or "")
         else:
             ids = await service.encode_chat([{"role": "user", "content": body.text or ""}])
@@ -120,11 +120,11 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
     @router.get("/config", responses=documented("/config", 401, 403))
     async def config() -> Config:
         """What the server was started with."""
-        run = service.run
-        sampling = run.sampling({}, 0)
+        session = service.session
+        sampling = session.sampling({}, 0)
         return Config(
-            model=model, strategy=run.strategy, max_new_tokens=run.max_new_tokens, context=service.context,
-            chat=run.chat, system=run.system, nodes=len(watch.reports), version=__version__, dtype=dtype,
+            model=model, strategy=session.strategy, max_new_tokens=session.max_new_tokens, context=service.context,
+            chat=session.chat, system=session.system, nodes=len(watch.reports), version=__version__, dtype=dtype,
             parameters=Parameters(
                 temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
                 repetition_penalty=sampling.repetition_penalty,
@@ -177,7 +177,7 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
 
 
 def _wanted(service: Service, body: QueryBody, ids: tuple[int, ...], continues: bool) -> AnswerRequest:
-    sampling = service.run.sampling(body.overrides, body.seed, body.decoding_strategy)
+    sampling = service.session.sampling(body.overrides, body.seed, body.decoding_strategy)
     return AnswerRequest(
         ids=ids, sampling=sampling, max_new_tokens=body.max_tokens, stops=body.stops, continues=continues
     )

@@ -24,7 +24,7 @@ import click
 
 from mpgpt.cluster.bootstrap import DeviceFactory
 from mpgpt.cluster.ring import Ring
-from mpgpt.cluster.session import Explain, Run
+from mpgpt.cluster.session import Explain, Session
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import MpgptError, UsageError
 from mpgpt.transport.launcher import SettingsFile
@@ -60,14 +60,14 @@ class Serve:
         explain: Explain,
     ) -> None:
         self._options = options
-        self._run = Run(options, home=home, file=config, device_factory=device_factory, explain=explain)
+        self._session = Session(options, home=home, file=config, device_factory=device_factory, explain=explain)
 
     def start(self, world: World) -> Ring:
-        return self._run.start(world, self._prepare)
+        return self._session.start(world, self._prepare)
 
     def _prepare(self) -> None:
         """All that can be wrong is found before anything is loaded, a port that is taken too."""
-        options, web = self._options, self._run.config.web_interface
+        options, web = self._options, self._session.config.web_interface
         host = options["host"] or web.host or "127.0.0.1"
         port = options["port"] if options["port"] is not None else web.api_port or web.port or PORT
         local = is_loopback(host)
@@ -90,10 +90,10 @@ class Serve:
 
     def run_rank0(self, ring: Ring) -> int:
         """Serve until somebody ends it; the exit status."""
-        engine = self._run.engine(ring)
+        engine = self._session.engine(ring)
         served = Served(
-            engine=engine, run=self._run, reports=tuple(ring.reports), slots=ring.slots, model=_public(self._run.model),
-            dtype=self._run.dtype, silences=ring.world.silences,
+            engine=engine, session=self._session, reports=tuple(ring.reports), slots=ring.slots,
+            model=_public(self._session.model), dtype=self._session.dtype, silences=ring.world.silences,
         )  # fmt: skip
         services: list[Service] = []
         most = most_connections()  # now: the ring has its descriptors already
@@ -118,7 +118,7 @@ class Serve:
         address, port = self._socket.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         layers = ", ".join(f"{place.node.host} {place.span or '-'}" for place in ring.reports)
-        name = _public(self._run.model)
+        name = _public(self._session.model)
         click.echo(f"mpgpt serves {name} at http://{shown}:{port} (layers: {layers}); Ctrl-C ends it", err=True)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from mpgpt.cluster.session import Run
+from mpgpt.cluster.session import Session
 from mpgpt.core import Request, Sampling, TokenLogprob
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import RequestError
@@ -155,12 +155,12 @@ class Service:
     """What endpoints ask for answers. Belongs to one event loop."""
 
     def __init__(
-        self, engine: Engine, run: Run, *, slots: int, limits: Limits, ended: Callable[[Stream], None],
+        self, engine: Engine, session: Session, *, slots: int, limits: Limits, ended: Callable[[Stream], None],
         heard: Callable[[int], None],
     ) -> None:  # fmt: skip
         """``ended`` hears, on the event loop, of every answer that is over; ``heard``, on the engine's thread, of how
         many tokens came."""
-        self.engine, self.run, self.slots, self.limits = engine, run, slots, limits
+        self.engine, self.session, self.slots, self.limits = engine, session, slots, limits
         self._ended, self._heard = ended, heard
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()
@@ -182,12 +182,12 @@ class Service:
 
     async def encode(self, prompt: str) -> tuple[int, ...]:
         """A prompt as it stands."""
-        return await self._apart(lambda: self.run.tokenizer.encode(prompt))
+        return await self._apart(lambda: self.session.tokenizer.encode(prompt))
 
     async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """A conversation; with the run's own system message, if it has none."""
-        own = [] if any(message["role"] == "system" for message in messages) else self.run.opening
-        return await self._apart(lambda: self.run.tokenizer.encode_chat([*own, *messages]))
+        own = [] if any(message["role"] == "system" for message in messages) else self.session.opening
+        return await self._apart(lambda: self.session.tokenizer.encode_chat([*own, *messages]))
 
     async def _apart(self, encode: Callable[[], list[int]]) -> tuple[int, ...]:
         return tuple(await asyncio.get_running_loop().run_in_executor(self._tokenizing, encode))
@@ -205,14 +205,14 @@ class Service:
         job = Job(loop, loop.time() + self.limits.time_s, self.engine.cancel)
         self._jobs.add(job)
         for choice, (one, request) in enumerate(zip(wanted, requests, strict=True)):
-            text = self.run.tokenizer.stream(one.stops, after=one.ids if one.continues else ())
+            text = self.session.tokenizer.stream(one.stops, after=one.ids if one.continues else ())
             stream = self.engine.submit(request, text, self._and_then(loop, job, job.listener(choice, text)))
             self._streams.add(stream)
             job.streams.append(stream)
         return job
 
     def _request(self, wanted: AnswerRequest) -> Request:
-        request = self.run.request(
+        request = self.session.request(
             wanted.ids, wanted.sampling, max_new_tokens=wanted.max_new_tokens, logprobs=wanted.logprobs
         )
         try:

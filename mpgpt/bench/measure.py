@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from mpgpt.cluster.ring import RankReport, Ring
-from mpgpt.core import Request, StageStats, Workload
+from mpgpt.core import Request, StageStats
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import MpgptError
+from mpgpt.machines import Workload
 
 REPEATS = 3
 """How often the same work is done in one measurement."""

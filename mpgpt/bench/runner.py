@@ -30,13 +30,15 @@ from mpgpt.bench.measure import REPEATS, measure, read_bandwidth
 from mpgpt.bench.options import fit, read, writing
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.report import Results, show, write_whole
-from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model, local_rank, on_all_ranks, settle_ring
+from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model, local_rank, negotiate
 from mpgpt.cluster.processes import environment, listen, mpirun
 from mpgpt.cluster.ring import Ring
-from mpgpt.core import Workload
+from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.errors import MpgptError, OutputError
+from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import model_config
+from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import SoloWorld, World
 
 
@@ -54,12 +56,13 @@ class RingMeasurement:
         wanted = self._wanted
         report = _say if world.rank == 0 and not self._options["child"] else _silent
         folder = self._locate(world, report)
-        on_all_ranks(world, lambda: fit(wanted, model_config(folder)) if world.rank == 0 else None)
-        settings = settle_ring(
-            world, folder, dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context,
-            threads=wanted.threads, plan=lambda config: wanted.spans, kernel=wanted.kernel,
-            memory=self._home.parent / "kernels.json", everyone=True, device=device,
+        on_rank0(world, lambda: fit(wanted, model_config(folder)))
+        options = RingOptions(
+            dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context, threads=wanted.threads,
+            kernel=wanted.kernel, memory=self._home.parent / "kernels.json", spans=lambda config: wanted.spans,
+            everyone=True,
         )  # fmt: skip
+        settings = negotiate(world, folder, options, device)
         return Ring(world, settings, folder, device, report)
 
     def _prepare(self, world: World) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What the ranks agree on before they load anything: where the model lies, kernels, layers, sizes.
+"""The start of a ring, in steps that every rank takes together: the model's folder, the iPad, sizes, kernels, layers.
 
 Knows: in which order ranks have to tell one another what, and how an error on one ends the start on all.
 Must not know: options, prompts, how layers are loaded or run.
@@ -6,21 +6,21 @@ Must not know: options, prompts, how layers are loaded or run.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 from mpgpt.cluster.rank_probe import probe_ranks
+from mpgpt.cluster.ring_config import RingConfig, RingOptions, Spans, plain
 from mpgpt.config import DtypeName
-from mpgpt.core import Node, Shape, Span, Workload
+from mpgpt.core import Span
 from mpgpt.engine.stage import Device
-from mpgpt.errors import ModelError, MpgptError, PullError, UsageError
+from mpgpt.errors import ModelError, PullError, UsageError
+from mpgpt.machines import Node, Shape
 from mpgpt.model.architecture import ModelConfig, read_config
 from mpgpt.model.autotune import KernelTiming, timing_from, tune
 from mpgpt.model.folder import read_json
@@ -29,8 +29,9 @@ from mpgpt.model.pull import find, place_of, pull
 from mpgpt.model.slice import weights_of
 from mpgpt.model.weights import lean_heap
 from mpgpt.placement.costs import Links, held_bytes
-from mpgpt.placement.plan import AT_HOME, Objective, place
+from mpgpt.placement.plan import AT_HOME, place
 from mpgpt.placement.what_if import DTYPES, shape_of
+from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import World
 
 MAX_CONTEXT = 4096
@@ -38,40 +39,6 @@ MAX_CONTEXT = 4096
 
 DeviceFactory = Callable[[dict[str, Any], World], Device]
 """Reaches for the iPad of a ``config.IPad`` in JSON (``mpgpt_ios``)."""
-
-Spans = list[tuple[int, int] | None]
-"""Every rank's layers, for JSON; None for a rank without layers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingConfig:
-    """What every rank must know before it can load. Made on rank 0 and broadcast as JSON."""
-
-    config: dict[str, Any]
-    spans: Spans
-    dtype: str
-    slots: int
-    context: int
-    threads: int | None
-
-    chosen: list[dict[str, str]]
-    """For each rank the kernels that its host chose (``Kernels.chosen``)."""
-
-    def kernels(self, rank: int) -> Kernels:
-        return Kernels(dtype=self.dtype, chosen=self.chosen[rank])
-
-    def span(self, rank: int) -> Span | None:
-        pair = self.spans[rank]
-        return pair and Span(start=pair[0], stop=pair[1])
-
-    @property
-    def members(self) -> list[int]:
-        """The ranks of the ring, in its order: rank 0, and all others that have layers."""
-        return [rank for rank, pair in enumerate(self.spans) if pair or not rank]
-
-    @property
-    def stages(self) -> int:
-        return sum(1 for pair in self.spans if pair)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,27 +60,6 @@ class ClusterProfile:
     links: Links = field(repr=False)
     others: Mapping[str, Shape]
     """The same model held in fewer bytes, by dtype."""
-
-
-def on_all_ranks(world: World, work: Callable[[], Any]) -> list[Any]:
-    """Do ``work`` on every rank; every rank's (JSON) answer on every rank.
-
-    If it fails anywhere, raises the same error everywhere, naming rank, host and cause, so that all end alike.
-    """
-    try:
-        report: dict[str, Any] = {"answer": work()}
-    except MpgptError as error:
-        report = {"error": str(error), "status": error.exit_status}
-    except Exception as error:
-        report = {"error": f"{type(error).__name__}: {error}", "status": 1}
-    reports = [json.loads(data) for data in world.gather(json.dumps(report).encode())]
-    failed = [(rank, report) for rank, report in enumerate(reports) if "error" in report]
-    if not failed:
-        return [report["answer"] for report in reports]
-    kind = UsageError if failed[0][1]["status"] == UsageError.exit_status else MpgptError
-    if world.size == 1 or kind is UsageError:
-        raise kind(failed[0][1]["error"])
-    raise kind("\n".join(f"rank {rank} on {world.hosts[rank]}: {report['error']}" for rank, report in failed))
 
 
 def connect_device(world: World, ipad: dict[str, Any] | None, device_factory: DeviceFactory) -> Device | None:
@@ -183,19 +129,17 @@ def _present(folder: Path | None, name: str) -> None:
         raise ModelError(f"the model {name} is not on this host")
 
 
-def tune_kernels(
-    world: World, config: ModelConfig, *, dtype: str, threads: int | None, kernel: str, memory: Path | None
-) -> TuningResults:  # fmt: skip
-    """Choose the kernels for this model on every host: its first rank tries, while the others wait, and all of the host
-    take the same. ``memory`` is where each host keeps what it found. Raises on every rank what fails on any.
+def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> TuningResults:
+    """The fastest kernels for this model on every host: its first rank tries, while the others wait, and all of the
+    host take the same. All ranks must call it. Raises on every rank what fails on any.
     """
-    share_cores(world, threads)
+    share_cores(world, options.threads)
 
     def mine() -> dict[str, Any] | None:
         if local_rank(world):
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
-            kernels, trials = tune(dtype, weights_of(config), pinned=kernel, memory=memory)
+            kernels, trials = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
         return {"chosen": dict(kernels.chosen), "trials": [asdict(trial) for trial in trials]}
 
     answers = on_all_ranks(world, mine)
@@ -206,72 +150,85 @@ def tune_kernels(
     )
 
 
-def settle_ring(
-    world: World, folder: Path, *, dtype: DtypeName, slots: int, context: int | None, threads: int | None,
-    plan: Callable[[ModelConfig], tuple[Span | None, ...] | None], objective: Objective = "throughput",
-    workload: Workload = Workload(), report: Callable[[str], None] = lambda line: None,  # noqa: B008
-    kernel: str = "auto", memory: Path | None = None, explain: Callable[[TuningResults], None] = lambda tuning: None,
-    everyone: bool = False, device: Device | None = None,
+def negotiate(
+    world: World, folder: Path, options: RingOptions, device: Device | None = None, *,
+    report: Callable[[str], None] = lambda line: None, explain: Callable[[TuningResults], None] = lambda tuning: None,
 ) -> RingConfig:  # fmt: skip
-    """Rank 0 decides the plan and the sizes; every rank gets them. ``plan`` gives the spans, or None for auto: then
-    every rank is measured, and the layers are placed so that ``objective`` is best met for ``workload``.
+    """Sizes, kernels and layers, the same on every rank. All ranks must call it, with the same ``options`` but for what
+    is rank 0's alone.
 
-    ``report`` hears, on rank 0, of ranks that are better left without layers, and ``explain`` of the kernels that were
-    tried (see ``tune_kernels``). With ``everyone`` no rank is left without layers. ``device`` is the machine behind
-    this rank, if there is one: its layers are the rank's, and the ring takes no more sequences or positions than it
-    holds. Raises ``UsageError`` on every rank when the spans do not fit the model, the device or the number of ranks,
-    or the model does not fit the ranks' memory.
+    On rank 0, ``report`` is told of ranks that are better left without layers, and ``explain`` of the kernels that were
+    tried (see ``tune_kernels``). ``device`` is the machine behind this rank, if there is one: its layers are the
+    rank's, and the ring takes no more sequences or positions than it holds. Raises ``UsageError`` on every rank when
+    the spans do not fit the model, the device or the number of ranks, or the model does not fit the ranks' memory.
     """
-
-    def decide() -> dict[str, Any]:
-        raw = read_json(folder / "config.json")
-        config = read_config(raw)
-        spans = plan(config) or (None if world.size > 1 else (Span(start=0, stop=config.layers),))
-        room = {"slots": slots, "context": context_of(config, context)}
-        for rank, held in enumerate(limits):
-            if held and spans and spans[rank] != (wanted := Span(start=held["span"][0], stop=held["span"][1])):
-                raise UsageError(
-                    f"the package of rank {rank}'s iPad holds layers {wanted}, but the rank is to have "
-                    f"{spans[rank] or 'none'}; convert those, or give the rank its layers"
-                )
-            if held and any(held[key] < room[key] for key in room):
-                room = {key: min(held[key], room[key]) for key in room}
-                report(
-                    f"rank {rank}'s iPad has room for {held['slots']} sequences of {held['context']} tokens: "
-                    "the ring takes no more"
-                )
-        return {"config": raw, "spans": spans and _plain(spans), **room}
-
-    def limit() -> dict[str, Any] | None:
-        if device is None:
-            return None
-        return {"span": _plain([device.span])[0], "slots": device.slots, "context": device.context}
-
-    def placed() -> Spans:
-        work = replace(workload, sequences=min(workload.sequences, chosen["slots"]))
-        spans = place(
-            profile.shape, profile.nodes, profile.links, work, objective, others=profile.others, home=AT_HOME,
-            ranks=world.size if everyone else None,
-        ).spans  # fmt: skip
-        for node, span in zip(profile.nodes, spans, strict=True):
-            if span is None:
-                room = not node.free or held_bytes(profile.shape, 1, first=False, last=False) <= node.free
-                why = "the ring is faster without it" if room else "its free memory does not hold one"
-                report(f"rank {node.rank} on {node.host} has no layers: {why}")
-        return _plain(spans)
-
-    limits = on_all_ranks(world, limit)
-    chosen = on_all_ranks(world, lambda: None if world.rank else decide())[0]
-    config = read_config(chosen["config"])
-    tuning = tune_kernels(world, config, dtype=dtype, threads=threads, kernel=kernel, memory=memory)
+    limits = on_all_ranks(world, lambda: _limit(device))
+    sizes = on_rank0(world, lambda: choose_sizes(folder, options, limits, world.size, report))
+    config, spans, room = read_config(sizes["config"]), sizes["spans"], sizes["room"]
+    tuning = tune_kernels(world, config, options)
     if world.rank == 0:
         explain(tuning)
-    if not chosen["spans"]:
-        kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
-        room = {key: chosen[key] for key in ("slots", "context")}
-        profile = probe_cluster(world, config, kernels, **room, threads=threads, device=device)
-        chosen["spans"] = on_all_ranks(world, lambda: None if world.rank else placed())[0]
-    return RingConfig(**chosen, dtype=dtype, threads=threads, chosen=tuning.chosen)
+    if not spans:
+        kernels = Kernels(dtype=options.dtype, chosen=tuning.chosen[world.rank])
+        profile = probe_cluster(world, config, kernels, **room, threads=options.threads, device=device)
+        spans = on_rank0(world, lambda: place_layers(profile, options, room["slots"], world.size, report))
+    return RingConfig(
+        config=sizes["config"], spans=spans, **room, dtype=options.dtype, threads=options.threads, chosen=tuning.chosen
+    )
+
+
+def _limit(device: Device | None) -> dict[str, Any] | None:
+    """What the machine behind this rank holds, if there is one."""
+    if device is None:
+        return None
+    return {"span": plain([device.span])[0], "room": {"slots": device.slots, "context": device.context}}
+
+
+def choose_sizes(
+    folder: Path, options: RingOptions, limits: Sequence[dict[str, Any] | None], ranks: int,
+    report: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """The model's ``config``, the ``spans`` if they are given, and the ``room``: slots, and positions of each.
+
+    ``limits`` are what the devices behind ranks hold (``_limit``), by rank. Called on rank 0.
+    """
+    raw = read_json(folder / "config.json")
+    config = read_config(raw)
+    spans = options.spans(config) or (None if ranks > 1 else (Span(start=0, stop=config.layers),))
+    room = {"slots": options.slots, "context": context_of(config, options.context)}
+    for rank, held in enumerate(limits):
+        if not held:
+            continue
+        packaged, most = Span(start=held["span"][0], stop=held["span"][1]), held["room"]
+        if spans and spans[rank] != packaged:
+            raise UsageError(
+                f"the package of rank {rank}'s iPad holds layers {packaged}, but the rank is to have "
+                f"{spans[rank] or 'none'}; convert those, or give the rank its layers"
+            )
+        if any(most[key] < room[key] for key in room):
+            room = {key: min(most[key], room[key]) for key in room}
+            report(
+                f"rank {rank}'s iPad has room for {most['slots']} sequences of {most['context']} tokens: "
+                "the ring takes no more"
+            )
+    return {"config": raw, "spans": spans and plain(spans), "room": room}
+
+
+def place_layers(
+    profile: ClusterProfile, options: RingOptions, slots: int, ranks: int, report: Callable[[str], None]
+) -> Spans:
+    """Every rank's layers, as they suit the objective and the workload best. Called on rank 0."""
+    workload = replace(options.workload, sequences=min(options.workload.sequences, slots))
+    plan = place(
+        profile.shape, profile.nodes, profile.links, workload, options.objective, others=profile.others, home=AT_HOME,
+        ranks=ranks if options.everyone else None,
+    )  # fmt: skip
+    for node, span in zip(profile.nodes, plan.spans, strict=True):
+        if span is None:
+            fits = not node.free or held_bytes(profile.shape, 1, first=False, last=False) <= node.free
+            why = "the ring is faster without it" if fits else "its free memory does not hold one"
+            report(f"rank {node.rank} on {node.host} has no layers: {why}")
+    return plain(plan.spans)
 
 
 def context_of(config: ModelConfig, asked: int | None) -> int:
@@ -281,18 +238,13 @@ def context_of(config: ModelConfig, asked: int | None) -> int:
     return asked or min(config.positions, MAX_CONTEXT)
 
 
-def _plain(spans: Sequence[Span | None]) -> Spans:
-    return [(span.start, span.stop) if span else None for span in spans]
-
-
 def probe_cluster(
     world: World, config: ModelConfig, kernels: Kernels, *, slots: int, context: int, threads: int | None,
     device: Device | None = None,
 ) -> ClusterProfile:  # fmt: skip
     """Measure every rank and the links for a model of this shape. All ranks must call it."""
     nodes, links = probe_ranks(
-        world, partial(on_all_ranks, world), config, kernels=kernels, threads=share_cores(world, threads),
-        context=context, device=device,
+        world, config, kernels=kernels, threads=share_cores(world, threads), context=context, device=device
     )  # fmt: skip
     shapes = {name: shape_of(config, name, slots, context) for name in get_args(DtypeName)}
     shape = shapes[kernels.dtype]

@@ -12,16 +12,16 @@ from __future__ import annotations
 import statistics
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations, permutations
-from typing import Any
 
 import numpy as np
 
-from mpgpt.core import Edge
 from mpgpt.errors import LinkError
+from mpgpt.machines import Edge
 from mpgpt.placement.costs import Links
+from mpgpt.transport.collective import on_all_ranks
 from mpgpt.transport.link import Link, World
 
 Pair = tuple[int, int]
@@ -44,15 +44,15 @@ FASTEST = 1e11
 """Bytes a second where a large frame is not slower than a small one."""
 
 
-def measure_links(world: World, on_all_ranks: Callable[[Callable[[], Any]], list[Any]], large: int) -> Links:
+def measure_links(world: World, large: int) -> Links:
     """An ``Edge`` for every ordered pair of ranks. ``large`` is the length of a prompt chunk's frame, bytes.
 
-    All ranks must call it. Raises on every rank (by ``on_all_ranks``) when two of them do not reach each other.
+    All ranks must call it. Raises on every rank when two of them do not reach each other.
     """
     measured: dict[Pair, Edge] = {}
     for pairs in rounds(worth_measuring(world.hosts)):
         mine = next((pair for pair in pairs if world.rank in pair), None)
-        answers = on_all_ranks(partial(_play, world, mine, max(large, LEAST_LARGE)))
+        answers = on_all_ranks(world, partial(_ping_pong, world, mine, max(large, LEAST_LARGE)))
         for a, b in pairs:
             edge = Edge(**answers[a])
             measured[a, b] = measured[b, a] = edge
@@ -98,8 +98,8 @@ def complete(measured: Links, hosts: Sequence[str]) -> Links:
     return links
 
 
-def _play(world: World, pair: Pair | None, large: int) -> dict[str, float] | None:
-    """One pair's game. The lower rank leads, and has the result."""
+def _ping_pong(world: World, pair: Pair | None, large: int) -> dict[str, float] | None:
+    """One pair's measurement. The lower rank sends first, and has the result."""
     if not pair:
         return None
     other = pair[1] if world.rank == pair[0] else pair[0]

@@ -31,20 +31,19 @@ import torch
 from torch import Tensor
 
 from mpgpt.cluster.link_probe import measure_links
-from mpgpt.core import Node, Row, Span, Speed, Step
+from mpgpt.core import Row, Span, Step
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.engine.stage import Device, TorchStage
+from mpgpt.machines import Node, Speed
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.kernels import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import lean_heap
 from mpgpt.placement.costs import Links
+from mpgpt.transport.collective import on_all_ranks
 from mpgpt.transport.link import World
 from mpgpt.transport.wire import Codec
-
-Together = Callable[[Callable[[], Any]], list[Any]]
-"""Does something on every rank and gives every rank's JSON answer, or raises on every rank (``ring.on_all_ranks``)."""
 
 ROWS = (2, 4, 8, 16, 32)
 """Rows for which a step is timed, besides one alone and a prompt's chunk."""
@@ -248,8 +247,7 @@ def _thinned(config: ModelConfig, weights: int) -> ModelConfig:
 
 
 def probe_ranks(
-    world: World, on_all_ranks: Together, config: ModelConfig, *, kernels: Kernels, threads: int, context: int,
-    device: Device | None = None,
+    world: World, config: ModelConfig, *, kernels: Kernels, threads: int, context: int, device: Device | None = None
 ) -> tuple[list[Node], Links]:  # fmt: skip
     """Every rank as a node with its speed and free memory, and every pair's edge. All ranks must call it.
 
@@ -257,14 +255,13 @@ def probe_ranks(
     it is away, the rank's own speed. Raises on every rank what fails on any.
     """
     mine, cores = world.hosts[world.rank], os.cpu_count() or 1
-    reports = on_all_ranks(lambda: (psutil.virtual_memory().available, min(threads, cores)))
+    reports = on_all_ranks(world, lambda: (psutil.virtual_memory().available, min(threads, cores)))
     spare, wanted = zip(
         *(report for report, host in zip(reports, world.hosts, strict=True) if host == mine), strict=True
     )
     free, local = min(spare) // len(spare), world.hosts[: world.rank].count(mine)
     speed = measure_speed(
         world,
-        on_all_ranks,
         config,
         kernels=kernels,
         context=context,
@@ -286,23 +283,22 @@ def probe_ranks(
             )
         )
 
-    nodes = [node_from(raw) for raw in on_all_ranks(report)]
-    return nodes, measure_links(world, on_all_ranks, CHUNK * config.embed * kernels.activations.itemsize)
+    nodes = [node_from(raw) for raw in on_all_ranks(world, report)]
+    return nodes, measure_links(world, CHUNK * config.embed * kernels.activations.itemsize)
 
 
 def measure_speed(
-    world: World, on_all_ranks: Together, config: ModelConfig, *, kernels: Kernels, context: int, free: int, turn: int,
-    crowd: float,
+    world: World, config: ModelConfig, *, kernels: Kernels, context: int, free: int, turn: int, crowd: float
 ) -> Speed:  # fmt: skip
     """What this rank can do. ``turn`` is its place among the ranks of its host, ``free`` bytes are its to use, and
     ``crowd`` threads want each of the host's cores."""
     probes: list[Probe] = []
-    on_all_ranks(lambda: probes.append(Probe(config, kernels, context, free)))
+    on_all_ranks(world, lambda: probes.append(Probe(config, kernels, context, free)))
     probe = probes[0]
     turns = max(world.hosts.count(host) for host in world.hosts)
 
     def ask(work: Callable[[], Any]) -> Any:
-        return on_all_ranks(work)[world.rank]
+        return on_all_ranks(world, work)[world.rank]
 
     alone, cold = [
         ask(lambda: (probe.alone(), probe.cold()) if turn == now else None)  # noqa: B023
@@ -314,7 +310,7 @@ def measure_speed(
     # Nor is it one core's own if its processor time differs from the others' of the host: a neighbour was reading.
     # But a rank that has to give its core away all the time finds its caches cold, and that is its own.
     first, rest = _stretch([alone]), max(1.0, _stretch([*full.values(), chunk]) / crowd)
-    found = on_all_ranks(lambda: [[0, alone], *full.items(), [CHUNK, chunk]])
+    found = on_all_ranks(world, lambda: [[0, alone], *full.items(), [CHUNK, chunk]])
     host = world.hosts[world.rank]
     alike = [dict(report) for report, other in zip(found, world.hosts, strict=True) if other == host]
     if first > INTERRUPTED:

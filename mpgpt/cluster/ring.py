@@ -15,19 +15,22 @@ from typing import Any
 
 import psutil
 
-from mpgpt.cluster.bootstrap import RingConfig, local_rank, on_all_ranks, share_cores
+from mpgpt.cluster.bootstrap import local_rank, share_cores
 from mpgpt.cluster.rank_probe import node_from
-from mpgpt.core import Node, Row, Span, Step
+from mpgpt.cluster.ring_config import RingConfig
+from mpgpt.core import Row, Span, Step
 from mpgpt.engine.drafts import ROW_COST
 from mpgpt.engine.engine import Engine
 from mpgpt.engine.pipeline import Pipeline, relay, stand_by
 from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.engine.stage import Device, PassStage, Stage, TorchStage
 from mpgpt.engine.stage_timer import OTHER, WAIT, StageTimer
+from mpgpt.machines import Node
 from mpgpt.model.architecture import read_config
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, has_another_head
 from mpgpt.model.weights import Checkpoint, lean_heap
+from mpgpt.transport.collective import on_all_ranks
 from mpgpt.transport.link import World
 from mpgpt.transport.wire import Codec
 

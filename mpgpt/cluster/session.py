@@ -1,4 +1,4 @@
-"""A run: what its options and its settings file say, the ring that is formed of it, and requests as it wants them.
+"""A session: what its options and its settings file say, the ring that is formed of it, and requests as it wants them.
 
 Knows: which option goes before which setting; in which order a ring is formed; how a prompt becomes a request.
 Must not know: where prompts come from, or where text goes (a command line, an API).
@@ -16,15 +16,9 @@ from typing import Any
 import click
 
 from mpgpt import config as configs
-from mpgpt.cluster.bootstrap import (
-    DeviceFactory,
-    TuningResults,
-    connect_device,
-    ensure_model,
-    on_all_ranks,
-    settle_ring,
-)
+from mpgpt.cluster.bootstrap import DeviceFactory, TuningResults, connect_device, ensure_model, negotiate
 from mpgpt.cluster.ring import Ring
+from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import RequestError, UsageError
@@ -33,6 +27,7 @@ from mpgpt.model.autotune import KernelTiming
 from mpgpt.model.sampler import check
 from mpgpt.model.tokenizer import Message, Tokenizer
 from mpgpt.placement.plan import Objective
+from mpgpt.transport.collective import on_rank0
 from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
 
@@ -41,7 +36,7 @@ Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]
 """Shows the kernels that each host tried."""
 
 
-class Run:
+class Session:
     """``options`` are those of a command that forms a ring; an option that a command does not have is as if not given.
 
     After ``start``, on rank 0: ``config`` holds the settings, ``tokenizer`` the model's, ``chat`` whether prompts go
@@ -69,18 +64,18 @@ class Run:
 
         ``prepare`` is called on rank 0 once the settings are read: for whatever can be found wrong without a model.
         """
-        chosen = on_all_ranks(world, lambda: self._prepare(prepare) if world.rank == 0 else {})[0]
+        chosen = on_rank0(world, lambda: self._prepare(prepare))
         world.heed(*chosen["heartbeat"])
         report = self._report if world.rank == 0 else lambda line: None
         folder = ensure_model(world, chosen["model"], self._home, report)
         device = connect_device(world, chosen["ipad"], self._device_factory)
-        settings = settle_ring(
-            world, folder, dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"],
-            threads=chosen["threads"], plan=lambda config: self._spans(world, config),
-            objective=self._objective, workload=self.config.workload, report=report, kernel=chosen["kernel"],
-            memory=self._home.parent / "kernels.json", explain=self._explain, device=device,
+        options = RingOptions(
+            dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"], threads=chosen["threads"],
+            kernel=chosen["kernel"], memory=self._home.parent / "kernels.json",
+            spans=lambda config: self._spans(world, config), objective=self._objective, workload=self.config.workload,
         )  # fmt: skip
-        on_all_ranks(world, lambda: self._read_tokenizer(folder) if world.rank == 0 else None)
+        settings = negotiate(world, folder, options, device, report=report, explain=self._explain)
+        on_rank0(world, lambda: self._read_tokenizer(folder))
         self.dtype: str = chosen["dtype"]
         return Ring(world, settings, folder, device, report)
 

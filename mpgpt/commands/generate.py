@@ -18,7 +18,7 @@ import click
 from mpgpt import stdio
 from mpgpt.cluster.bootstrap import DeviceFactory
 from mpgpt.cluster.ring import Ring
-from mpgpt.cluster.session import Run
+from mpgpt.cluster.session import Session
 from mpgpt.commands import terminal
 from mpgpt.commands.batch_files import Prompt, Records, as_line, read_prompts, record
 from mpgpt.engine.engine import Engine, Stream
@@ -43,14 +43,16 @@ class Generate:
         """``config`` is the settings file, if there is one; ``interactive`` says that a person sits at standard input;
         ``device_factory`` reaches for the iPad behind a rank."""
         self._options, self._interactive = options, interactive
-        self._run = Run(options, home=home, file=config, device_factory=device_factory, explain=terminal.explain)
+        self._session = Session(
+            options, home=home, file=config, device_factory=device_factory, explain=terminal.explain
+        )
         self._prompts: list[Prompt] | None = None
         self._records: Records | None = None
 
     # -- before the ring
 
     def start(self, world: World) -> Ring:
-        return self._run.start(world, self._prepare)
+        return self._session.start(world, self._prepare)
 
     def _prepare(self) -> None:
         options = self._options
@@ -76,17 +78,17 @@ class Generate:
         if prompt.error or prompt.prompt is None:
             raise RequestError(prompt.error)
         stops = self._options["stops"] if prompt.stops is None else prompt.stops
-        run = self._run
-        sampling = run.sampling(prompt.overrides, prompt.seed)
-        request = run.request(run.encode(prompt.prompt), sampling, max_new_tokens=prompt.max_new_tokens)
-        continued = request.ids if isinstance(prompt.prompt, str) and not run.chat else ()
-        return engine.submit(request, run.tokenizer.stream(stops, after=continued), listener)
+        session = self._session
+        sampling = session.sampling(prompt.overrides, prompt.seed)
+        request = session.request(session.encode(prompt.prompt), sampling, max_new_tokens=prompt.max_new_tokens)
+        continued = request.ids if isinstance(prompt.prompt, str) and not session.chat else ()
+        return engine.submit(request, session.tokenizer.stream(stops, after=continued), listener)
 
     # -- in the ring
 
     def run_rank0(self, ring: Ring) -> int:
         """Rank 0's part; the exit status."""
-        engine = self._run.engine(ring)
+        engine = self._session.engine(ring)
         try:
             if self._prompts is None:
                 status = self._converse(engine, ring)
@@ -133,7 +135,7 @@ class Generate:
         """A conversation on the terminal, or single completions where the model knows no roles."""
         # All to standard output: a person reads it, and mpirun would let two outputs overtake one another.
         stdio.put("Say something (an empty line or Ctrl-D ends it).\n")
-        opening = self._run.opening
+        opening = self._session.opening
         messages: list[Message] = list(opening)
         while True:
             stdio.put("> ")
@@ -142,7 +144,7 @@ class Generate:
                 return 0
             messages.append({"role": "user", "content": said})
             try:
-                stream = self._follow(engine, Prompt(id=0, prompt=list(messages) if self._run.chat else said))
+                stream = self._follow(engine, Prompt(id=0, prompt=list(messages) if self._session.chat else said))
             except RequestError as error:
                 stdio.put(f"({error}; the conversation begins anew)\n")
                 messages = list(opening)

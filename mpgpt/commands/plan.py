@@ -20,10 +20,10 @@ from mpgpt.cluster.bootstrap import (
     DeviceFactory,
     connect_device,
     context_of,
-    on_all_ranks,
     probe_cluster,
     tune_kernels,
 )
+from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.commands.plan_report import check_target, plan_tree, save, show
 from mpgpt.commands.terminal import explain
 from mpgpt.errors import OutputError, UsageError
@@ -32,6 +32,7 @@ from mpgpt.model.folder import read_json
 from mpgpt.model.kernels import Kernels
 from mpgpt.model.pull import find
 from mpgpt.placement.plan import AT_HOME, alternatives, choose
+from mpgpt.transport.collective import on_rank0
 from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
 
@@ -56,17 +57,14 @@ class Planning:
 
     def start(self, world: World) -> Planning:
         """Measure. Whatever is wrong anywhere is raised on every rank."""
-        asked = on_all_ranks(world, lambda: self._prepare() if world.rank == 0 else None)[0]
+        asked = on_rank0(world, self._prepare)
         config, dtype, threads = read_config(asked["raw"]), asked["dtype"], asked["threads"]
         device = connect_device(world, asked["ipad"], self._device_factory)
-        tuning = tune_kernels(
-            world,
-            config,
-            dtype=dtype,
-            threads=threads,
-            kernel=asked["kernel"],
+        options = RingOptions(
+            dtype=dtype, slots=asked["slots"], context=asked["context"], threads=threads, kernel=asked["kernel"],
             memory=self._home.parent / "kernels.json",
-        )
+        )  # fmt: skip
+        tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options["explain"]:
             explain(tuning.trials)
         kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mpgpt.config import check_spans, parse_layers
-from mpgpt.core import Node, Shape, Workload
 from mpgpt.files import writable, write_whole
+from mpgpt.machines import Node, Shape, Workload
 from mpgpt.placement.infeasible import gigabytes
 from mpgpt.placement.plan import Plan, alternatives, choose, needs, predict
 from mpgpt.placement.simulator import Report, run

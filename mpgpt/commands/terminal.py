@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from mpgpt import stdio
-from mpgpt.core import Node, Span, StageStats
+from mpgpt.core import Span, StageStats
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
+from mpgpt.machines import Node
 from mpgpt.model.autotune import ROWS, KernelTiming
 
 

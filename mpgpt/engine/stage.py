@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mpgpt.core import Buffer, DeviceAccount, Result, Span, Speed, Step
+from mpgpt.core import Buffer, DeviceAccount, Result, Span, Step
+from mpgpt.machines import Speed
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 

@@ -10,7 +10,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpgpt.core import Edge, Node, Shape, Span, Workload
+from mpgpt.core import Span
+from mpgpt.machines import Edge, Node, Shape, Workload
 
 Links = Mapping[tuple[int, int], Edge]
 """Every ordered pair of ranks; none is looked up where one rank does everything."""

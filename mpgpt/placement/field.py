@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpgpt.core import Node, Shape, Span, Workload
+from mpgpt.core import Span
+from mpgpt.machines import Node, Shape, Workload
 from mpgpt.placement.costs import Links, Work, chunk_of, decode_work, held_bytes, life_work, work_seconds
 from mpgpt.placement.cuts import Costs, Mask, Partitioner
 

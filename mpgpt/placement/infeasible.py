@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mpgpt.core import Node, Shape
 from mpgpt.errors import UsageError
+from mpgpt.machines import Node, Shape
 from mpgpt.placement.costs import BUFFERS, held_bytes, needs
 from mpgpt.placement.cuts import Mask, piece_counts
 from mpgpt.placement.field import allowed_pieces

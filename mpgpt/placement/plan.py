@@ -18,8 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-from mpgpt.core import Node, Shape, Span, Speed, Workload
+from mpgpt.core import Span
 from mpgpt.errors import UsageError
+from mpgpt.machines import Node, Shape, Speed, Workload
 from mpgpt.placement.costs import (
     HEADROOM,
     Links,

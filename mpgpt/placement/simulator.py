@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpgpt.core import Node, Request, Result, Shape, Span, Step, Workload
+from mpgpt.core import Request, Result, Span, Step
 from mpgpt.core import Sequence as Running
 from mpgpt.engine.scheduler import Scheduler
+from mpgpt.machines import Node, Shape, Workload
 from mpgpt.placement.costs import Links, chunk_of
 from mpgpt.placement.virtual_ring import ServiceTimes, SharedCoreRing, Tandem, VirtualPipeline
 

@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpgpt.core import Node, Shape, Span, Step
+from mpgpt.core import Span, Step
+from mpgpt.machines import Node, Shape
 from mpgpt.placement.costs import Links, interpolate, result_bytes, route, step_bytes
 
 Seconds = NDArray[np.float64]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mpgpt.core import Node, Shape, Span
+from mpgpt.core import Span
+from mpgpt.machines import Node, Shape
 from mpgpt.placement.costs import Links, Work, result_bytes, route, step_bytes, work_seconds
 
 

@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, ValidationError
 
 from mpgpt.config import LAYER_RANGE, Blank, Count, DtypeName, NonEmptyStr, Section
-from mpgpt.core import Edge, Node, Shape, Span, Speed, Workload
+from mpgpt.core import Span
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.errors import UsageError
+from mpgpt.machines import Edge, Node, Shape, Speed, Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.placement.costs import Links
 from mpgpt.placement.plan import Objective

@@ -16,7 +16,7 @@ import httpx
 import openai
 
 from mpgpt.cluster.ring import Ring
-from mpgpt.cluster.session import Run
+from mpgpt.cluster.session import Session
 from mpgpt.core import Step
 from mpgpt.engine.engine import Engine
 from mpgpt.transport.heartbeat import Silence
@@ -43,7 +43,7 @@ class Server:
     folder: Path
     engine: Engine
     service: Service
-    run: Run
+    session: Session
     nap_s: list[float] = field(default_factory=lambda: [0.0])
     """How long every step takes besides; a list, to be changed while it runs."""
     silences: list[Silence] = field(default_factory=list)
@@ -90,10 +90,10 @@ def serving(
     folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST, **options: Any,  # noqa: B008
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
-    run = Run({"model": str(folder), "threads": 1, "ignore_eos": True, **options}, home=folder.parent, file=None,
-              device_factory=_nobody, explain=lambda trials: None)  # fmt: skip
-    ring: Ring = run.start(SoloWorld(), lambda: None)
-    engine = run.engine(ring)
+    given = {"model": str(folder), "threads": 1, "ignore_eos": True, **options}
+    session = Session(given, home=folder.parent, file=None, device_factory=_nobody, explain=lambda trials: None)
+    ring: Ring = session.start(SoloWorld(), lambda: None)
+    engine = session.engine(ring)
     naps = [0.0]
     push = engine._ring.push
 
@@ -104,8 +104,8 @@ def serving(
     engine._ring.push = slowly  # type: ignore[method-assign]
     silences: list[Silence] = []
     served = Served(
-        engine=engine, run=run, reports=tuple(ring.reports), slots=ring.slots, model="tiny", dtype=run.dtype,
-        silences=lambda: tuple(silences),
+        engine=engine, session=session, reports=tuple(ring.reports), slots=ring.slots, model="tiny",
+        dtype=session.dtype, silences=lambda: tuple(silences),
     )  # fmt: skip
     services: list[Service] = []
     app = make_app(served, access, limits, started=services.append, requests=most_requests(most))
@@ -121,7 +121,7 @@ def serving(
         until(lambda: services and server.started)
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
-            yield Server(url, folder, engine, services[0], run, naps, silences)
+            yield Server(url, folder, engine, services[0], session, naps, silences)
         finally:
             server.should_exit = True
             naps[0] = 0.0

@@ -298,7 +298,7 @@ def test_no_stack_trace_leaves_the_process(
     def fail(text: str) -> list[int]:
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr(server.run.tokenizer, "encode", fail)
+    monkeypatch.setattr(server.session.tokenizer, "encode", fail)
     for path, body in (("/v1/completions", {"prompt": "a"}), ("/query", {"text": "a", "raw": True})):
         answer = server.post(path, body)
         assert answer.status_code == 500 and "secret" not in answer.text and "Traceback" not in answer.text

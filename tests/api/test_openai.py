@@ -40,7 +40,7 @@ def theirs(truth: Any, ids: list[int], new: int) -> list[int]:
 
 
 def text_of(server: Server, ids: list[int]) -> str:
-    stream = server.run.tokenizer.stream()
+    stream = server.session.tokenizer.stream()
     for token in ids:
         stream.push(token)
     stream.finish()
@@ -55,7 +55,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_a_completion_is_what_transformers_says(server: Server, client: openai.OpenAI, truth: Any) -> None:
     answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=12)
-    ids = theirs(truth, server.run.tokenizer.encode(PROMPT), 12)
+    ids = theirs(truth, server.session.tokenizer.encode(PROMPT), 12)
     (choice,) = answer.choices
     assert (choice.text, choice.finish_reason, choice.index) == (text_of(server, ids), "length", 0)
     assert answer.usage and answer.usage.model_dump(exclude_none=True) == {
@@ -68,7 +68,7 @@ def test_a_chat_goes_through_the_template(server: Server, client: openai.OpenAI,
     answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_completion_tokens=9)
     rendered = "[system]Be kind.\n[user]Hello?\n[answer]"
     assert TEMPLATE.count("[answer]") == 1
-    ids = theirs(truth, server.run.tokenizer.encode(rendered), 9)
+    ids = theirs(truth, server.session.tokenizer.encode(rendered), 9)
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content) == ("assistant", text_of(server, ids))
     assert choice.logprobs is None and choice.finish_reason == "length"
@@ -141,7 +141,7 @@ def test_several_prompts_of_text_or_ids(server: Server, client: openai.OpenAI) -
     prompts = ["One", "Two two", "Three three three"]
     answer = client.completions.create(model="tiny", prompt=prompts, max_tokens=5, n=2, seed=1)
     assert [choice.index for choice in answer.choices] == list(range(6))
-    ids = [server.run.tokenizer.encode(prompt) for prompt in prompts]
+    ids = [server.session.tokenizer.encode(prompt) for prompt in prompts]
     assert client.completions.create(model="tiny", prompt=ids, max_tokens=5, n=2, seed=1).choices == answer.choices
     assert answer.usage and answer.usage.prompt_tokens == sum(map(len, ids))
     for at, one in enumerate(ids):
@@ -166,12 +166,12 @@ def test_a_stop_ends_the_text_before_it(server: Server, stop: Any) -> None:
 def test_an_end_token_ends_the_text(folder: Path) -> None:
     """It is counted, and not said."""
     with serving(folder, ignore_eos=False) as server:
-        server.run.tokenizer.stop_ids = frozenset()
+        server.session.tokenizer.stop_ids = frozenset()
         ids = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "logprobs": 0}).json()
-        third = server.run.tokenizer
+        third = server.session.tokenizer
         tokens = ids["choices"][0]["logprobs"]["tokens"]
         wanted = [id for id in range(257) if third.labels_of([id]) == [tokens[2]]]
-        server.run.tokenizer.stop_ids = frozenset(wanted)
+        server.session.tokenizer.stop_ids = frozenset(wanted)
         ended = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 9, "logprobs": 0}).json()
     (choice,) = ended["choices"]
     first = tokens.index(tokens[2])
@@ -188,16 +188,16 @@ def test_logprobs_are_transformers_log_softmax(server: Server, client: openai.Op
     )
     content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
     assert content and len(content) == 6
-    ids = server.run.tokenizer.encode("[system]Be kind.\n[user]Hello?\n[answer]")
+    ids = server.session.tokenizer.encode("[system]Be kind.\n[user]Hello?\n[answer]")
     with torch.inference_mode():
         for token in content:
             logs = truth(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
             best = logs.topk(5)
             assert [likely.logprob for likely in token.top_logprobs] == pytest.approx(best.values.tolist(), abs=1e-4)
-            named = [server.run.tokenizer.bytes_of(id) for id in best.indices.tolist()]
+            named = [server.session.tokenizer.bytes_of(id) for id in best.indices.tolist()]
             assert [bytes(likely.bytes or []) for likely in token.top_logprobs] == named
             (id,) = [id for id in range(300) if logs[id].item() == pytest.approx(token.logprob, abs=1e-4)]
-            assert bytes(token.bytes or []) == server.run.tokenizer.bytes_of(id)
+            assert bytes(token.bytes or []) == server.session.tokenizer.bytes_of(id)
             ids.append(id)
 
 
@@ -520,7 +520,7 @@ class Broken:
 @pytest.fixture
 def broken(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """Requests with this stop have a text that fails."""
-    tokenizer, stream = server.run.tokenizer, server.run.tokenizer.stream
+    tokenizer, stream = server.session.tokenizer, server.session.tokenizer.stream
 
     def some(stops: Any = (), **more: Any) -> Any:
         sentences = {"BREAK": RequestError("this text cannot be"), "BUG": KeyError("secret")}
@@ -621,14 +621,14 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_continuation_has_its_first_space(sentences: Any) -> None:
     """The prompt's text and what is returned are the text of all ids, as transformers decodes them."""
     server, theirs = sentences
-    prompt = server.run.tokenizer.encode("abc de")
+    prompt = server.session.tokenizer.encode("abc de")
     spaces = 0
     for seed in range(0, 80, 16):
         how: Any = {"max_tokens": 1, "temperature": 4, "seed": seed}
         choices = server.post("/v1/completions", how | {"prompt": "abc de", "logprobs": 0, "n": 16}).json()["choices"]
         for choice in choices:
             (token,) = choice["logprobs"]["tokens"]
-            id = next(id for id in range(300) if server.run.tokenizer.labels_of([id]) == [token])
+            id = next(id for id in range(300) if server.session.tokenizer.labels_of([id]) == [token])
             before, whole = (theirs.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, id]))
             assert before + choice["text"] == whole
             spaces += choice["text"].startswith(" ")
@@ -655,7 +655,7 @@ def test_a_vocabulary_with_an_entry_of_two_words_has_log_probabilities(tmp_path:
     folder = save_random("llama", tmp_path / "tiny")
     vocabularies.save(vocabularies.byte_level(), folder)
     with serving(folder) as server:
-        most = server.run.tokenizer.encode("a")
+        most = server.session.tokenizer.encode("a")
         body: Any = {"prompt": most, "max_tokens": 20, "logprobs": 20, "temperature": 3, "seed": 1}
         (choice,) = server.post("/v1/completions", body).json()["choices"]
         assert all(len(top) == 20 for top in choice["logprobs"]["top_logprobs"])

@@ -11,10 +11,11 @@ import pytest
 
 from mpgpt.bench.measure import measure, read_bandwidth
 from mpgpt.cluster.ring import RankReport, Ring
-from mpgpt.core import NO_TOKEN, Node, Result, Span, StageStats, Step, Workload
+from mpgpt.core import NO_TOKEN, Result, Span, StageStats, Step
 from mpgpt.engine.engine import Engine
 from mpgpt.engine.scheduler import Scheduler
 from mpgpt.errors import MpgptError
+from mpgpt.machines import Node, Workload
 
 ENDLESS = 10**9
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mpgpt.cluster import link_probe
 from mpgpt.cluster.link_probe import ALL_PAIRS, SMALL, PingPong, complete, edge_of, rounds, worth_measuring
-from mpgpt.core import Edge
 from mpgpt.errors import LinkError
+from mpgpt.machines import Edge
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt.transport.link import QueueLink
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +12,11 @@ import pytest
 import torch
 
 from mpgpt.cluster import rank_probe
-from mpgpt.cluster.bootstrap import on_all_ranks
 from mpgpt.cluster.rank_probe import ROWS, Probe, SyntheticWeights, node_from, probe_ranks
 from mpgpt.config import DtypeName
-from mpgpt.core import Node, Row, Span, Speed
+from mpgpt.core import Row, Span
 from mpgpt.engine.scheduler import CHUNK
+from mpgpt.machines import Node, Speed
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.kernels import GROUP, Kernels
 from mpgpt.model.slice import Slice, weights_of
@@ -123,7 +122,6 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
     world = SoloWorld()
     speed = rank_probe.measure_speed(
         world,
-        partial(on_all_ranks, world),
         model_config(models["gpt2"]),
         kernels=Kernels(dtype="float32"),
         context=64,
@@ -143,7 +141,6 @@ def test_a_survey_of_one(models: dict[str, Path]) -> None:
     world = SoloWorld()
     nodes, links = probe_ranks(
         world,
-        partial(on_all_ranks, world),
         model_config(models["llama"]),
         kernels=Kernels(dtype="float32"),
         threads=1,

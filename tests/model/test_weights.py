@@ -15,8 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor
 
-from mpgpt.cluster.bootstrap import settle_ring
+from mpgpt.cluster.bootstrap import negotiate
 from mpgpt.cluster.ring import ANOTHER_HEAD, Ring
+from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.errors import ModelError, PullError
 from mpgpt.model.folder import INDEX, MARKER, WEIGHTS, seal
 from mpgpt.model.pull import pull
@@ -247,7 +248,7 @@ def notes(folder: Path) -> list[str]:
     lines: list[str] = []
     world = SoloWorld()
     try:
-        settings = settle_ring(world, folder, dtype="float32", slots=1, context=32, threads=1, plan=lambda config: None)
+        settings = negotiate(world, folder, RingOptions(dtype="float32", slots=1, context=32, threads=1))
         Ring(world, settings, folder, None, lines.append)
     finally:
         world.close()

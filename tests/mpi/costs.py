@@ -16,8 +16,9 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-from mpgpt.cluster.bootstrap import settle_ring
+from mpgpt.cluster.bootstrap import negotiate
 from mpgpt.cluster.ring import Ring
+from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine.engine import IdsOnly
@@ -48,9 +49,8 @@ def main() -> None:
     touch_libraries()
     before = psutil.Process().memory_info().rss
     folder = Path(sys.argv[1])
-    settings = settle_ring(
-        world, folder, dtype="float32", slots=2, context=256, threads=1, plan=lambda config: parse_layers(STANDARD)
-    )
+    options = RingOptions(dtype="float32", slots=2, context=256, threads=1, spans=lambda config: parse_layers(STANDARD))
+    settings = negotiate(world, folder, options)
     ring = Ring(world, settings, folder)
     cpu = idle(ring)
     report = {"grown": peak() - before, "cpu": cpu}

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import Edge, Node, Request, Shape, Span, Speed, Workload
+from mpgpt.core import Request, Span
 from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.errors import UsageError
+from mpgpt.machines import Edge, Node, Shape, Speed, Workload
 from mpgpt.placement.costs import chunks, interpolate, stage_seconds
 from mpgpt.placement.plan import HEAD_SHARE, Plan, alternatives, choose, divide, head_in_layers, needs, place, predict
 

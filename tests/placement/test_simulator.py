@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.core import Edge, Node, Shape, Span, Speed, Workload
+from mpgpt.core import Span
+from mpgpt.machines import Edge, Node, Shape, Speed, Workload
 from mpgpt.placement.costs import chunks, stage_seconds
 from mpgpt.placement.plan import divide, predict
 from mpgpt.placement.simulator import Report, run

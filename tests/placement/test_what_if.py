@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from mpgpt.config import DtypeName
-from mpgpt.core import Edge, Span, Workload
+from mpgpt.core import Span
 from mpgpt.errors import UsageError
+from mpgpt.machines import Edge, Workload
 from mpgpt.placement.plan import place
 from mpgpt.placement.what_if import MODELS, Machine, Numbers, WhatIf, load_cluster, shape_of, speed_of, weight_bytes
 from tests.support.launch import ROOT

@@ -359,7 +359,7 @@ def test_a_frame_that_one_look_does_not_hand_over_is_found_without_a_sleep(bell:
 
 
 def test_every_sleep_is_preceded_by_several_looks(bell: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeviceFactory a nap too, when there is no time to spin."""
+    """Behind a nap too, when there is no time to spin."""
     sleeps, looks = Sleeps(bell, monkeypatch), [0]
     bell.alert()
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpgpt.core import Speed
 from mpgpt.engine.stage import Stage, TorchStage
 from mpgpt.errors import LinkError, ModelError
+from mpgpt.machines import Speed
 from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt.transport.doorbell import Doorbell, wait
 from mpgpt_ios.bundle import Bundle, slice_hash

@@ -35,8 +35,8 @@ from mpgpt.cluster.preflight import fitting, host_report, reachability, verdict
 from mpgpt.cluster.preflight.hostfile import Mpirun, read_hostfile
 from mpgpt.cluster.preflight.ssh_session import Place, Session
 from mpgpt.cluster.preflight.verdict import HostReport, Trouble
-from mpgpt.core import Edge
 from mpgpt.errors import MpgptError, UsageError
+from mpgpt.machines import Edge
 from mpgpt.transport import launcher
 
 REPORT_S = 8.0

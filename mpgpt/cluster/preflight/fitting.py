@@ -15,8 +15,9 @@ import numpy as np
 
 from mpgpt.cluster.preflight.verdict import Reports, Trouble, differing
 from mpgpt.config import RunConfig
-from mpgpt.core import Node, Shape, Span
+from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
+from mpgpt.machines import Node, Shape
 from mpgpt.model.architecture import read_config
 from mpgpt.placement.costs import HEADROOM, held_bytes
 from mpgpt.placement.cuts import piece_counts

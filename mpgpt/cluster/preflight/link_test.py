@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from mpgpt.cluster.link_probe import measure_links
 from mpgpt.errors import MpgptError
@@ -24,7 +22,7 @@ def main() -> None:
     world: MPIWorld | None = None
     try:
         world = MPIWorld()
-        links = measure_links(world, _together(world), LARGE)
+        links = measure_links(world, LARGE)
     except MpgptError as error:
         if world is None or world.rank == 0:
             print(f"mpgpt: {error}", file=sys.stderr, flush=True)
@@ -35,11 +33,6 @@ def main() -> None:
         edges = [[a, b, edge.latency_s, edge.bytes_per_s] for (a, b), edge in links.items()]
         print(json.dumps({"hosts": world.hosts, "edges": edges}), flush=True)
     world.close()
-
-
-def _together(world: MPIWorld) -> Callable[[Callable[[], Any]], list[Any]]:
-    """Does something on every rank and gives every rank's answer."""
-    return lambda work: [json.loads(data) for data in world.gather(json.dumps(work()).encode())]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""What every rank must know before it can load its slice, and what a command wants of a ring before that is settled.
+
+Knows: spans, sizes, kernels' names.
+Must not know: who decides them, or how ranks tell one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpgpt.config import DtypeName
+from mpgpt.core import Span
+from mpgpt.machines import Workload
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.kernels import Kernels
+from mpgpt.placement.plan import Objective
+
+Spans = list[tuple[int, int] | None]
+"""Every rank's layers, for JSON; None for a rank without layers."""
+
+
+def plain(spans: Sequence[Span | None]) -> Spans:
+    return [(span.start, span.stop) if span else None for span in spans]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingOptions:
+    """What a command and its settings want of a ring. ``spans`` and ``objective`` are read on rank 0 alone."""
+
+    dtype: DtypeName
+    slots: int
+    context: int | None = None
+    """Positions of a slot; None for as many as the model has, up to ``MAX_CONTEXT``."""
+    threads: int | None = None
+    """Of a rank; None for its share of the host's cores."""
+    kernel: str = "auto"
+    memory: Path | None = None
+    """The file in which each host keeps what it found out about kernels."""
+    spans: Callable[[ModelConfig], tuple[Span | None, ...] | None] = lambda config: None
+    """Every rank's layers, or None for those that suit ``objective`` and ``workload`` best; then ranks are measured."""
+    objective: Objective = "throughput"
+    workload: Workload = field(default_factory=Workload)
+    everyone: bool = False
+    """Whether no rank may be left without layers, although the ring would be faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingConfig:
+    """What every rank must know before it can load. Made on rank 0 and broadcast as JSON."""
+
+    config: dict[str, Any]
+    """The model's config.json."""
+    spans: Spans
+    dtype: str
+    slots: int
+    context: int
+    threads: int | None
+    chosen: list[dict[str, str]]
+    """For each rank the kernels that its host chose (``Kernels.chosen``)."""
+
+    def kernels(self, rank: int) -> Kernels:
+        return Kernels(dtype=self.dtype, chosen=self.chosen[rank])
+
+    def span(self, rank: int) -> Span | None:
+        pair = self.spans[rank]
+        return pair and Span(start=pair[0], stop=pair[1])
+
+    @property
+    def members(self) -> list[int]:
+        """The ranks of the ring, in its order: rank 0, and all others that have layers."""
+        return [rank for rank, pair in enumerate(self.spans) if pair or not rank]
+
+    @property
+    def stages(self) -> int:
+        return sum(1 for pair in self.spans if pair)
