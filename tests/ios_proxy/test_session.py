@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mpgpt.errors import WireError
 from mpgpt_ios.protocol import frames as f
 from mpgpt_ios.protocol import messages as m
+from mpgpt_ios.protocol.auth import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
 from mpgpt_ios.protocol.messages import Reset
 from mpgpt_ios.protocol.node_session import NodeSession
 from mpgpt_ios.protocol.proxy_session import Began, Health, Met, Progress, ProxySession, Reply
-from mpgpt_ios.protocol.session import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
 from tests.ios_proxy.vectors import FACTS, HASH, MESSAGES, OTHER
 
 TOKEN, PIECES = b"the shared token", bytes(range(256)) * 3000

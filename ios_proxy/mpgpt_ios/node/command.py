@@ -21,7 +21,7 @@ from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import COMPUTE_UNITS, Backend, CoreMLBackend, EvaluatorBackend, Executor
 from mpgpt_ios.node.bundle_store import Store
 from mpgpt_ios.node.server import Node
-from mpgpt_ios.protocol.secret import read_token
+from mpgpt_ios.protocol.auth import read_token
 
 
 def run_node(

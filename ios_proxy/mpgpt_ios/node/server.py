@@ -31,10 +31,10 @@ from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import BadPosition, Executor
 from mpgpt_ios.node.bundle_store import Arrival, NoRoom, Store
 from mpgpt_ios.node.compute_thread import Computing
+from mpgpt_ios.protocol.auth import SessionError
 from mpgpt_ios.protocol.frames import VERSION
 from mpgpt_ios.protocol.messages import Ask, Code, Data, Load, Offer, Reset
 from mpgpt_ios.protocol.node_session import Asked, NodeSession
-from mpgpt_ios.protocol.session import SessionError
 
 TICK_S = 0.2
 RECEIVE = 256 << 10

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpgpt.errors import WireError
+from mpgpt_ios.protocol.auth import HANDSHAKE_S, NODE_LABEL, PROXY_LABEL, QUEUE, SessionError, prove
 from mpgpt_ios.protocol.frames import MAX_FILES, Frames, VersionError, encode
 from mpgpt_ios.protocol.messages import (
     Answer,
@@ -38,7 +39,6 @@ from mpgpt_ios.protocol.messages import (
     Values,
     Want,
 )
-from mpgpt_ios.protocol.session import HANDSHAKE_S, NODE_LABEL, PROXY_LABEL, QUEUE, SessionError, prove
 
 Asked = Offer | Data | Load | Reset | Ask
 """What a node is asked to do, once the proxy has proved itself; PINGs are answered here."""

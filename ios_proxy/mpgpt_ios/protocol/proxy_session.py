@@ -16,6 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpgpt.errors import WireError
+from mpgpt_ios.protocol.auth import (
+    HANDSHAKE_S,
+    LOAD_SILENCE_S,
+    NODE_LABEL,
+    PING_S,
+    PROXY_LABEL,
+    QUEUE,
+    SessionError,
+    prove,
+)
 from mpgpt_ios.protocol.frames import MAX_PIECE, Frames, VersionError, encode
 from mpgpt_ios.protocol.messages import (
     Answer,
@@ -39,16 +49,6 @@ from mpgpt_ios.protocol.messages import (
     Trouble,
     Values,
     Want,
-)
-from mpgpt_ios.protocol.session import (
-    HANDSHAKE_S,
-    LOAD_SILENCE_S,
-    NODE_LABEL,
-    PING_S,
-    PROXY_LABEL,
-    QUEUE,
-    SessionError,
-    prove,
 )
 
 

@@ -22,8 +22,8 @@ from typing import get_args
 from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError
 from mpgpt.transport.doorbell import Doorbell
+from mpgpt_ios.protocol.auth import SessionError
 from mpgpt_ios.protocol.proxy_session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply
-from mpgpt_ios.protocol.session import SessionError
 from mpgpt_ios.proxy.stage import Call, Values
 
 DIAL_S = 5.0

@@ -21,7 +21,7 @@ from mpgpt.machines import Speed
 from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt.transport.doorbell import Doorbell, wait
 from mpgpt_ios.bundle import Bundle, slice_hash
-from mpgpt_ios.protocol.secret import read_token
+from mpgpt_ios.protocol.auth import read_token
 from mpgpt_ios.proxy.client import Client
 from mpgpt_ios.proxy.stage import Call, IPadStage
 
