@@ -346,9 +346,9 @@ def _need_coremltools() -> None:
 
 def _device_factory(ipad: dict[str, Any], world: World) -> Device:
     """The iPad behind this rank."""
-    from mpgpt_ios.proxy.device import IPad
+    from mpgpt_ios.proxy.device import IPadDevice
 
-    return IPad(ipad, world.bell, lambda line: click.echo(line, err=True))
+    return IPadDevice(ipad, world.bell, lambda line: click.echo(line, err=True))
 
 
 def _set_mpi_defaults() -> None:

@@ -71,15 +71,15 @@ def test_arithmetic_lies_in_memory_of_its_own(all_ops: Path) -> None:
     registers = list(code.constants)
     for name, (register, type) in code.inputs.items():
         registers[register] = torch.tensor(ops.INPUTS[name]).to(type.dtype)
-    for step in code.steps:
-        operands = [registers[source] for source in step.sources]
-        places = {operand.untyped_storage().data_ptr() for operand in operands if operand is not None}
-        for target, result in zip(step.targets, step.results(operands), strict=True):
+    for instruction in code.instructions:
+        operands = [registers[source] for source in instruction.sources]
+        used = {operand.untyped_storage().data_ptr() for operand in operands if operand is not None}
+        for target, result in zip(instruction.targets, instruction.results(operands), strict=True):
             registers[target] = result
-            kind = step.what.partition(": op ")[2].split(" ")[0]
+            kind = instruction.what.partition(": op ")[2].split(" ")[0]
             if kind in ARITHMETIC:
                 seen.add(kind)
-                assert result.untyped_storage().data_ptr() not in places, step.what
+                assert result.untyped_storage().data_ptr() not in used, instruction.what
     assert seen == ARITHMETIC.keys() - {"constexpr_blockwise_shift_scale"}  # which is computed when it is read
 
 
@@ -317,7 +317,8 @@ def test_a_weight_is_held_once_for_both_functions(small: dict[str, Small]) -> No
     program = Program.read(small["gpt2"].path)
     held: list[set[int]] = []
     for code in program._codes.values():
-        cells = [cell.cell_contents for step in code.steps for cell in getattr(step.compute, "__closure__", None) or ()]
+        closures = [getattr(instruction.compute, "__closure__", None) or () for instruction in code.instructions]
+        cells = [cell.cell_contents for closure in closures for cell in closure]
         large = [cell for cell in cells if isinstance(cell, torch.Tensor) and cell.numel() >= EMBED * EMBED]
         held.append({tensor.data_ptr() for tensor in large})
     assert held[0] == held[1] and len(held[0]) == 6 * LAYERS

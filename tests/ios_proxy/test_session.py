@@ -17,13 +17,13 @@ from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.auth import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
 from mpgpt_ios.protocol.messages import Reset
 from mpgpt_ios.protocol.node_session import NodeSession
-from mpgpt_ios.protocol.proxy_session import Began, Health, Met, Progress, ProxySession, Reply
+from mpgpt_ios.protocol.proxy_session import Authenticated, Health, Progress, ProxySession, Ready, Reply
 from tests.ios_proxy.vectors import FACTS, HASH, MESSAGES, OTHER
 
 TOKEN, PIECES = b"the shared token", bytes(range(256)) * 3000
 
 
-class Parcel:
+class InMemory:
     """A bundle of one file, in memory."""
 
     hash, length = HASH, len(PIECES)
@@ -34,7 +34,7 @@ class Parcel:
 
 
 def proxy(token: bytes = TOKEN, now: float = 0.0) -> ProxySession:
-    return ProxySession(token, Parcel(), HASH, now, epoch=5, timeout_s=10.0)
+    return ProxySession(token, InMemory(), HASH, now, epoch=5, timeout_s=10.0)
 
 
 def node(token: bytes = TOKEN, now: float = 0.0) -> NodeSession:
@@ -47,13 +47,13 @@ class Pair:
     def __init__(self) -> None:
         self.proxy, self.node, self.now = proxy(), node(), 0.0
         self.events: list[Any] = []
-        self.asked: list[Any] = []
+        self.commands: list[Any] = []
 
     def talk(self) -> None:
         """Until neither has anything to say."""
         while self.proxy.out or self.node.out:
             up, self.proxy.out = bytes(self.proxy.out), bytearray()
-            self.asked += self.node.receive(up, self.now)
+            self.commands += self.node.receive(up, self.now)
             down, self.node.out = bytes(self.node.out), bytearray()
             self.events += self.proxy.receive(down, self.now)
             self.proxy.fill()
@@ -61,7 +61,7 @@ class Pair:
     def until(self, state: str) -> Pair:
         """Go on as far as ``offered``, ``stored``, ``loaded`` or ``serving``."""
         self.talk()
-        assert isinstance(self.asked[-1], m.Offer)
+        assert isinstance(self.commands[-1], m.Offer)
         if state == "offered":
             return self
         self.node.want(0)
@@ -70,7 +70,7 @@ class Pair:
         if state == "stored":
             return self
         self.talk()
-        assert isinstance(self.asked[-1], m.Load)
+        assert isinstance(self.commands[-1], m.Load)
         self.node.loading("compiling")
         if state == "loaded":
             return self
@@ -78,31 +78,31 @@ class Pair:
         self.talk()
         return self
 
-    def answer(self, ask: m.Ask, **changes: Any) -> None:
+    def answer(self, request: m.Request, /, **changes: Any) -> None:
         """The node's answer, or another one than it would give."""
-        fields: dict[str, Any] = {"epoch": ask.epoch, "request": ask.request, "places": ask.places, "y": ask.x}
-        fields |= {"compute_ns": 10**9}
-        self.node.out += f.encode(m.Answer(**(fields | changes)))
+        fields: dict[str, Any] = {"epoch": request.epoch, "request": request.request, "positions": request.positions}
+        fields |= {"y": request.x, "compute_ns": 10**9}
+        self.node.out += f.encode(m.Result(**(fields | changes)))
 
 
 def test_a_whole_life() -> None:
     pair = Pair().until("serving")
-    assert [type(event) for event in pair.events] == [Met, Progress, Progress, Began]
+    assert [type(event) for event in pair.events] == [Authenticated, Progress, Progress, Ready]
     assert pair.events[0].facts == {"name": "iPad"} and pair.events[2].text == "compiling"
-    data = [asked for asked in pair.asked if isinstance(asked, m.Data)]
+    data = [command for command in pair.commands if isinstance(command, m.Data)]
     assert b"".join(piece.piece for piece in data) == PIECES and len(data) == 3
-    assert pair.asked[-1] == m.Reset(epoch=5) and pair.proxy.queue == QUEUE
+    assert pair.commands[-1] == m.Reset(epoch=5) and pair.proxy.queue == QUEUE
     pair.now = 1.0
     first = pair.proxy.call(((1, 0),), np.ones((3, 4), np.float32), pair.now)
     second = pair.proxy.call(((1, 3), (0, 0)), np.ones((2, 4), np.float32), pair.now)
     pair.talk()
-    a, b = pair.asked[-2:]
-    assert (a.prefill, b.prefill, a.x.dtype, pair.proxy.open) == (True, False, np.float16, 2)
+    a, b = pair.commands[-2:]
+    assert (type(a), type(b), a.x.dtype, pair.proxy.open) == (m.Prefill, m.Decode, np.float16, 2)
     pair.now = 3.0
-    pair.node.answer(a, 2 * a.x, 1.5)
+    pair.node.result(a, 2 * a.x, 1.5)
     pair.talk()
     pair.now = 4.0
-    pair.node.answer(b, 3 * b.x, 1.0)
+    pair.node.result(b, 3 * b.x, 1.0)
     pair.talk()
     replies = [event for event in pair.events if isinstance(event, Reply)]
     assert [(r.request, r.compute_s, r.seconds) for r in replies] == [(first, 1.5, 2.0), (second, 1.0, 1.0)]
@@ -111,7 +111,7 @@ def test_a_whole_life() -> None:
     pair.proxy.tick(pair.now)
     pair.talk()
     assert pair.events[-1] == Health(facts=FACTS)
-    pair.proxy.part()
+    pair.proxy.bye()
     with pytest.raises(SessionError, match="good-bye"):
         pair.talk()
 
@@ -121,12 +121,12 @@ def test_another_token_is_found_out_by_either_end() -> None:
     pair.proxy = proxy(b"another token that is")
     with pytest.raises(SessionError, match="token files"):
         pair.talk()
-    assert not pair.events and not pair.asked
+    assert not pair.events and not pair.commands
     theirs, ours = proxy(), node(b"another token that is")
     ours.receive(bytes(theirs.out), 0.0)
     with pytest.raises(SessionError, match="tokens"):
         ours.receive(f.encode(m.Proof(proof=HASH)), 0.0)
-    assert b"iPad" not in ours.out and not ours.known, "nothing of itself was said"
+    assert b"iPad" not in ours.out and not ours.authenticated, "nothing of itself was said"
 
 
 def test_a_proof_cannot_be_sent_back() -> None:
@@ -152,7 +152,7 @@ def test_an_older_version_is_told_so() -> None:
     with pytest.raises(f.VersionError):
         ours.receive(b"mpIP\x00" + bytes(40), 0.0)
     (trouble,) = _read(ours.out)
-    assert isinstance(trouble, m.Trouble) and trouble.code == "BAD_VERSION"
+    assert isinstance(trouble, m.Error) and trouble.code == "BAD_VERSION"
     with pytest.raises(SessionError, match=r"it refused: .*version 0"):
         proxy().receive(bytes(ours.out), 0.0)
 
@@ -173,7 +173,7 @@ def test_what_a_node_does_not_expect_ends_the_connection(state: str) -> None:
             pair.node.receive(f.encode(message), 0.0)
         if name != "BYE":
             (trouble,) = _read(pair.node.out)
-            assert isinstance(trouble, m.Trouble)
+            assert isinstance(trouble, m.Error)
 
 
 EXPECTED = {"new": {"CHALLENGE"}, "offered": {"WANT"}, "loaded": {"LOADING", "READY"}, "serving": set[str]()}
@@ -194,7 +194,7 @@ def test_what_a_proxy_does_not_expect_ends_the_connection(state: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"request": 7}, {"epoch": 4}, {"places": ((1, 1),)}, {"y": np.ones((3, 4), np.float16)},
+        {"request": 7}, {"epoch": 4}, {"positions": ((1, 1),)}, {"y": np.ones((3, 4), np.float16)},
         {"y": np.ones((2, 3), np.float16)}, {"y": np.ones((2, 4), np.float32)},
     ],
 )  # fmt: skip
@@ -202,7 +202,7 @@ def test_an_answer_that_is_none(changes: dict[str, Any]) -> None:
     pair = Pair().until("serving")
     pair.proxy.call(((1, 0),), np.ones((2, 4), np.float32), 0.0)
     pair.talk()
-    pair.answer(pair.asked[-1], **changes)
+    pair.answer(pair.commands[-1], **changes)
     with pytest.raises(SessionError, match="answer"):
         pair.talk()
     assert not any(isinstance(event, Reply) for event in pair.events)
@@ -214,16 +214,16 @@ def test_an_answer_that_is_not_finite_is_an_answer() -> None:
     for n, value in enumerate((np.nan, np.inf, 1.0)):
         pair.proxy.call(((1, 0),), np.ones((2, 4), np.float32), 0.0)
         pair.talk()
-        pair.answer(pair.asked[-1], y=np.full((2, 4), value, np.float16))
+        pair.answer(pair.commands[-1], y=np.full((2, 4), value, np.float16))
         pair.talk()
         reply = [event for event in pair.events if isinstance(event, Reply)][-1]
         np.testing.assert_array_equal(reply.y, np.full((2, 4), value, np.float16))
         pair.proxy.renew(40 + n)
         pair.talk()
-        assert pair.asked[-1] == Reset(epoch=40 + n)
+        assert pair.commands[-1] == Reset(epoch=40 + n)
     pair.proxy.call(((1, 0),), np.ones((2, 4), np.float32), 0.0)
     pair.talk()
-    assert pair.asked[-1].epoch == 42
+    assert pair.commands[-1].epoch == 42
     with pytest.raises(AssertionError, match="calls are open"):
         pair.proxy.renew(43)
 
@@ -245,7 +245,7 @@ def test_what_is_late() -> None:
     pair.proxy.call(((1, 2),), np.ones((2, 4), np.float32), 100.0)
     pair.talk()
     pair.now = 109.0
-    pair.answer(pair.asked[-2])
+    pair.answer(pair.commands[-2])
     pair.talk()
     pair.proxy.tick(118.0)
     with pytest.raises(SessionError, match="more than 10 s late"):
@@ -254,14 +254,13 @@ def test_what_is_late() -> None:
 
 def test_more_requests_than_the_node_takes() -> None:
     pair = Pair().until("serving")
-    asks = [
-        m.Ask(epoch=5, request=n + 1, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
-        for n in range(QUEUE + 1)
+    requests = [
+        m.Prefill(epoch=5, request=n + 1, positions=((0, 0),), x=np.ones((1, 4), np.float16)) for n in range(QUEUE + 1)
     ]
-    for ask in asks[:QUEUE]:
-        pair.node.receive(f.encode(ask), 0.0)
+    for request in requests[:QUEUE]:
+        pair.node.receive(f.encode(request), 0.0)
     with pytest.raises(SessionError, match="more than 8"):
-        pair.node.receive(f.encode(asks[QUEUE]), 0.0)
+        pair.node.receive(f.encode(requests[QUEUE]), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +268,9 @@ def test_more_requests_than_the_node_takes() -> None:
 )
 def test_a_request_of_another_life(request_: int, epoch: int) -> None:
     pair = Pair().until("serving")
-    ask = m.Ask(epoch=epoch, request=request_, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
+    request = m.Prefill(epoch=epoch, request=request_, positions=((0, 0),), x=np.ones((1, 4), np.float16))
     with pytest.raises(SessionError, match="request"):
-        pair.node.receive(f.encode(ask), 0.0)
+        pair.node.receive(f.encode(request), 0.0)
     assert _read(pair.node.out)[0].code == "BAD_REQUEST"  # type: ignore[union-attr]
 
 
@@ -279,7 +278,7 @@ def test_a_bundle_from_the_middle_on() -> None:
     pair = Pair().until("offered")
     pair.node.want(len(PIECES) - 10)
     pair.talk()
-    (data,) = [asked for asked in pair.asked if isinstance(asked, m.Data)]
+    (data,) = [command for command in pair.commands if isinstance(command, m.Data)]
     assert (data.offset, data.piece) == (len(PIECES) - 10, PIECES[-10:])
 
 

@@ -22,7 +22,7 @@ from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import LinkError
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt_ios.proxy.stage import Call, IPadStage, Values
-from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, SLOTS, SPAN, a_step, hidden, torch_stage
+from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, OPTIONS, SLOTS, SPAN, a_step, hidden, torch_stage
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +45,37 @@ class Pretended:
     """
 
     def __init__(self, stage: TorchStage) -> None:
-        self._stage, self.life, self.trouble = stage, None, "the iPad at h:1 went away: it was unplugged"
+        self._stage, self.epoch, self.trouble = stage, None, "the iPad at h:1 went away: it was unplugged"
         self._filled = [0] * SLOTS
         self._asked: deque[Call] = deque()
         self._answers: deque[Values] = deque()
         self.calls: list[Call] = []
         self.closed = False
-        self._lives = self.renewed = self._asked_in_vain = 0
+        self._last_epoch = self.renewed = self._asked_in_vain = 0
         self._spoilt = set[int]()
 
-    life: int | None
+    epoch: int | None
 
     def come(self) -> None:
-        self._lives += 1
-        self.life, self._filled = self._lives, [0] * SLOTS
+        self._last_epoch += 1
+        self.epoch, self._filled = self._last_epoch, [0] * SLOTS
         self._spoilt.clear()
 
-    def renew(self, life: int) -> int | None:
-        if life != self.life:
+    def renew(self, epoch: int) -> int | None:
+        if epoch != self.epoch:
             return None
         assert not self._asked and not self._answers, "what was asked before would be dropped"
         self.renewed += 1
         self.come()
-        return self.life
+        return self.epoch
 
     def go(self) -> None:
-        self.life = None
+        self.epoch = None
         self._asked.clear()
         self._answers.clear()
 
-    def submit(self, life: int, call: Call) -> None:
-        if life == self.life:
+    def submit(self, epoch: int, call: Call) -> None:
+        if epoch == self.epoch:
             self._asked.append(call)
 
     def answer(self, count: int) -> None:
@@ -106,16 +106,16 @@ class Pretended:
         with np.errstate(over="ignore"):
             y = np.frombuffer(step.hidden, np.float32).reshape(-1, EMBED).astype(np.float16)
         for i in range(len(y)):
-            slot, _ = call.place(i)
+            slot, _ = call.position_of(i)
             if slot in self._spoilt or call.x[i, 0] >= TOO_MUCH:
                 self._spoilt.add(slot)
                 y[i] = np.nan
         return y
 
-    def take(self, life: int) -> Values | None:
-        if life != self.life or not self._answers:
+    def take(self, epoch: int) -> Values | None:
+        if epoch != self.epoch or not self._answers:
             self._asked_in_vain += 1
-            if self._asked_in_vain >= IMPATIENT and life == self.life:
+            if self._asked_in_vain >= IMPATIENT and epoch == self.epoch:
                 self.answer(99)  # somebody waits for it, and cannot tell it to
             return None
         self._asked_in_vain = 0
@@ -139,9 +139,7 @@ def bell() -> Iterator[Doorbell]:
 
 
 def make(line: Pretended, own: TorchStage | None, bell: Doorbell) -> IPadStage:
-    return IPadStage(
-        SPAN, line, own, bell, slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32
-    )  # fmt: skip
+    return IPadStage(SPAN, line, own, bell, OPTIONS)
 
 
 def agree(got: Step | Result | None, truth: Step | Result) -> None:
@@ -309,7 +307,7 @@ def test_an_ipad_that_goes_away_while_its_cache_is_to_be_emptied(
     assert stage.forward(more) is None
     line.answer(99)
     agree(stage.finish(), truth.forward(more))
-    assert line.renewed == 0, "a new life is empty anyway"
+    assert line.renewed == 0, "a new epoch is empty anyway"
 
 
 def next_step(dice: random.Random, number: int, filled: list[int], owed: deque[Step], faults: float = 0.0) -> Step:
@@ -349,7 +347,7 @@ def test_whatever_happens_to_the_ipad_the_answers_are_the_same(stages: tuple[Tor
     filled = [0] * SLOTS
     for number in range(25):
         step = next_step(dice, number, filled, owed, faults)
-        if line.life is None and dice.random() < 0.3:
+        if line.epoch is None and dice.random() < 0.3:
             line.come()
         if (answer := stage.forward(step)) is not None:
             assert not owed, "an answer overtook another"
@@ -357,7 +355,7 @@ def test_whatever_happens_to_the_ipad_the_answers_are_the_same(stages: tuple[Tor
         else:
             owed.append(step)
         line.answer(dice.randint(0, 5))
-        if line.life is not None and dice.random() < 0.15:
+        if line.epoch is not None and dice.random() < 0.15:
             line.go()
             if dice.random() < 0.5:
                 line.come()

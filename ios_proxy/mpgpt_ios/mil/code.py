@@ -1,7 +1,7 @@
-"""A function of an ML program that is ready to run: every value a register, every op a step.
+"""A function of an ML program that is ready to run: every value a register, every op an instruction.
 
-Knows: how steps are run one after another, what a result must be, and which memory is used again.
-Must not know: names of values, what an op computes, how steps were found.
+Knows: how instructions run one after another, what a result must be, and which memory is used again.
+Must not know: names of values, what an op computes, how instructions were found.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpgpt_ios.mil.package_file import Type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Instruction:
     """One op at run time."""
 
     what: str
@@ -63,24 +63,24 @@ class Code:
     kept: Mapping[str, tuple[int, bool]]
     """The register of each state at the end, and whether something else may share its memory."""
     constants: Sequence[Tensor | None]
-    steps: Sequence[Step]
+    instructions: Sequence[Instruction]
     copies: int
     """How many values are copied before they are updated."""
     pool: dict[tuple[torch.dtype, tuple[int, ...]], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     """Memory that was a result's. New pages for the megabytes of a cache cost more than what is written there."""
 
     def run(self, registers: list[Tensor | None]) -> None:
-        for step in self.steps:
+        for instruction in self.instructions:
             out = None
-            if step.reuses:
-                spare = self.pool[step.types[0].dtype, step.types[0].shape]
+            if instruction.reuses:
+                spare = self.pool[instruction.types[0].dtype, instruction.types[0].shape]
                 out = spare.pop() if spare else None
-            results = step.results([registers[source] for source in step.sources], out)
-            for target, result in zip(step.targets, results, strict=True):
+            results = instruction.results([registers[source] for source in instruction.sources], out)
+            for target, result in zip(instruction.targets, results, strict=True):
                 registers[target] = result
-            for register in step.spares:
+            for register in instruction.spares:
                 tensor = registers[register]
                 assert tensor is not None, "memory is given up once"
                 self.pool[tensor.dtype, tuple(tensor.shape)].append(tensor)
-            for register in step.ends:
+            for register in instruction.ends:
                 registers[register] = None

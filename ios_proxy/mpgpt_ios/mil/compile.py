@@ -1,10 +1,10 @@
-"""The second half of binding a function of an ML program: ops become steps, what is constant is computed at once.
+"""The second half of binding a function of an ML program: ops become instructions, and constants are folded.
 
 Knows: when a value is needed for the last time, which values may share memory, where a value may be updated in place.
 Must not know: what an op computes, or how constants are stored.
 
-Reading a state is no step, and neither is writing one: they say which register is the state from there on. What
-remains to be decided is whether ``slice_update`` may write into its operand. It may where nothing that is still
+Reading a state is no instruction, and neither is writing one: they say which register is the state from there on.
+What remains to be decided is whether ``slice_update`` may write into its operand. It may where nothing that is still
 wanted shares memory with it, the state that a later op reads or the end of the function keeps included; otherwise
 the operand is copied first. A cache that is read, updated and written back is thus updated where it lies.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mpgpt.errors import ModelError
 from mpgpt_ios.mil.call import Call, Operand
-from mpgpt_ios.mil.code import Code, Step
+from mpgpt_ios.mil.code import Code, Instruction
 from mpgpt_ios.mil.ops_compute import ARITHMETIC, REUSING
 from mpgpt_ios.mil.ops_layout import MOVING
 from mpgpt_ios.mil.package_file import Package
@@ -37,7 +37,7 @@ def bind(package: Package, name: str, function: Any) -> Code:
 
 
 class _Binder:
-    """Makes the steps of one function."""
+    """The compiler of one function."""
 
     def __init__(self, package: Package, linker: Linker) -> None:
         self._package, self._linker, self._values = package, linker, linker.values
@@ -50,10 +50,10 @@ class _Binder:
         self._memory = {r: frozenset((r,)) for r in (*linker.inputs.values(), *linker.begin.values())}
         """For every register that is not constant, where its numbers may lie: a register stands for its own memory."""
         self._constants: dict[int, Tensor] = {}
-        """Those that steps use."""
+        """Those that instructions use."""
         self._wide: dict[int, int] = {}
         """The float32 of a register of float16."""
-        self._steps: list[Step] = []
+        self._instructions: list[Instruction] = []
         self._copies = 0
 
     def code(self) -> Code:
@@ -70,7 +70,7 @@ class _Binder:
             states={name: (register, type(register)) for name, register in self._linker.begin.items()},
             kept={name: (register, self._shared(name)) for name, register in kept.items()},
             constants=[self._constants.get(register) for register in range(len(self._values.types))],
-            steps=self._freeing(),
+            instructions=self._freeing(),
             copies=self._copies,
         )
 
@@ -85,23 +85,25 @@ class _Binder:
         compute = (ARITHMETIC.get(op.kind) or MOVING[op.kind])(call)
         call.finish()
         sources = tuple(self._widened(register) if wide else register for register, wide in call.sources)
-        step = Step(what=op.what, compute=compute, sources=sources, targets=tuple(op.outputs), types=types)
+        instruction = Instruction(
+            what=op.what, compute=compute, sources=sources, targets=tuple(op.outputs), types=types
+        )
         if all(register in values.constants for register in sources):
-            self._fold(op, step)
+            self._fold(op, instruction)
             return
         memory = frozenset[int]()
         if op.kind == "slice_update":
             if not self._may_update(at, sources):
-                step = self._copied(step)
-            memory = self._memory[step.sources[0]]
+                instruction = self._copied(instruction)
+            memory = self._memory[instruction.sources[0]]
         elif op.kind in MOVING:
             memory = memory.union(*(self._memory.get(source, {PINNED}) for source in sources))
-        self._add(replace(step, reuses=op.kind in REUSING and -1 not in types[0].shape), memory)
+        self._add(replace(instruction, reuses=op.kind in REUSING and -1 not in types[0].shape), memory)
 
-    def _add(self, step: Step, memory: frozenset[int] = frozenset()) -> None:
-        self._memory.update((register, memory | {register}) for register in step.targets)
-        self._hold(step.sources)
-        self._steps.append(step)
+    def _add(self, instruction: Instruction, memory: frozenset[int] = frozenset()) -> None:
+        self._memory.update((register, memory | {register}) for register in instruction.targets)
+        self._hold(instruction.sources)
+        self._instructions.append(instruction)
 
     def _hold(self, registers: Iterable[int]) -> None:
         """Those of them that are constants are there at run time."""
@@ -122,20 +124,22 @@ class _Binder:
                 self._wide[register] = self._values.new("", single, self._package.single(constant))
             else:
                 self._wide[register] = new = self._values.new("", single)
-                step = Step(what="widening", compute=_widen, sources=(register,), targets=(new,), types=(single,))
-                self._add(replace(step, reuses=-1 not in single.shape))
+                instruction = Instruction(
+                    what="widening", compute=_widen, sources=(register,), targets=(new,), types=(single,)
+                )
+                self._add(replace(instruction, reuses=-1 not in single.shape))
         return self._wide[register]
 
-    def _fold(self, op: Op, step: Step) -> None:
-        operands = [self._values.constants[source] for source in step.sources]
+    def _fold(self, op: Op, instruction: Instruction) -> None:
+        operands = [self._values.constants[source] for source in instruction.sources]
         tensors = [operand for operand in operands if isinstance(operand, Tensor)]
         if op.kind == "slice_update":  # which writes
             tensors[0] = tensors[0].clone()
         if op.kind.startswith("constexpr_"):  # a weight, and large: once for all functions
-            results = self._package.once(op.kind, tensors, lambda: step.results(tensors))
+            results = self._package.once(op.kind, tensors, lambda: instruction.results(tensors))
         else:
-            results = step.results(tensors)
-        self._values.constants.update(zip(step.targets, results, strict=True))
+            results = instruction.results(tensors)
+        self._values.constants.update(zip(instruction.targets, results, strict=True))
 
     def _may_update(self, at: int, sources: Sequence[int]) -> bool:
         """Whether the op ``at`` may write into its first source."""
@@ -146,13 +150,17 @@ class _Binder:
         sharing = [r for r, its in self._memory.items() if r != target and its & memory]
         return all(self._last.get(register, -1) <= at and register not in others for register in sharing)
 
-    def _copied(self, step: Step) -> Step:
-        """The same step on a copy of its first operand; the copy becomes a step before it."""
+    def _copied(self, instruction: Instruction) -> Instruction:
+        """The same instruction on a copy of its first operand, which an instruction before it makes."""
         self._copies += 1
-        target, *others = step.sources
-        copy = self._values.new("", step.types[0])
-        self._add(Step(what=step.what, compute=torch.clone, sources=(target,), targets=(copy,), types=step.types))
-        return replace(step, sources=(copy, *others))
+        target, *others = instruction.sources
+        copy = self._values.new("", instruction.types[0])
+        self._add(
+            Instruction(
+                what=instruction.what, compute=torch.clone, sources=(target,), targets=(copy,), types=instruction.types
+            )
+        )
+        return replace(instruction, sources=(copy, *others))
 
     def _shared(self, name: str) -> bool:
         """Whether the memory of the state at the end may be a constant's, or another state's."""
@@ -160,22 +168,26 @@ class _Binder:
         memory = {state: self._memory.get(register, pinned) for state, register in self._linker.kept.items()}
         return PINNED in memory[name] or any(memory[name] & its for state, its in memory.items() if state != name)
 
-    def _freeing(self) -> list[Step]:
-        """The steps, each with the registers that end with it and with those whose memory can be used again."""
-        last = {register: at for at, step in enumerate(self._steps) for register in (*step.targets, *step.sources)}
+    def _freeing(self) -> list[Instruction]:
+        """The instructions, each with the registers that end with it and with those whose memory can be used again."""
+        last = {
+            register: at
+            for at, instruction in enumerate(self._instructions)
+            for register in (*instruction.targets, *instruction.sources)
+        }
         last.update((register, ALWAYS) for register in self._wanted)
         last.update((register, ALWAYS) for register in self._constants)
-        spares = {step.targets[0] for step in self._steps if step.reuses}
+        spares = {instruction.targets[0] for instruction in self._instructions if instruction.reuses}
         for register, memory in self._memory.items():
             for spare in memory & spares:
                 last[spare] = max(last[spare], last.get(register, -1))
-        ending: dict[int, list[int]] = {at: [] for at in range(len(self._steps))}
+        ending: dict[int, list[int]] = {at: [] for at in range(len(self._instructions))}
         for register, at in last.items():
             if at != ALWAYS:
                 ending[at].append(register)
         return [
-            replace(step, ends=tuple(ending[at]), spares=tuple(r for r in ending[at] if r in spares))
-            for at, step in enumerate(self._steps)
+            replace(instruction, ends=tuple(ending[at]), spares=tuple(r for r in ending[at] if r in spares))
+            for at, instruction in enumerate(self._instructions)
         ]
 
 

@@ -41,11 +41,11 @@ def _expand_dims(call: Call) -> Compute:
     rank = len(call.take("x").shape)
     axes = call.numbers("axes")
     rank += len(axes)
-    places = sorted(axis % rank for axis in axes)
+    positions = sorted(axis % rank for axis in axes)
 
     def compute(x: Tensor) -> Tensor:
-        for place in places:
-            x = x.unsqueeze(place)
+        for position in positions:
+            x = x.unsqueeze(position)
         return x
 
     return compute

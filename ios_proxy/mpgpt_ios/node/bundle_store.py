@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from mpgpt.errors import ModelError
 from mpgpt_ios.bundle import MANIFEST, PACKAGE, SELFTEST, Bundle, bundle_hash
-from mpgpt_ios.protocol.messages import File, Offer
+from mpgpt_ios.protocol import messages as m
 
 MAX_BUNDLE = 64 << 30
 SPARE = 64 << 20
@@ -64,7 +64,7 @@ class Store:
         os.utime(folder)
         return bundle
 
-    def receive(self, offer: Offer) -> Arrival:
+    def receive(self, offer: m.Offer) -> Arrival:
         """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it says, ``NoRoom`` when
         there is too little even after old bundles have made room."""
         _check(offer)
@@ -101,7 +101,7 @@ class Store:
 class Arrival:
     """A bundle on its way in."""
 
-    def __init__(self, part: Path, folder: Path, offer: Offer, have: int) -> None:
+    def __init__(self, part: Path, folder: Path, offer: m.Offer, have: int) -> None:
         self._part, self._folder, self._offer = part, folder, offer
         self.have, self.total = have, sum(file.length for file in offer.files)
         self._file: BinaryIO = (part / "bytes").open("ab")
@@ -139,7 +139,7 @@ class Arrival:
             self._file.close()
 
 
-def _write_out(data: BinaryIO, file: File, path: Path) -> None:
+def _write_out(data: BinaryIO, file: m.File, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     digest, left = hashlib.sha256(), file.length
     with path.open("xb") as out:
@@ -154,7 +154,7 @@ def _write_out(data: BinaryIO, file: File, path: Path) -> None:
         raise ModelError(f"the package's {file.name} was damaged on the way: its hash does not fit")
 
 
-def _check(offer: Offer) -> None:
+def _check(offer: m.Offer) -> None:
     """Whether these files can be a bundle, before any of them comes."""
     files = [(file.name, file.length, file.sha256) for file in offer.files]
     if files != sorted(files, key=lambda file: file[0].encode()) or bundle_hash(files) != offer.bundle:

@@ -1,7 +1,7 @@
-"""What a node computes with: the thread that does one job after another, and the package that is loaded.
+"""The compute thread of a node: one job after another, and the package that is loaded.
 
-Knows: when a package is loaded and proves itself, that there is never more than one.
-Must not know: sockets, who asks, the wire; how a package is run (``executor.py``).
+Knows: when a package is loaded and self-tested, that there is never more than one.
+Must not know: sockets, connections, the wire; how a package is run (``executor.py``).
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ class Loaded:
     facts: Mapping[str, Any]
 
 
-class Computing:
-    """Jobs, and what they compute with."""
+class ComputeThread:
+    """A queue of jobs, and the package that they compute with."""
 
     def __init__(self, open_: Callable[[Bundle], tuple[Executor, str]]) -> None:
-        """``open_`` makes a bundle ready to run, and says by what."""
+        """``open_`` makes a bundle ready to run, and names its compute unit."""
         self._open = open_
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loaded: Loaded | None = None
 
     def run(self) -> None:
-        """Do what is asked, on the thread that calls it, until ``close``."""
+        """Run jobs on the calling thread until ``close``."""
         while (job := self._jobs.get()) is not None:
             job()
 
     # from any thread
 
-    def ask(self, job: Callable[[], None]) -> None:
-        """Do it after what was asked before."""
+    def submit(self, job: Callable[[], None]) -> None:
+        """Queue a job."""
         self._jobs.put(job)
 
     def close(self) -> None:

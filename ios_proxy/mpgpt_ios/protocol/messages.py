@@ -1,6 +1,6 @@
-"""What the proxy rank and the iPad say to each other, as values.
+"""The messages between the proxy rank and the iPad, as values; each class has its name in ``ios_proxy/PROTOCOL.md``.
 
-Knows: every kind of message, and the codes of errors. ``ios_proxy/PROTOCOL.md`` says what they mean.
+Knows: every type of message, and the codes of errors. The page says what they mean.
 Must not know: how any of them becomes bytes, or which may follow which.
 """
 
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 Values = NDArray[Any]
 """float16 or float32."""
+Positions = tuple[tuple[int, int], ...]
+"""Pairs of a slot and a position in it."""
 Code = Literal[
     "BAD_FRAME", "BAD_VERSION", "BAD_TOKEN", "BAD_STATE", "BAD_BUNDLE", "BAD_POS", "BAD_REQUEST", "LOAD_FAILED",
     "COMPUTE_FAILED", "NO_SPACE", "BUSY",
 ]  # fmt: skip
 CODES: tuple[Code, ...] = get_args(Code)
-"""On the wire their place in this list, counted from 1."""
+"""On the wire a code is its index here, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +42,14 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
-    """What the iPad is."""
+    """The iPad's description of itself."""
 
     facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """One file of a bundle that is offered."""
+    """One file of an offered bundle."""
 
     name: str
     length: int
@@ -62,7 +64,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:
-    """The bundle's bytes from ``offset`` on; its length when nothing is missing."""
+    """WANT: the node lacks the bundle's bytes from ``offset`` on; the bundle's length if it lacks none."""
 
     offset: int
 
@@ -99,30 +101,43 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """PREFILL, tokens of one slot from its position on, or DECODE, a token for each of several slots."""
+class Prefill:
+    """Consecutive tokens of one slot."""
 
     epoch: int
     request: int
-    places: tuple[tuple[int, int], ...]
-    """(slot, position): one for PREFILL, one a token for DECODE."""
-    prefill: bool
+    positions: Positions
+    """One: the first token's."""
     x: Values = field(repr=False)
     """[tokens, embed]"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Decode:
+    """One token for each of several slots."""
+
     epoch: int
     request: int
-    places: tuple[tuple[int, int], ...]
-    compute_ns: int
-    y: Values = field(repr=False)
+    positions: Positions
+    """One a token."""
+    x: Values = field(repr=False)
+    """[tokens, embed]"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """ERROR: what went wrong; ``request`` is 0 where it is about no request."""
+class Result:
+    epoch: int
+    request: int
+    positions: Positions
+    """The request's."""
+    compute_ns: int
+    y: Values = field(repr=False)
+    """[tokens, embed]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error:
+    """A failure; ``request`` is 0 where it concerns no request."""
 
     code: Code
     text: str
@@ -146,7 +161,8 @@ class Bye:
     pass
 
 
+Request = Prefill | Decode
 Message = (
-    Hello | Challenge | Proof | Info | Offer | Want | Data | Stored | Load | Loading | Ready | Reset | Ask | Answer
-    | Trouble | Ping | Pong | Bye
+    Hello | Challenge | Proof | Info | Offer | Want | Data | Stored | Load | Loading | Ready | Reset | Prefill | Decode
+    | Result | Error | Ping | Pong | Bye
 )  # fmt: skip

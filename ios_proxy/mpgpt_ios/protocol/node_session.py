@@ -1,4 +1,4 @@
-"""The node's end of the iPad link as a state machine, sans I/O: it lets nobody in without the token, and does as asked.
+"""The node's end of the iPad link as a state machine, sans I/O: it admits a proxy by its token, and returns commands.
 
 Knows: which message may come when, epochs, which bytes of a bundle come next.
 Must not know: sockets, clocks, how a bundle is kept or a request computed.
@@ -14,38 +14,16 @@ from typing import Any
 import numpy as np
 
 from mpgpt.errors import WireError
+from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.auth import HANDSHAKE_S, NODE_LABEL, PROXY_LABEL, QUEUE, SessionError, prove
 from mpgpt_ios.protocol.frames import MAX_FILES, Frames, VersionError, encode
-from mpgpt_ios.protocol.messages import (
-    Answer,
-    Ask,
-    Bye,
-    Challenge,
-    Code,
-    Data,
-    Hello,
-    Info,
-    Load,
-    Loading,
-    Message,
-    Offer,
-    Ping,
-    Pong,
-    Proof,
-    Ready,
-    Reset,
-    Stored,
-    Trouble,
-    Values,
-    Want,
-)
 
-Asked = Offer | Data | Load | Reset | Ask
-"""What a node is asked to do, once the proxy has proved itself; PINGs are answered here."""
+Command = m.Offer | m.Data | m.Load | m.Reset | m.Request
+"""A message that the node must act on; the session itself answers the handshake and PINGs."""
 
 
 class NodeSession:
-    """The end that listens. ``facts`` are what it says of itself, ``health`` what it says now."""
+    """The listening end. INFO carries ``facts``, and every PONG what ``health`` returns then."""
 
     def __init__(
         self, token: bytes, nonce: bytes, now: float, *, facts: Mapping[str, Any],
@@ -55,83 +33,83 @@ class NodeSession:
         self._frames, self._token, self._nonce, self._begun = Frames(), token, nonce, now
         self._facts, self._health = facts, health
         self._theirs = b""
-        self._expect: tuple[type[Message], ...] = (Hello,)
-        self._offer: Offer | None = None
+        self._expect: tuple[type[m.Message], ...] = (m.Hello,)
+        self._offer: m.Offer | None = None
         self._length = self._next = 0
-        self._epoch, self._requests, self._open = 0, 0, deque[Ask]()
+        self._epoch, self._requests, self._open = 0, 0, deque[m.Request]()
         self.queue = QUEUE
 
     @property
-    def known(self) -> bool:
-        """Whether the proxy has proved itself."""
-        return self._expect not in ((Hello,), (Proof,))
+    def authenticated(self) -> bool:
+        """Whether the proxy has proved that it has the token."""
+        return self._expect not in ((m.Hello,), (m.Proof,))
 
-    def receive(self, data: bytes, now: float) -> list[Asked]:
-        """What is asked. Raises ``WireError`` or ``SessionError``: then send ``out`` and close."""
-        asked: list[Asked] = []
+    def receive(self, data: bytes, now: float) -> list[Command]:
+        """The commands in ``data``. Raises ``WireError`` or ``SessionError``: then send ``out`` and close."""
+        commands: list[Command] = []
         try:
             self._frames.feed(data)
             while (message := self._frames.next()) is not None:
-                asked += self._take(message)
+                commands += self._take(message)
         except VersionError as error:
-            self.out += encode(Trouble(code="BAD_VERSION", text=str(error)))
+            self.out += encode(m.Error(code="BAD_VERSION", text=str(error)))
             raise
         except WireError as error:
-            self.out += encode(Trouble(code="BAD_FRAME", text=str(error)))
+            self.out += encode(m.Error(code="BAD_FRAME", text=str(error)))
             raise
         except SessionError as error:
-            self.out += encode(Trouble(code=error.code, text=str(error)))
+            self.out += encode(m.Error(code=error.code, text=str(error)))
             raise
-        return asked
+        return commands
 
-    def _take(self, message: Message) -> list[Asked]:
-        if isinstance(message, Bye):
+    def _take(self, message: m.Message) -> list[Command]:
+        if isinstance(message, m.Bye):
             raise SessionError("the proxy said good-bye")
-        if isinstance(message, Trouble) and self.known:
+        if isinstance(message, m.Error) and self.authenticated:
             raise SessionError(f"the proxy gave up: {message.text or message.code}", message.code)
-        if isinstance(message, Ping) and self.known:
-            self.out += encode(Pong(number=message.number, facts=self._health()))
+        if isinstance(message, m.Ping) and self.authenticated:
+            self.out += encode(m.Pong(number=message.number, facts=self._health()))
             return []
         if not isinstance(message, self._expect):
             raise SessionError(f"{type(message).__name__.upper()} was not expected now")
         match message:
-            case Hello():
-                self._theirs, self._expect = message.nonce, (Proof,)
+            case m.Hello():
+                self._theirs, self._expect = message.nonce, (m.Proof,)
                 proof = prove(self._token, NODE_LABEL, message.nonce, self._nonce)
-                self.out += encode(Challenge(nonce=self._nonce, proof=proof))
+                self.out += encode(m.Challenge(nonce=self._nonce, proof=proof))
                 return []
-            case Proof():
+            case m.Proof():
                 if not hmac.compare_digest(prove(self._token, PROXY_LABEL, self._nonce, self._theirs), message.proof):
                     raise SessionError("the tokens of the two ends differ", "BAD_TOKEN")
-                self._expect = (Offer,)
-                self.out += encode(Info(facts=self._facts))
+                self._expect = (m.Offer,)
+                self.out += encode(m.Info(facts=self._facts))
                 return []
-            case Offer():
+            case m.Offer():
                 return self._take_offer(message)
-            case Data():
+            case m.Data():
                 return self._take_data(message)
-            case Load() if self._offer is None or message.bundle != self._offer.bundle:
+            case m.Load() if self._offer is None or message.bundle != self._offer.bundle:
                 raise SessionError("LOAD of a bundle that was not offered", "BAD_BUNDLE")
-            case Load():
+            case m.Load():
                 self._expect = ()
                 return [message]
-            case Reset():
-                self._epoch, self._expect = message.epoch, (Ask, Reset)
+            case m.Reset():
+                self._epoch, self._expect = message.epoch, (m.Prefill, m.Decode, m.Reset)
                 self._open.clear()
                 return [message]
-            case Ask():
-                return self._take_ask(message)
+            case m.Prefill() | m.Decode():
+                return self._take_request(message)
             case _:
-                raise AssertionError("a kind of message that is never expected")
+                raise AssertionError("a type of message that is never expected")
 
-    def _take_offer(self, message: Offer) -> list[Asked]:
+    def _take_offer(self, message: m.Offer) -> list[Command]:
         if not message.files or len(message.files) > MAX_FILES:
             raise SessionError("an offer of no files", "BAD_BUNDLE")
         self._offer, self._expect = message, ()
         self._length = sum(file.length for file in message.files)
         return [message]
 
-    def _take_data(self, message: Data) -> list[Asked]:
+    def _take_data(self, message: m.Data) -> list[Command]:
         if message.offset != self._next or message.offset + len(message.piece) > self._length:
             raise SessionError(f"DATA at byte {message.offset}, not {self._next} of {self._length}", "BAD_BUNDLE")
         self._next += len(message.piece)
@@ -139,7 +117,7 @@ class NodeSession:
             self._expect = ()
         return [message]
 
-    def _take_ask(self, message: Ask) -> list[Asked]:
+    def _take_request(self, message: m.Request) -> list[Command]:
         if message.epoch != self._epoch or message.request <= self._requests:
             raise SessionError(
                 f"request {message.request} of epoch {message.epoch}, in epoch {self._epoch}", "BAD_REQUEST"
@@ -150,43 +128,45 @@ class NodeSession:
         self._open.append(message)
         return [message]
 
-    # what the node has to say
+    # -- messages to the proxy
 
     def want(self, offset: int) -> None:
-        """The bundle that was offered is wanted from that byte on; its length if nothing is missing."""
+        """WANT: the offered bundle's bytes from ``offset`` on are missing; its length if none are."""
         self._next = offset
-        self._expect = (Data,) if offset < self._length else ()
-        self.out += encode(Want(offset=offset))
+        self._expect = (m.Data,) if offset < self._length else ()
+        self.out += encode(m.Want(offset=offset))
 
     def stored(self) -> None:
         assert self._offer
-        self._expect = (Load,)
-        self.out += encode(Stored(bundle=self._offer.bundle))
+        self._expect = (m.Load,)
+        self.out += encode(m.Stored(bundle=self._offer.bundle))
 
     def loading(self, text: str) -> None:
-        self.out += encode(Loading(text=text))
+        self.out += encode(m.Loading(text=text))
 
     def ready(self, facts: Mapping[str, Any], queue: int = QUEUE) -> None:
         self.queue = queue
-        self._expect = (Reset,)
-        self.out += encode(Ready(facts={**facts, "queue": queue}))
+        self._expect = (m.Reset,)
+        self.out += encode(m.Ready(facts={**facts, "queue": queue}))
 
-    def answer(self, ask: Ask, y: Values, compute_s: float) -> None:
-        """The result of the oldest request; nothing is sent when its epoch is over."""
-        if not self._open or self._open[0] is not ask:
+    def result(self, request: m.Request, y: m.Values, compute_s: float) -> None:
+        """RESULT of the oldest open request; nothing is sent when its epoch is over."""
+        if not self._open or self._open[0] is not request:
             return
         self._open.popleft()
-        y = np.ascontiguousarray(y, dtype=ask.x.dtype)
-        answer = Answer(
-            epoch=ask.epoch, request=ask.request, places=ask.places, compute_ns=int(compute_s * 1e9), y=y
-        )  # fmt: skip
-        self.out += encode(answer)
-
-    def trouble(self, code: Code, text: str, ask: Ask | None = None) -> None:
-        self.out += encode(
-            Trouble(code=code, text=text, epoch=ask.epoch if ask else 0, request=ask.request if ask else 0)
+        result = m.Result(
+            epoch=request.epoch,
+            request=request.request,
+            positions=request.positions,
+            compute_ns=int(compute_s * 1e9),
+            y=np.ascontiguousarray(y, dtype=request.x.dtype),
         )
+        self.out += encode(result)
+
+    def error(self, code: m.Code, text: str, request: m.Request | None = None) -> None:
+        epoch, number = (request.epoch, request.request) if request else (0, 0)
+        self.out += encode(m.Error(code=code, text=text, epoch=epoch, request=number))
 
     def late(self, now: float) -> bool:
-        """Whether the proxy has had long enough to prove itself, and did not."""
-        return not self.known and now - self._begun > HANDSHAKE_S
+        """Whether the handshake is not over in time."""
+        return not self.authenticated and now - self._begun > HANDSHAKE_S

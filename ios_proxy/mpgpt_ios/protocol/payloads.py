@@ -1,4 +1,4 @@
-"""What is in the frames between the proxy rank and the iPad: every message's payload as bytes, and back.
+"""The payloads of frames between the proxy rank and the iPad: every message as a header and bytes, and back.
 
 Knows: each kind of message's number, how its payload is laid out, the bounds of what is counted inside it.
 Must not know: how a frame is found in a stream, checked or cut (``frames.py``).
@@ -18,32 +18,9 @@ from typing import Any
 import numpy as np
 
 from mpgpt.errors import WireError
-from mpgpt_ios.protocol.messages import (
-    CODES,
-    Answer,
-    Ask,
-    Bye,
-    Challenge,
-    Data,
-    File,
-    Hello,
-    Info,
-    Load,
-    Loading,
-    Message,
-    Offer,
-    Ping,
-    Pong,
-    Proof,
-    Ready,
-    Reset,
-    Stored,
-    Trouble,
-    Values,
-    Want,
-)
+from mpgpt_ios.protocol import messages as m
 
-PAIR, ENTRY_HEAD, LONG = struct.Struct("<II"), struct.Struct("<H"), struct.Struct("<Q")
+PAIR, SHORT, LONG = struct.Struct("<II"), struct.Struct("<H"), struct.Struct("<Q")
 NONCE = PROOF = DIGEST = 32
 MAX_TEXT, MAX_NAME, MAX_EMBED = 500, 200, 16384
 
@@ -76,7 +53,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a frame's header says of its payload; zero where a kind has no such thing."""
+    """The fields of a frame's header that describe its payload; zero where a kind has none."""
 
     kind: int
     epoch: int = 0
@@ -90,109 +67,119 @@ class Head:
 # -- messages to payloads
 
 
-def write(message: Message) -> tuple[Head, bytes]:
-    """What its header says, and its payload."""
-    m = message
-    match m:
-        case Hello():
-            return Head(kind=Kind.HELLO), m.nonce
-        case Challenge():
-            return Head(kind=Kind.CHALLENGE), m.nonce + m.proof
-        case Proof():
-            return Head(kind=Kind.PROOF), m.proof
-        case Info():
-            return Head(kind=Kind.INFO), _json(m.facts)
-        case Offer():
-            return Head(kind=Kind.OFFER, rows=len(m.files)), m.bundle + b"".join(map(_file, m.files))
-        case Want():
-            return Head(kind=Kind.WANT), LONG.pack(m.offset)
-        case Data():
-            return Head(kind=Kind.DATA), LONG.pack(m.offset) + m.piece
-        case Stored():
-            return Head(kind=Kind.STORED), m.bundle
-        case Load():
-            return Head(kind=Kind.LOAD), m.bundle
-        case Loading():
-            return Head(kind=Kind.LOADING), m.text.encode()
-        case Ready():
-            return Head(kind=Kind.READY), _json(m.facts)
-        case Reset():
-            return Head(kind=Kind.RESET, epoch=m.epoch), b""
-        case Ask():
-            return _valued(Kind.PREFILL if m.prefill else Kind.DECODE, m, m.x), _places(m.places) + m.x.tobytes()
-        case Answer():
-            payload = LONG.pack(m.compute_ns) + _places(m.places) + m.y.tobytes()
-            return _valued(Kind.RESULT, m, m.y), payload
-        case Trouble():
-            payload = struct.pack("<H", CODES.index(m.code) + 1) + m.text.encode()[:MAX_TEXT]
-            return Head(kind=Kind.ERROR, epoch=m.epoch, request=m.request), payload
-        case Ping():
-            return Head(kind=Kind.PING), LONG.pack(m.number)
-        case Pong():
-            return Head(kind=Kind.PONG), LONG.pack(m.number) + _json(m.facts)
-        case Bye():
+def write(message: m.Message) -> tuple[Head, bytes]:
+    """A message's header and payload."""
+    match message:
+        case m.Hello(nonce=nonce):
+            return Head(kind=Kind.HELLO), nonce
+        case m.Challenge(nonce=nonce, proof=proof):
+            return Head(kind=Kind.CHALLENGE), nonce + proof
+        case m.Proof(proof=proof):
+            return Head(kind=Kind.PROOF), proof
+        case m.Info(facts=facts):
+            return Head(kind=Kind.INFO), _json(facts)
+        case m.Offer(bundle=bundle, files=files):
+            return Head(kind=Kind.OFFER, rows=len(files)), bundle + b"".join(map(_file, files))
+        case m.Want(offset=offset):
+            return Head(kind=Kind.WANT), LONG.pack(offset)
+        case m.Data(offset=offset, piece=piece):
+            return Head(kind=Kind.DATA), LONG.pack(offset) + piece
+        case m.Stored(bundle=bundle):
+            return Head(kind=Kind.STORED), bundle
+        case m.Load(bundle=bundle):
+            return Head(kind=Kind.LOAD), bundle
+        case m.Loading(text=text):
+            return Head(kind=Kind.LOADING), text.encode()
+        case m.Ready(facts=facts):
+            return Head(kind=Kind.READY), _json(facts)
+        case m.Reset(epoch=epoch):
+            return Head(kind=Kind.RESET, epoch=epoch), b""
+        case m.Prefill(x=x):
+            return _valued(Kind.PREFILL, message, x), _positions(message.positions) + x.tobytes()
+        case m.Decode(x=x):
+            return _valued(Kind.DECODE, message, x), _positions(message.positions) + x.tobytes()
+        case m.Result(y=y):
+            payload = LONG.pack(message.compute_ns) + _positions(message.positions) + y.tobytes()
+            return _valued(Kind.RESULT, message, y), payload
+        case m.Error(code=code, text=text):
+            payload = SHORT.pack(m.CODES.index(code) + 1) + text.encode()[:MAX_TEXT]
+            return Head(kind=Kind.ERROR, epoch=message.epoch, request=message.request), payload
+        case m.Ping(number=number):
+            return Head(kind=Kind.PING), LONG.pack(number)
+        case m.Pong(number=number, facts=facts):
+            return Head(kind=Kind.PONG), LONG.pack(number) + _json(facts)
+        case m.Bye():
             return Head(kind=Kind.BYE), b""
 
 
-def _valued(kind: Kind, m: Ask | Answer, values: Values) -> Head:
+def _valued(kind: Kind, message: m.Request | m.Result, values: m.Values) -> Head:
     dtype = next(number for number, dtype in DTYPES.items() if dtype == values.dtype)
-    return Head(
-        kind=kind, epoch=m.epoch, request=m.request, dtype=dtype, rows=len(m.places), tokens=len(values)
-    )  # fmt: skip
+    rows, tokens = len(message.positions), len(values)
+    return Head(kind=kind, epoch=message.epoch, request=message.request, dtype=dtype, rows=rows, tokens=tokens)
 
 
 def _json(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
 
 
-def _file(file: File) -> bytes:
+def _file(file: m.File) -> bytes:
     name = file.name.encode()
-    return ENTRY_HEAD.pack(len(name)) + name + LONG.pack(file.length) + file.sha256
+    return SHORT.pack(len(name)) + name + LONG.pack(file.length) + file.sha256
 
 
-def _places(places: tuple[tuple[int, int], ...]) -> bytes:
-    return b"".join(PAIR.pack(slot, position) for slot, position in places)
+def _positions(positions: m.Positions) -> bytes:
+    return b"".join(PAIR.pack(slot, position) for slot, position in positions)
 
 
 # -- payloads to messages
 
 
-def read(head: Head, payload: bytes) -> Message:
-    """The message of a header that has been checked, and of a payload as long as its kind's may be."""
+def read(head: Head, payload: bytes) -> m.Message:
+    """The message in a payload; the header has been checked, and the payload's length is its kind's."""
     return READERS[head.kind](head, payload)
 
 
-def _read_challenge(head: Head, payload: bytes) -> Message:
-    return Challenge(nonce=payload[:NONCE], proof=payload[NONCE:])
+def _read_challenge(head: Head, payload: bytes) -> m.Message:
+    return m.Challenge(nonce=payload[:NONCE], proof=payload[NONCE:])
 
 
-def _read_data(head: Head, payload: bytes) -> Message:
-    return Data(offset=LONG.unpack_from(payload)[0], piece=payload[LONG.size :])
+def _read_data(head: Head, payload: bytes) -> m.Message:
+    return m.Data(offset=LONG.unpack_from(payload)[0], piece=payload[LONG.size :])
 
 
-def _read_ask(head: Head, payload: bytes) -> Message:
-    places, x = _read_rows(head, payload)
-    prefill = head.kind == Kind.PREFILL
-    if (len(places) != 1) if prefill else (len(places) != len(x)):
-        raise WireError(f"a request of kind {head.kind} for {len(places)} rows and {len(x)} tokens")
-    return Ask(epoch=head.epoch, request=head.request, places=places, prefill=prefill, x=x)
+def _read_prefill(head: Head, payload: bytes) -> m.Message:
+    positions, x = _read_rows(head, payload)
+    if len(positions) != 1:
+        raise _mismatched(head)
+    return m.Prefill(epoch=head.epoch, request=head.request, positions=positions, x=x)
 
 
-def _read_answer(head: Head, payload: bytes) -> Message:
-    places, y = _read_rows(head, payload[LONG.size :])
+def _read_decode(head: Head, payload: bytes) -> m.Message:
+    positions, x = _read_rows(head, payload)
+    if len(positions) != len(x):
+        raise _mismatched(head)
+    return m.Decode(epoch=head.epoch, request=head.request, positions=positions, x=x)
+
+
+def _mismatched(head: Head) -> WireError:
+    return WireError(f"a request of kind {head.kind} for {head.rows} rows and {head.tokens} tokens")
+
+
+def _read_result(head: Head, payload: bytes) -> m.Message:
+    positions, y = _read_rows(head, payload[LONG.size :])
     compute_ns = LONG.unpack_from(payload)[0]
-    return Answer(epoch=head.epoch, request=head.request, places=places, compute_ns=compute_ns, y=y)
+    return m.Result(epoch=head.epoch, request=head.request, positions=positions, compute_ns=compute_ns, y=y)
 
 
-def _read_trouble(head: Head, payload: bytes) -> Message:
+def _read_error(head: Head, payload: bytes) -> m.Message:
     code = int.from_bytes(payload[:2], "little")
-    if not 0 < code <= len(CODES):
+    if not 0 < code <= len(m.CODES):
         raise WireError(f"an error of the unknown code {code}")
-    return Trouble(code=CODES[code - 1], text=_text(payload[2:]), epoch=head.epoch, request=head.request)
+    return m.Error(code=m.CODES[code - 1], text=_text(payload[2:]), epoch=head.epoch, request=head.request)
 
 
-def _read_pong(head: Head, payload: bytes) -> Message:
-    return Pong(number=LONG.unpack_from(payload)[0], facts=_facts(payload[LONG.size :]))
+def _read_pong(head: Head, payload: bytes) -> m.Message:
+    return m.Pong(number=LONG.unpack_from(payload)[0], facts=_facts(payload[LONG.size :]))
 
 
 def _facts(payload: bytes) -> Mapping[str, Any]:
@@ -206,29 +193,29 @@ def _facts(payload: bytes) -> Mapping[str, Any]:
 
 
 def _text(payload: bytes) -> str:
-    """UTF-8; what is cut or does not print is shown as such, for it goes to a terminal."""
+    """UTF-8 for a terminal: a replacement character stands for bytes that are cut or do not print."""
     text = payload.decode(errors="replace")
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
-def _read_rows(head: Head, payload: bytes) -> tuple[tuple[tuple[int, int], ...], Values]:
+def _read_rows(head: Head, payload: bytes) -> tuple[m.Positions, m.Values]:
     dtype = DTYPES[head.dtype]
     values_at = PAIR.size * head.rows
     per_token, rest = divmod(len(payload) - values_at, head.tokens * dtype.itemsize)
     if rest or not 0 < per_token <= MAX_EMBED:
         raise WireError(f"{len(payload)} bytes for {head.rows} rows and {head.tokens} tokens")
-    places = tuple((slot, position) for slot, position in PAIR.iter_unpack(payload[:values_at]))
+    positions = tuple((slot, position) for slot, position in PAIR.iter_unpack(payload[:values_at]))
     values = np.frombuffer(payload, dtype, offset=values_at).reshape(head.tokens, per_token).copy()
-    return places, values
+    return positions, values
 
 
-def _read_offer(head: Head, payload: bytes) -> Offer:
+def _read_offer(head: Head, payload: bytes) -> m.Offer:
     files, at = [], DIGEST
     for _ in range(head.rows):
-        if at + ENTRY_HEAD.size > len(payload):
+        if at + SHORT.size > len(payload):
             raise WireError("an offer that is cut")
-        (size,) = ENTRY_HEAD.unpack_from(payload, at)
-        at += ENTRY_HEAD.size
+        (size,) = SHORT.unpack_from(payload, at)
+        at += SHORT.size
         end = at + size + LONG.size + DIGEST
         if not 0 < size <= MAX_NAME or end > len(payload):
             raise WireError("an offer that is cut, or a file's name in it that is too long")
@@ -237,31 +224,31 @@ def _read_offer(head: Head, payload: bytes) -> Offer:
         except UnicodeDecodeError:
             raise WireError("an offer with a file's name that is not UTF-8") from None
         (length,) = LONG.unpack_from(payload, at + size)
-        files.append(File(name=name, length=length, sha256=payload[end - DIGEST : end]))
+        files.append(m.File(name=name, length=length, sha256=payload[end - DIGEST : end]))
         at = end
     if at != len(payload):
         raise WireError("an offer with more than its files")
-    return Offer(bundle=payload[:DIGEST], files=tuple(files))
+    return m.Offer(bundle=payload[:DIGEST], files=tuple(files))
 
 
-READERS: dict[int, Callable[[Head, bytes], Message]] = {
-    Kind.HELLO: lambda head, payload: Hello(nonce=payload),
+READERS: dict[int, Callable[[Head, bytes], m.Message]] = {
+    Kind.HELLO: lambda head, payload: m.Hello(nonce=payload),
     Kind.CHALLENGE: _read_challenge,
-    Kind.PROOF: lambda head, payload: Proof(proof=payload),
-    Kind.INFO: lambda head, payload: Info(facts=_facts(payload)),
+    Kind.PROOF: lambda head, payload: m.Proof(proof=payload),
+    Kind.INFO: lambda head, payload: m.Info(facts=_facts(payload)),
     Kind.OFFER: _read_offer,
-    Kind.WANT: lambda head, payload: Want(offset=LONG.unpack(payload)[0]),
+    Kind.WANT: lambda head, payload: m.Want(offset=LONG.unpack(payload)[0]),
     Kind.DATA: _read_data,
-    Kind.STORED: lambda head, payload: Stored(bundle=payload),
-    Kind.LOAD: lambda head, payload: Load(bundle=payload),
-    Kind.LOADING: lambda head, payload: Loading(text=_text(payload)),
-    Kind.READY: lambda head, payload: Ready(facts=_facts(payload)),
-    Kind.RESET: lambda head, payload: Reset(epoch=head.epoch),
-    Kind.PREFILL: _read_ask,
-    Kind.DECODE: _read_ask,
-    Kind.RESULT: _read_answer,
-    Kind.ERROR: _read_trouble,
-    Kind.PING: lambda head, payload: Ping(number=LONG.unpack(payload)[0]),
+    Kind.STORED: lambda head, payload: m.Stored(bundle=payload),
+    Kind.LOAD: lambda head, payload: m.Load(bundle=payload),
+    Kind.LOADING: lambda head, payload: m.Loading(text=_text(payload)),
+    Kind.READY: lambda head, payload: m.Ready(facts=_facts(payload)),
+    Kind.RESET: lambda head, payload: m.Reset(epoch=head.epoch),
+    Kind.PREFILL: _read_prefill,
+    Kind.DECODE: _read_decode,
+    Kind.RESULT: _read_result,
+    Kind.ERROR: _read_error,
+    Kind.PING: lambda head, payload: m.Ping(number=LONG.unpack(payload)[0]),
     Kind.PONG: _read_pong,
-    Kind.BYE: lambda head, payload: Bye(),
+    Kind.BYE: lambda head, payload: m.Bye(),
 }

@@ -1,7 +1,7 @@
-"""The proxy's end of the iPad link as a state machine, sans I/O: it proves itself, brings the bundle, and calls.
+"""The proxy's end of the iPad link as a state machine, sans I/O: it authenticates, sends the bundle, and calls.
 
 Knows: which message may come when, request numbers, what is late.
-Must not know: sockets, clocks, what a bundle holds, what is done with answers.
+Must not know: sockets, clocks, what a bundle holds, what is done with results.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpgpt.errors import WireError
+from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.auth import (
     HANDSHAKE_S,
     LOAD_SILENCE_S,
@@ -27,33 +28,10 @@ from mpgpt_ios.protocol.auth import (
     prove,
 )
 from mpgpt_ios.protocol.frames import MAX_PIECE, Frames, VersionError, encode
-from mpgpt_ios.protocol.messages import (
-    Answer,
-    Ask,
-    Bye,
-    Challenge,
-    Data,
-    File,
-    Hello,
-    Info,
-    Load,
-    Loading,
-    Message,
-    Offer,
-    Ping,
-    Pong,
-    Proof,
-    Ready,
-    Reset,
-    Stored,
-    Trouble,
-    Values,
-    Want,
-)
 
 
-class Parcel(Protocol):
-    """A bundle as it is sent (``bundle.Bundle``)."""
+class BundleReader(Protocol):
+    """A bundle's files and bytes (``bundle.Bundle``)."""
 
     hash: bytes
     length: int
@@ -64,36 +42,36 @@ class Parcel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Met:
-    """The other end has proved itself; ``facts`` are what it says of itself."""
+class Authenticated:
+    """The node has proved that it has the token; ``facts`` are INFO's."""
 
     facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Something to tell a person while loading takes long."""
+    """A sentence for a person while a bundle is sent or loaded."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Began:
-    """The layers are loaded, and calls are welcome."""
+class Ready:
+    """The layers are loaded: ``call`` may be used. ``facts`` are READY's."""
 
     facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The answer to the oldest call that was open."""
+    """The result of the oldest open call."""
 
     request: int
-    y: Values
-    """It may hold what is not finite: that is one sequence's trouble, and not the connection's."""
+    y: m.Values
+    """It may hold numbers that are not finite, which concern one sequence and not the connection."""
     compute_s: float
     seconds: float
-    """Since the call was made, or since the answer before it where that was later."""
+    """Since the call, or since the previous result where that came later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,26 +79,27 @@ class Health:
     facts: Mapping[str, Any]
 
 
-Event = Met | Progress | Began | Reply | Health
+Event = Authenticated | Progress | Ready | Reply | Health
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    ask: Ask
+    request: m.Request
     since: float
 
 
 class ProxySession:
-    """The end that dials: proves itself, brings the bundle, has it loaded, and calls."""
+    """The dialling end: it authenticates, sends the bundle, has it loaded, and calls."""
 
-    def __init__(self, token: bytes, bundle: Parcel, nonce: bytes, now: float, *, epoch: int, timeout_s: float) -> None:
-        """``epoch`` names the life of the node's cache that begins with READY; ``timeout_s`` is how late an answer may
-        be."""
-        self.out = bytearray(encode(Hello(nonce=nonce)))
+    def __init__(
+        self, token: bytes, bundle: BundleReader, nonce: bytes, now: float, *, epoch: int, timeout_s: float
+    ) -> None:
+        """``epoch`` is that of the first RESET; a result may take ``timeout_s``."""
+        self.out = bytearray(encode(m.Hello(nonce=nonce)))
         self._frames, self._token, self._bundle, self._nonce = Frames(), token, bundle, nonce
         self._epoch, self._timeout = epoch, timeout_s
         self._begun = self._heard = self._pinged = now
-        self._expect: tuple[type[Message], ...] = (Challenge,)
+        self._expect: tuple[type[m.Message], ...] = (m.Challenge,)
         self._sent: int | None = None
         self._open: deque[_Open] = deque()
         self._requests = 0
@@ -130,7 +109,7 @@ class ProxySession:
         self.ready = False
 
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """What the bytes mean. Raises ``WireError`` or ``SessionError``: then close."""
+        """The events in ``data``. Raises ``WireError`` or ``SessionError``: then close."""
         self._heard = now
         events: list[Event] = []
         try:
@@ -140,17 +119,17 @@ class ProxySession:
         except VersionError:
             raise
         except WireError as error:
-            self.out += encode(Trouble(code="BAD_FRAME", text=str(error)))
+            self.out += encode(m.Error(code="BAD_FRAME", text=str(error)))
             raise
         return events
 
-    def _take(self, message: Message, now: float) -> list[Event]:
-        if isinstance(message, Trouble):
+    def _take(self, message: m.Message, now: float) -> list[Event]:
+        if isinstance(message, m.Error):
             raise SessionError(f"it refused: {message.text or message.code}", message.code)
-        if isinstance(message, Bye):
+        if isinstance(message, m.Bye):
             raise SessionError("it said good-bye")
-        if isinstance(message, Pong):
-            if not self._known:
+        if isinstance(message, m.Pong):
+            if not self._authenticated:
                 raise SessionError("a PONG before it has proved itself")
             return [Health(facts=message.facts)]
         if not isinstance(message, self._expect):
@@ -158,43 +137,43 @@ class ProxySession:
         return TAKERS[type(message)](self, message, now)
 
     @property
-    def _known(self) -> bool:
-        return self._expect not in ((Challenge,), (Info,))
+    def _authenticated(self) -> bool:
+        return self._expect not in ((m.Challenge,), (m.Info,))
 
     def _take_challenge(self, message: Any, now: float) -> list[Event]:
-        wanted = prove(self._token, NODE_LABEL, self._nonce, message.nonce)
-        if not hmac.compare_digest(wanted, message.proof):
-            self.out += encode(Trouble(code="BAD_TOKEN", text="the tokens of the two ends differ"))
+        expected = prove(self._token, NODE_LABEL, self._nonce, message.nonce)
+        if not hmac.compare_digest(expected, message.proof):
+            self.out += encode(m.Error(code="BAD_TOKEN", text="the tokens of the two ends differ"))
             raise SessionError("it has another token: the token files of the two ends differ", "BAD_TOKEN")
-        self.out += encode(Proof(proof=prove(self._token, PROXY_LABEL, message.nonce, self._nonce)))
-        self._expect = (Info,)
+        self.out += encode(m.Proof(proof=prove(self._token, PROXY_LABEL, message.nonce, self._nonce)))
+        self._expect = (m.Info,)
         return []
 
     def _take_info(self, message: Any, now: float) -> list[Event]:
-        files = tuple(File(name=e.name, length=e.length, sha256=e.sha256) for e in self._bundle.entries)
-        self.out += encode(Offer(bundle=self._bundle.hash, files=files))
-        self._expect = (Want,)
-        return [Met(facts=message.facts)]
+        files = tuple(m.File(name=e.name, length=e.length, sha256=e.sha256) for e in self._bundle.entries)
+        self.out += encode(m.Offer(bundle=self._bundle.hash, files=files))
+        self._expect = (m.Want,)
+        return [Authenticated(facts=message.facts)]
 
     def _take_want(self, message: Any, now: float) -> list[Event]:
         if message.offset > self._bundle.length:
             raise SessionError(f"it wants the package from byte {message.offset} of {self._bundle.length}")
-        self._sent, self._expect = message.offset, (Stored,)
+        self._sent, self._expect = message.offset, (m.Stored,)
         missing = self._bundle.length - message.offset
         return [Progress(text=f"sending its package, {missing / 1e6:.0f} MB")] if missing else []
 
     def fill(self) -> None:
-        """Put the next piece of the bundle into ``out`` if it is the time for that; call it when ``out`` is empty."""
+        """Put the bundle's next piece into ``out`` while one is due; to be called when ``out`` is empty."""
         if self._sent is not None and self._sent < self._bundle.length:
             piece = self._bundle.read(self._sent, MAX_PIECE)
-            self.out += encode(Data(offset=self._sent, piece=piece))
+            self.out += encode(m.Data(offset=self._sent, piece=piece))
             self._sent += len(piece)
 
     def _take_stored(self, message: Any, now: float) -> list[Event]:
         if message.bundle != self._bundle.hash or self._sent != self._bundle.length:
             raise SessionError("it stored another package than it was sent", "BAD_BUNDLE")
-        self.out += encode(Load(bundle=self._bundle.hash))
-        self._expect = (Loading, Ready)
+        self.out += encode(m.Load(bundle=self._bundle.hash))
+        self._expect = (m.Loading, m.Ready)
         return []
 
     def _take_loading(self, message: Any, now: float) -> list[Event]:
@@ -206,67 +185,70 @@ class ProxySession:
         if dtype not in ("float16", "float32") or type(queue) is not int or not 0 < queue <= 1024:
             raise SessionError(f"it is ready with the dtype {dtype!r} and a queue of {queue!r}")
         self._dtype, self.queue = np.dtype(dtype), queue
-        self.out += encode(Reset(epoch=self._epoch))
-        self._expect, self.ready, self._answered = (Answer,), True, now
-        return [Began(facts=facts)]
+        self.out += encode(m.Reset(epoch=self._epoch))
+        self._expect, self.ready, self._answered = (m.Result,), True, now
+        return [Ready(facts=facts)]
 
-    def call(self, places: tuple[tuple[int, int], ...], x: NDArray[Any], now: float) -> int:
-        """Ask for tokens ``x`` [tokens, embed], one of each place (slot, position) or all of one; gives the request's
-        number."""
+    def call(self, positions: m.Positions, x: NDArray[Any], now: float) -> int:
+        """Send tokens ``x`` [tokens, embed], one for each position, or all from the only one on.
+
+        Returns the request's number.
+        """
         assert self.ready and len(self._open) < self.queue, "not ready, or too many calls"
         self._requests += 1
-        ask = Ask(
-            epoch=self._epoch, request=self._requests, places=places, prefill=len(x) != len(places),
-            x=np.ascontiguousarray(x, dtype=self._dtype),
-        )  # fmt: skip
-        self._open.append(_Open(ask, now))
-        self.out += encode(ask)
+        kind = m.Decode if len(x) == len(positions) else m.Prefill
+        x = np.ascontiguousarray(x, dtype=self._dtype)
+        request = kind(epoch=self._epoch, request=self._requests, positions=positions, x=x)
+        self._open.append(_Open(request, now))
+        self.out += encode(request)
         return self._requests
 
     def renew(self, epoch: int) -> None:
-        """Begin another life of the node's cache, an empty one."""
+        """RESET: begin another epoch, whose cache is empty."""
         assert self.ready and not self._open, "not ready, or calls are open"
         self._epoch = epoch
-        self.out += encode(Reset(epoch=epoch))
+        self.out += encode(m.Reset(epoch=epoch))
 
-    def part(self) -> None:
-        """Say that this was all."""
-        self.out += encode(Bye())
+    def bye(self) -> None:
+        """BYE: end the session."""
+        self.out += encode(m.Bye())
 
     @property
     def open(self) -> int:
-        """Calls that are not answered yet."""
+        """Calls without a result so far."""
         return len(self._open)
 
-    def _take_answer(self, message: Any, now: float) -> list[Event]:
+    def _take_result(self, message: Any, now: float) -> list[Event]:
         if not self._open:
             raise SessionError("an answer to nothing")
         first = self._open.popleft()
-        ask = first.ask
-        if (message.epoch, message.request, message.places) != (ask.epoch, ask.request, ask.places):
-            raise SessionError(f"an answer to request {message.request} or to other positions, not to {ask.request}")
-        if message.y.shape != ask.x.shape or message.y.dtype != ask.x.dtype:
+        request = first.request
+        if (message.epoch, message.request, message.positions) != (request.epoch, request.request, request.positions):
+            raise SessionError(
+                f"an answer to request {message.request} or to other positions, not to {request.request}"
+            )
+        if message.y.shape != request.x.shape or message.y.dtype != request.x.dtype:
             raise SessionError(f"an answer of {message.y.dtype} {message.y.shape}")
         seconds = now - max(first.since, self._answered)
         self._answered = now
-        return [Reply(request=ask.request, y=message.y, compute_s=message.compute_ns / 1e9, seconds=seconds)]
+        return [Reply(request=request.request, y=message.y, compute_s=message.compute_ns / 1e9, seconds=seconds)]
 
     def tick(self, now: float) -> None:
-        """Call it now and then: asks for a sign of life, and raises ``SessionError`` when something is late."""
-        if not self._known and now - self._begun > HANDSHAKE_S:
+        """Send a PING when one is due, and raise ``SessionError`` when the node is late; to be called often."""
+        if not self._authenticated and now - self._begun > HANDSHAKE_S:
             raise SessionError(f"it did not prove itself within {HANDSHAKE_S:.0f} s")
         if self._open and now - max(self._open[0].since, self._answered) > self._timeout:
             raise SessionError(f"an answer is more than {self._timeout:g} s late")
         quiet = max(self._timeout, 2 * PING_S) if self.ready else LOAD_SILENCE_S
         if now - self._heard > quiet:
             raise SessionError(f"nothing was heard of it for {quiet:g} s")
-        if self._known and now - max(self._heard, self._pinged) > PING_S:
+        if self._authenticated and now - max(self._heard, self._pinged) > PING_S:
             self._pinged = now
-            self.out += encode(Ping(number=int(now * 1000) & (2**63 - 1)))
+            self.out += encode(m.Ping(number=int(now * 1000) & (2**63 - 1)))
 
 
-TAKERS: dict[type[Message], Callable[[ProxySession, Any, float], list[Event]]] = {
-    Challenge: ProxySession._take_challenge, Info: ProxySession._take_info, Want: ProxySession._take_want,
-    Stored: ProxySession._take_stored, Loading: ProxySession._take_loading, Ready: ProxySession._take_ready,
-    Answer: ProxySession._take_answer,
+TAKERS: dict[type[m.Message], Callable[[ProxySession, Any, float], list[Event]]] = {
+    m.Challenge: ProxySession._take_challenge, m.Info: ProxySession._take_info, m.Want: ProxySession._take_want,
+    m.Stored: ProxySession._take_stored, m.Loading: ProxySession._take_loading, m.Ready: ProxySession._take_ready,
+    m.Result: ProxySession._take_result,
 }  # fmt: skip

@@ -1,10 +1,11 @@
-"""The proxy rank's end of the connection: dials the iPad, brings it its layers, hands it calls, and dials again.
+"""The proxy rank's TCP client: it dials the iPad, sends its package and its calls, and dials again.
 
 Knows: sockets, a thread, back-off, when the iPad counts as gone.
 Must not know: bytes on the wire (``proxy_session.py``), steps, rows, what is done while it is away (``stage.py``).
 
-One thread does all that touches the network; the ring's thread hands calls over and takes answers, and never waits for
-a network. A life is from the iPad being ready to its going away. Answers of a life that is over are dropped.
+One thread does all that touches the network; the ring's thread submits calls and takes results, and never waits for a
+network. An epoch begins when the iPad is ready, or with ``renew``, and ends at the latest when the iPad goes away;
+results of an epoch that is over are dropped.
 """
 
 from __future__ import annotations
@@ -23,48 +24,57 @@ from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt_ios.protocol.auth import SessionError
-from mpgpt_ios.protocol.proxy_session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply
+from mpgpt_ios.protocol.proxy_session import (
+    Authenticated,
+    BundleReader,
+    Event,
+    Health,
+    Progress,
+    ProxySession,
+    Ready,
+    Reply,
+)
 from mpgpt_ios.proxy.stage import Call, Values
 
 DIAL_S = 5.0
-"""How long a connection may take to come about."""
+"""A connection must be made within this time."""
 BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""How long to wait before dialling again, the first time, the second, and so on; the last from then on."""
+"""The pauses before dialling again; the last one is repeated."""
 STEADY_S = 30.0
-"""After a life of so long, back-off begins anew."""
+"""After the iPad was ready for this long, back-off begins anew."""
 TICK_S = 0.2
 RECEIVE = 256 << 10
 THERMALS = get_args(Thermal)
 
 
 class Client:
-    """A ``stage.Line`` over TCP."""
+    """A ``stage.DeviceConnection`` over TCP."""
 
     def __init__(
-        self, address: tuple[str, int], token: bytes, bundle: Parcel, bell: Doorbell, *, timeout_s: float,
+        self, address: tuple[str, int], token: bytes, bundle: BundleReader, bell: Doorbell, *, timeout_s: float,
         report: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """Begins to dial. ``bell`` rings when an answer has come or the iPad went away; ``report`` hears, on the
-        client's own thread, what a person should know."""
+        """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or went away; ``report``
+        is called on the client's own thread with sentences for a person."""
         self._address, self._token, self._bundle, self._bell = address, token, bundle, bell
         self._timeout, self._report = timeout_s, report
         self.name = f"the iPad at {address[0]}:{address[1]}"
         self.trouble = f"{self.name} was not reached yet"
         self.facts: dict[str, object] = {}
-        """What the iPad said when it was ready last."""
+        """The last READY's."""
         self._lock = threading.Lock()
-        self._life: int | None = None
-        self._lives = 0
-        self._asked: deque[Call | int] = deque()
-        """Calls, and between them the numbers of lives that begin there on the same connection."""
-        self._answers: deque[Values] = deque()
+        self._epoch: int | None = None
+        self._last_epoch = 0
+        self._outbox: deque[Call | int] = deque()
+        """Calls, and among them the epochs that begin there on the same connection."""
+        self._results: deque[Values] = deque()
         self._begin_account(time.monotonic())
         self._away_since: float | None = None
         self._falls = 0
         self._thermal: Thermal = "unknown"
         self._closing = threading.Event()
-        self._stirred = threading.Event()
-        self._settled = threading.Event()
+        self._redial_now = threading.Event()
+        self._first_attempt_over = threading.Event()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -74,42 +84,49 @@ class Client:
     # -- for the ring's thread
 
     @property
-    def life(self) -> int | None:
-        return self._life
+    def epoch(self) -> int | None:
+        return self._epoch
 
-    def submit(self, life: int, call: Call) -> None:
+    def submit(self, epoch: int, call: Call) -> None:
         with self._lock:
-            if life == self._life:
-                self._asked.append(call)
+            if epoch == self._epoch:
+                self._outbox.append(call)
         self._wake()
 
-    def take(self, life: int) -> Values | None:
+    def take(self, epoch: int) -> Values | None:
         with self._lock:
-            return self._answers.popleft() if life == self._life and self._answers else None
+            return self._results.popleft() if epoch == self._epoch and self._results else None
 
-    def renew(self, life: int) -> int | None:
+    def renew(self, epoch: int) -> int | None:
         with self._lock:
-            if life != self._life:
+            if epoch != self._epoch:
                 return None
-            self._lives += 1
-            self._life = self._lives
-            self._asked.append(self._lives)
+            self._last_epoch += 1
+            self._epoch = self._last_epoch
+            self._outbox.append(self._last_epoch)
         self._wake()
-        return self._lives
+        return self._last_epoch
 
-    def settle(self) -> bool:
-        """Wait until the first attempt has succeeded or failed, however long loading takes; whether it is ready."""
-        self._settled.wait()
-        return self._life is not None
+    def wait_until_ready(self) -> bool:
+        """Wait until the first attempt has succeeded or failed, loading included; whether the iPad is ready."""
+        self._first_attempt_over.wait()
+        return self._epoch is not None
 
     def account(self) -> DeviceAccount:
         with self._lock:
             now = time.monotonic()
-            away = self._away_s + (now - self._away_since if self._away_since is not None else 0.0)
+            away_s = self._away_s + (now - self._away_since if self._away_since is not None else 0.0)
             account = DeviceAccount(
-                requests=self._requests, compute_s=self._compute_s, network_s=self._network_s, sent=self._sent,
-                received=self._received, falls=self._falls, away_s=away, thermal=self._thermal, away=self._life is None,
-            )  # fmt: skip
+                requests=self._requests,
+                compute_s=self._compute_s,
+                network_s=self._network_s,
+                sent=self._sent,
+                received=self._received,
+                falls=self._falls,
+                away_s=away_s,
+                thermal=self._thermal,
+                away=self._epoch is None,
+            )
             self._begin_account(now)
             if self._away_since is not None:
                 self._away_since = now
@@ -120,12 +137,12 @@ class Client:
         self._compute_s = self._network_s = self._away_s = 0.0
 
     def redial(self) -> None:
-        self._stirred.set()
+        self._redial_now.set()
 
     def close(self) -> None:
         """Hang up, and end the thread."""
         self._closing.set()
-        self._stirred.set()
+        self._redial_now.set()
         self._wake()
         self._thread.join(5.0)
         self._wake_read.close()
@@ -148,39 +165,40 @@ class Client:
                     self._serve(connection)
                 return
             except (OSError, MpgptError) as error:
-                ready_at = self._began_at if self._life is not None else None
+                ready_at = self._began_at if self._epoch is not None else None
                 self._lose(_sentence(error))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
-            self._stirred.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
-            self._stirred.clear()
+            self._redial_now.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
+            self._redial_now.clear()
 
     def _serve(self, connection: socket.socket) -> None:
-        """Until ``close``; raises when the iPad goes away."""
-        self._stirred.clear()  # asked for while it was there
+        """Run one session until ``close``; raises when the iPad goes away."""
+        self._redial_now.clear()  # a request to redial that came while it was here
         session = ProxySession(
-            self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._lives + 1,
+            self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._last_epoch + 1,
             timeout_s=self._timeout,
         )  # fmt: skip
         try:
             while not self._closing.is_set():
-                self._hand_over(session)
+                self._send_calls(session)
                 if not session.out:
                     session.fill()
                 self._exchange(connection, session)
                 session.tick(time.monotonic())
-            session.part()
-        finally:  # the reason, if there is one
+            session.bye()
+        finally:  # ``out`` may hold the reason
             with contextlib.suppress(OSError):
                 connection.settimeout(TICK_S)
                 connection.sendall(session.out)
 
-    def _hand_over(self, session: ProxySession) -> None:
-        while session.ready and self._asked and session.open < session.queue:
-            asked = self._asked.popleft()
-            if isinstance(asked, int):
-                session.renew(asked)
+    def _send_calls(self, session: ProxySession) -> None:
+        while session.ready and self._outbox and session.open < session.queue:
+            item = self._outbox.popleft()
+            if isinstance(item, int):
+                session.renew(item)
             else:
-                session.call(tuple(zip(asked.slots, asked.positions, strict=True)), asked.x, time.monotonic())
+                positions = tuple(zip(item.slots, item.positions, strict=True))
+                session.call(positions, item.x, time.monotonic())
 
     def _exchange(self, connection: socket.socket, session: ProxySession) -> None:
         writers = [connection] if session.out else []
@@ -199,47 +217,47 @@ class Client:
                 raise SessionError("it closed the connection")
             self._received += len(data)
             for event in session.receive(data, time.monotonic()):
-                self._hear(event)
+                self._on_event(event)
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         match event:
             case Reply():
                 with self._lock:
                     self._requests += 1
                     self._compute_s += event.compute_s
                     self._network_s += max(0.0, event.seconds - event.compute_s)
-                    self._answers.append(event.y)
+                    self._results.append(event.y)
                 self._bell.ring()
-            case Began():
-                self._begin(dict(event.facts))
+            case Ready():
+                self._on_ready(dict(event.facts))
             case Progress():
                 self._report(f"{self.name}: {event.text}")
             case Health():
                 thermal = event.facts.get("thermal")
                 self._thermal = thermal if thermal in THERMALS else "unknown"  # type: ignore[assignment]
-            case Met():
+            case Authenticated():
                 pass
 
-    def _begin(self, facts: dict[str, object]) -> None:
+    def _on_ready(self, facts: dict[str, object]) -> None:
         with self._lock:
             now = time.monotonic()
-            self._lives += 1
-            self._life, self._began_at, self.facts = self._lives, now, facts
+            self._last_epoch += 1
+            self._epoch, self._began_at, self.facts = self._last_epoch, now, facts
             if self._away_since is not None:
                 self._away_s += now - self._away_since
             self._away_since = None
-            again = self._lives > 1 or self._settled.is_set()
+            again = self._last_epoch > 1 or self._first_attempt_over.is_set()
         self._report(f"{self.name} is {'back' if again else 'ready'}: {facts.get('unit', 'unknown')}")
-        self._settled.set()
+        self._first_attempt_over.set()
         self._bell.ring()
 
     def _lose(self, why: str) -> None:
-        """The iPad is away; said once, not at every attempt to reach it again."""
+        """Note that the iPad is away; reported once, and not again at every attempt to reach it."""
         with self._lock:
-            was, self._life = self._life, None
-            self._asked.clear()
-            self._answers.clear()
-            first = was is not None or not self._settled.is_set()
+            was, self._epoch = self._epoch, None
+            self._outbox.clear()
+            self._results.clear()
+            first = was is not None or not self._first_attempt_over.is_set()
             if first:
                 self._falls += 1
             if self._away_since is None:
@@ -247,7 +265,7 @@ class Client:
             self.trouble = f"{self.name} {'went away' if was is not None else 'cannot be used'}: {why}"
         if first:
             self._report(self.trouble)
-        self._settled.set()
+        self._first_attempt_over.set()
         self._bell.ring()
 
 

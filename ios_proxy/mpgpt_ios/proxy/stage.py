@@ -1,19 +1,21 @@
-"""The stage of the rank that stands before an iPad: steps become calls to it, and its answers become steps.
+"""The stage of the proxy rank: steps become calls of the iPad, and its results become steps.
 
 Knows: which positions each of the two caches holds, the iPad's and this rank's own; how one catches up with the other.
 Must not know: sockets, bytes on the wire, how the iPad or torch computes a layer.
 
 Two machines can run the span: the iPad, and this rank itself (``own``) while the iPad is away. Each has a cache of its
-own, which the other's work leaves behind. So the hidden states that came in are kept, for every slot and position
-(slots x context x embed numbers), and whoever is to compute a row whose earlier positions it has not seen computes
-those first. That is all there is to falling back, to coming back, and to a cache that the iPad has lost.
+own, which lags behind while the other computes. So the stage records its inputs for every slot and position (slots x
+context x embed numbers), and a machine that is to compute a row first computes the row's earlier positions that its
+cache lacks. Nothing else is needed for falling back, for coming back, and for a cache that the iPad has lost.
 
-Steps are answered in their order. What is owed when the iPad goes away is computed here, and only when nothing is owed
+Steps leave in their order. The steps pending when the iPad goes away are computed here, and only when none is pending
 do steps go to it again.
 
 The iPad attends over all of a slot under a mask, and a mask does not hide NaN. So hidden states that are not finite are
-not sent to it: from there on the sequence is computed here, or is NaN where nobody is to compute. Where the iPad's own
-answer is not finite, the same holds, and its cache is emptied before the slot is used again.
+not sent to it: from there on the sequence is computed here, or is NaN where there is no fallback. Where the iPad's own
+result is not finite, the same holds, and its cache is emptied before the slot is used again.
+
+Two epochs meet here: that of the ring is in its steps, that of the iPad's cache is PROTOCOL.md's.
 """
 
 from __future__ import annotations
@@ -45,41 +47,41 @@ class Call:
     """One request to the iPad: tokens of one sequence that follow one another, or one token of each of several."""
 
     slots: tuple[int, ...]
-    """One of them: all tokens are its own. As many as tokens: one each."""
+    """One for all tokens, or one for each."""
     positions: tuple[int, ...]
-    """Of the first token, or of each."""
+    """The first token's, or each one's."""
     x: Values
     """[tokens, embed] float32, within the range of float16."""
 
-    def place(self, token: int) -> tuple[int, int]:
+    def position_of(self, token: int) -> tuple[int, int]:
         """The slot and the position of one of its tokens."""
         if len(self.slots) == 1:
             return self.slots[0], self.positions[0] + token
         return self.slots[token], self.positions[token]
 
 
-class Line(Protocol):
-    """The way to the iPad (``client.Client``). It looks after itself: it dials again when the iPad went away."""
+class DeviceConnection(Protocol):
+    """The connection to the iPad (``client.Client``), which dials again by itself when the iPad went away."""
 
     @property
-    def life(self) -> int | None:
-        """Which life of the iPad's cache this is; None while it is away. A new life begins with an empty cache."""
+    def epoch(self) -> int | None:
+        """The epoch of the iPad's cache; None while the iPad is away. Every epoch begins with an empty cache."""
 
-    def submit(self, life: int, call: Call) -> None:
-        """Send a call; nothing happens when that life is over."""
+    def submit(self, epoch: int, call: Call) -> None:
+        """Send a call; nothing happens when the epoch is over."""
 
-    def take(self, life: int) -> Values | None:
-        """The answer to the first call of that life that is not answered yet, [tokens, embed], if it is here."""
+    def take(self, epoch: int) -> Values | None:
+        """The result of the oldest open call of the epoch, [tokens, embed]; None if it has not arrived."""
 
-    def renew(self, life: int) -> int | None:
-        """Begin another life, with an empty cache, once all calls of this one are answered; None when it is over."""
+    def renew(self, epoch: int) -> int | None:
+        """Begin another epoch, when no call of this one is open, and return it; None when this one is over."""
 
     @property
     def trouble(self) -> str:
         """Why the iPad is away, in a sentence."""
 
     def account(self) -> DeviceAccount:
-        """What happened since the last call."""
+        """Counts and times since the previous call."""
 
     def redial(self) -> None:
         """Dial now, if it is away."""
@@ -87,31 +89,44 @@ class Line(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOptions:
+    """The sizes of a stage."""
+
+    slots: int
+    context: int
+    embed: int
+    chunk: int
+    """Tokens in one call, at most."""
+    dtype: torch.dtype
+    """Of the ring's hidden states."""
+
+
 @dataclass(slots=True, kw_only=True)
-class Owed:
-    """A step that is under way."""
+class PendingStep:
+    """A step of which results are missing."""
 
     step: Step
-    """Its hidden states are a copy."""
+    """With a copy of its hidden states."""
     y: Tensor
-    """[T, E] of the ring's dtype: what has come of its answer."""
+    """[T, E] of the ring's dtype: the results so far."""
     missing: int = 0
-    """Calls that are not answered yet."""
+    """Open calls."""
     lost: bool = False
-    """Whether the iPad went away before it answered all."""
+    """Whether the iPad went away while calls were open."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Filled:
-    """How far each slot of a cache is what the sequence in it is now."""
+class CacheExtent:
+    """How many positions of each slot a cache holds of the slot's present sequence."""
 
     upto: list[int] = field(default_factory=list)
 
-    def wrote(self, row: Row) -> None:
+    def advance(self, row: Row) -> None:
         self.upto[row.slot] = row.stop
 
-    def missed(self, row: Row) -> None:
-        """Somebody else computed the row: what is here from its start on is of no use."""
+    def cut_back(self, row: Row) -> None:
+        """The row was computed elsewhere: positions from its start on are stale here."""
         self.upto[row.slot] = min(self.upto[row.slot], row.start)
 
     def gap(self, row: Row) -> Iterator[Row]:
@@ -121,191 +136,199 @@ class Filled:
 
 
 class IPadStage:
-    """A span that an iPad runs, or this rank for it."""
+    """A span that an iPad runs, or this rank in its stead."""
 
     def __init__(
-        self, span: Span, line: Line, own: TorchStage | None, bell: Doorbell, *, slots: int, context: int, embed: int,
-        chunk: int, dtype: torch.dtype,
-    ) -> None:  # fmt: skip
-        """``own`` is None if nobody is to compute while the iPad is away; ``chunk`` tokens are the most in one call;
-        ``dtype`` is that of the ring's hidden states. ``bell`` rings when an answer has come, or none will."""
+        self,
+        span: Span,
+        connection: DeviceConnection,
+        own: TorchStage | None,
+        bell: Doorbell,
+        options: StageOptions,
+    ) -> None:
+        """``own`` is None without a fallback. ``bell`` rings when a result has arrived, and when the iPad went away."""
+        slots = options.slots
         self.span: Span | None = span
-        self._line, self._own, self._bell, self._chunk = line, own, bell, chunk
-        self._kept = torch.zeros(slots, context, embed, dtype=dtype)
-        self._there, self._here = Filled(upto=[0] * slots), Filled(upto=[0] * slots)
-        self._life: int | None = None
-        self._owed: deque[Owed] = deque()
-        self._calls: deque[tuple[Owed, Call, list[int]]] = deque()
-        """What is asked of the iPad, in order: for which step, and where its tokens go; nowhere for a gap."""
-        self._apart: dict[int, int] = {}
-        """Slots whose sequence is kept from the iPad, and from which position on: there it is not finite, or was not
-        on the iPad. Writing over that position ends it."""
+        self._connection, self._own, self._bell, self._chunk = connection, own, bell, options.chunk
+        self._inputs = torch.zeros(slots, options.context, options.embed, dtype=options.dtype)
+        self._device_extent, self._own_extent = CacheExtent(upto=[0] * slots), CacheExtent(upto=[0] * slots)
+        self._epoch: int | None = None
+        self._pending: deque[PendingStep] = deque()
+        self._calls: deque[tuple[PendingStep, Call, list[int]]] = deque()
+        """Open calls in order: the step of each, and its tokens in that step, none for a gap."""
+        self._withheld: dict[int, int] = {}
+        """Slots whose sequence is withheld from the iPad, and the position that is not finite, as an input or as the
+        iPad's result. A row that writes over that position ends it."""
         self._spoilt: set[int] = set()
-        """Slots whose cache on the iPad may hold what is not finite."""
+        """Slots whose cache on the iPad may hold numbers that are not finite."""
 
     def forward(self, step: Step) -> Step | Result | None:
-        x_TE = self._keep(step)
-        self._look()
-        if not self._owed and self._line.life is not None:
-            self._begin_life()
-        if self._life is not None and self._spoilt & {row.slot for row in step.rows} - self._apart.keys():
+        x_TE = self._record(step)
+        self._collect()
+        if not self._pending and self._connection.epoch is not None:
+            self._begin_epoch()
+        if self._epoch is not None and self._spoilt & {row.slot for row in step.rows} - self._withheld.keys():
             self._renew()
-        if self._life is None and not self._owed:
+        if self._epoch is None and not self._pending:
             return self._compute(step)
         copied = Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=bytearray(step.hidden))
-        owed = Owed(step=copied, y=torch.full_like(x_TE, math.nan), lost=self._life is None)
-        self._owed.append(owed)
-        if not owed.lost:
-            self._ask(owed, x_TE)
+        pending = PendingStep(step=copied, y=torch.full_like(x_TE, math.nan), lost=self._epoch is None)
+        self._pending.append(pending)
+        if not pending.lost:
+            self._send(pending, x_TE)
         return None
 
     def done(self) -> bool:
-        self._look()
-        return bool(self._owed) and (self._owed[0].lost or not self._owed[0].missing)
+        self._collect()
+        return bool(self._pending) and (self._pending[0].lost or not self._pending[0].missing)
 
     def finish(self) -> Step | Result:
         wait(self.done, self._bell)
-        owed = self._owed.popleft()
-        if owed.lost:
-            return self._compute(owed.step)
-        self._mend(owed)
-        step = owed.step
-        return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(owed.y))
+        pending = self._pending.popleft()
+        if pending.lost:
+            return self._compute(pending.step)
+        self._repair(pending)
+        step = pending.step
+        return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(pending.y))
 
     def account(self) -> DeviceAccount:
-        return self._line.account()
+        return self._connection.account()
 
     def redial(self) -> None:
-        self._line.redial()
+        self._connection.redial()
 
     def close(self) -> None:
-        self._line.close()
+        self._connection.close()
 
-    # -- with the iPad
+    # -- on the iPad
 
-    def _begin_life(self) -> None:
-        if self._life != self._line.life:
-            self._life = self._line.life
-            self._empty()
+    def _begin_epoch(self) -> None:
+        if self._epoch != self._connection.epoch:
+            self._epoch = self._connection.epoch
+            self._forget()
 
     def _renew(self) -> None:
-        """Have the iPad forget its cache, when it has answered what it was asked before."""
+        """Empty the iPad's cache, when no call is open any more."""
 
-        def quiet() -> bool:
-            self._look()
+        def none_open() -> bool:
+            self._collect()
             return not self._calls
 
-        wait(quiet, self._bell)
-        if self._life is not None:
-            self._life = self._line.renew(self._life)
-            self._empty()
+        wait(none_open, self._bell)
+        if self._epoch is not None:
+            self._epoch = self._connection.renew(self._epoch)
+            self._forget()
 
-    def _empty(self) -> None:
-        self._there.upto = [0] * len(self._there.upto)
+    def _forget(self) -> None:
+        self._device_extent.upto = [0] * len(self._device_extent.upto)
         self._spoilt.clear()
 
-    def _look(self) -> None:
-        """Take in what has come. When the iPad went away, what it owes is lost."""
-        life = self._life
-        if life is None:
+    def _collect(self) -> None:
+        """Take the results that have arrived. When the iPad went away, steps with open calls are lost."""
+        epoch = self._epoch
+        if epoch is None:
             return
-        while self._calls and (y := self._line.take(life)) is not None:
-            owed, call, places = self._calls.popleft()
-            owed.missing -= 1
+        while self._calls and (y := self._connection.take(epoch)) is not None:
+            pending, call, tokens = self._calls.popleft()
+            pending.missing -= 1
             for i in np.flatnonzero(~np.isfinite(y).all(axis=1)).tolist():
-                self._spoil(*call.place(i))
-            if places:
-                owed.y[places] = torch.from_numpy(y).to(owed.y.dtype)
-        if self._line.life != life:
-            self._life = None
+                self._spoil(*call.position_of(i))
+            if tokens:
+                pending.y[tokens] = torch.from_numpy(y).to(pending.y.dtype)
+        if self._connection.epoch != epoch:
+            self._epoch = None
             self._calls.clear()
-            for owed in self._owed:
-                owed.lost = owed.lost or bool(owed.missing)
+            for pending in self._pending:
+                pending.lost = pending.lost or bool(pending.missing)
 
     def _spoil(self, slot: int, position: int) -> None:
-        """What the iPad computed there is not finite."""
+        """The iPad's result at that position is not finite."""
         self._spoilt.add(slot)
-        self._apart[slot] = min(position, self._apart.get(slot, position))
+        self._withheld[slot] = min(position, self._withheld.get(slot, position))
 
-    def _ask(self, owed: Owed, x_TE: Tensor) -> None:
-        """Rows of one token in one call, all others piece by piece, each after what the iPad has missed of it."""
+    def _send(self, pending: PendingStep, x_TE: Tensor) -> None:
+        """Send rows of one token in one call, others chunk by chunk, each after the positions that its cache lacks."""
         single: list[tuple[Row, int]] = []
-        for row, places in _placed(owed.step):
-            if row.slot in self._apart:
+        for row, tokens in _token_ranges(pending.step):
+            if row.slot in self._withheld:
                 continue
-            for gap in self._there.gap(row):
-                self._submit(owed, gap, self._kept[gap.slot, gap.start : gap.stop], [])
+            for gap in self._device_extent.gap(row):
+                self._submit(pending, gap, self._inputs[gap.slot, gap.start : gap.stop], [])
             if len(row.ids) == 1:
-                single.append((row, places[0]))
+                single.append((row, tokens[0]))
             else:
-                self._submit(owed, row, x_TE[places.start : places.stop], places)
-            self._there.wrote(row)
-            self._here.missed(row)
+                self._submit(pending, row, x_TE[tokens.start : tokens.stop], tokens)
+            self._device_extent.advance(row)
+            self._own_extent.cut_back(row)
         if single:
             where = [at for _, at in single]
             slots, positions = tuple(row.slot for row, _ in single), tuple(row.start for row, _ in single)
-            self._call(owed, Call(slots=slots, positions=positions, x=_values(x_TE[where])), where)
+            self._call(pending, Call(slots=slots, positions=positions, x=_values(x_TE[where])), where)
 
-    def _submit(self, owed: Owed, row: Row, x_TE: Tensor, places: Sequence[int]) -> None:
+    def _submit(self, pending: PendingStep, row: Row, x_TE: Tensor, tokens: Sequence[int]) -> None:
         for start in range(0, len(row.ids), self._chunk):
             piece = slice(start, start + self._chunk)
             call = Call(slots=(row.slot,), positions=(row.start + start,), x=_values(x_TE[piece]))
-            self._call(owed, call, list(places[piece]))
+            self._call(pending, call, list(tokens[piece]))
 
-    def _call(self, owed: Owed, call: Call, places: list[int]) -> None:
-        assert self._life is not None
-        self._calls.append((owed, call, places))
-        owed.missing += 1
-        self._line.submit(self._life, call)
+    def _call(self, pending: PendingStep, call: Call, tokens: list[int]) -> None:
+        assert self._epoch is not None
+        self._calls.append((pending, call, tokens))
+        pending.missing += 1
+        self._connection.submit(self._epoch, call)
 
-    # -- without
+    # -- on this rank
 
-    def _mend(self, owed: Owed) -> None:
-        """Compute here what the iPad did not, or not in finite numbers; where nobody is to, it stays as it is."""
-        finite_T = owed.y.isfinite().all(-1).tolist()
-        bad = [(row, places) for row, places in _placed(owed.step) if not all(finite_T[places.start : places.stop])]
+    def _repair(self, pending: PendingStep) -> None:
+        """Compute here the rows without a finite result; without a fallback they stay as they are."""
+        finite_T = pending.y.isfinite().all(-1).tolist()
+        bad = [
+            (row, tokens)
+            for row, tokens in _token_ranges(pending.step)
+            if not all(finite_T[tokens.start : tokens.stop])
+        ]
         if bad and self._own:
-            where = [at for _, places in bad for at in places]
-            hidden_TE = self._hidden(owed.step)[where]
+            where = [at for _, tokens in bad for at in tokens]
+            hidden_TE = self._hidden(pending.step)[where]
             rows = tuple(row for row, _ in bad)
             answer = self._compute(
-                Step(epoch=owed.step.epoch, number=owed.step.number, rows=rows, hidden=_to_bytes(hidden_TE))
+                Step(epoch=pending.step.epoch, number=pending.step.number, rows=rows, hidden=_to_bytes(hidden_TE))
             )
             assert isinstance(answer, Step), "an iPad has neither the first nor the last layer"
-            owed.y[where] = self._hidden(answer)
+            pending.y[where] = self._hidden(answer)
 
     def _compute(self, step: Step) -> Step | Result:
-        """Here and now. Raises ``LinkError`` where that is not wanted."""
+        """Run the step on this rank. Raises ``LinkError`` without a fallback."""
         if self._own is None:
-            raise LinkError(f"{self._line.trouble}; `fallback: none` lets nobody compute its layers")
+            raise LinkError(f"{self._connection.trouble}; `fallback: none` lets nobody compute its layers")
         for row in step.rows:
-            for gap in self._here.gap(row):
-                hidden = _to_bytes(self._kept[gap.slot, gap.start : gap.stop])
+            for gap in self._own_extent.gap(row):
+                hidden = _to_bytes(self._inputs[gap.slot, gap.start : gap.stop])
                 self._own.forward(Step(epoch=step.epoch, number=step.number, rows=(gap,), hidden=hidden))
-            self._here.wrote(row)
-            self._there.missed(row)
+            self._own_extent.advance(row)
+            self._device_extent.cut_back(row)
         answer = self._own.forward(step)
         assert answer is not None
         return answer
 
-    def _keep(self, step: Step) -> Tensor:
-        """Keep the step's hidden states for whoever misses them, as [T, E], and notice what is not finite."""
+    def _record(self, step: Step) -> Tensor:
+        """Record the step's hidden states, and return them as [T, E]; withhold sequences that are not finite."""
         x_TE = self._hidden(step)
         finite_T = x_TE.isfinite().all(-1).tolist()
-        for row, places in _placed(step):
-            self._kept[row.slot, row.start : row.stop] = x_TE[places.start : places.stop]
-            if row.start <= self._apart.get(row.slot, -1):
-                del self._apart[row.slot]
-            if row.slot not in self._apart and not all(finite := finite_T[places.start : places.stop]):
-                self._apart[row.slot] = row.start + finite.index(False)
+        for row, tokens in _token_ranges(step):
+            self._inputs[row.slot, row.start : row.stop] = x_TE[tokens.start : tokens.stop]
+            if row.start <= self._withheld.get(row.slot, -1):
+                del self._withheld[row.slot]
+            if row.slot not in self._withheld and not all(finite := finite_T[tokens.start : tokens.stop]):
+                self._withheld[row.slot] = row.start + finite.index(False)
         return x_TE
 
     def _hidden(self, step: Step) -> Tensor:
-        return torch.frombuffer(step.hidden, dtype=self._kept.dtype).view(-1, self._kept.shape[-1])
+        return torch.frombuffer(step.hidden, dtype=self._inputs.dtype).view(-1, self._inputs.shape[-1])
 
 
-def _placed(step: Step) -> Iterator[tuple[Row, range]]:
-    """Each row, and where its tokens stand in the step."""
+def _token_ranges(step: Step) -> Iterator[tuple[Row, range]]:
+    """Each row, and its range among the step's tokens."""
     at = 0
     for row in step.rows:
         yield row, range(at, at + len(row.ids))
@@ -313,7 +336,7 @@ def _placed(step: Step) -> Iterator[tuple[Row, range]]:
 
 
 def _values(x_TE: Tensor) -> Values:
-    """float32; what float16 cannot hold becomes the largest that it can."""
+    """float32, clamped to the range of float16."""
     values: Values = x_TE.float().clamp(-LARGEST, LARGEST).numpy()
     return values
 
