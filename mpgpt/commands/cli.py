@@ -299,7 +299,7 @@ def convert_group() -> None:
 @click.option("--context", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a sequence at most.")
 @click.option("--chunk", type=click.IntRange(1), default=32, show_default=True, help="Tokens of a prompt in one go.")
 @click.option("--weights", type=click.Choice(["float16", "int8"]), default="float16", show_default=True)
-def convert_coreml_command(**given: Any) -> None:
+def convert_coreml_command(model: str, layers: str, out: Path, **given: Any) -> None:
     """Make a Core ML package of some layers, for an iPad in the ring.
 
     Beside it are written a manifest, which names the weights, and a self-test, with which the iPad proves that it
@@ -307,8 +307,9 @@ def convert_coreml_command(**given: Any) -> None:
     """
     _need_coremltools()
     from mpgpt_ios.convert.command import run_convert
+    from mpgpt_ios.convert.package import PackageOptions
 
-    run_convert(home=_model_home(), **given)
+    run_convert(model=model, layers=layers, out=out, options=PackageOptions(**given), home=_model_home())
 
 
 @cli.command("ipad-node")

@@ -1,6 +1,6 @@
-"""`mpgpt convert coreml`, from its options to a package and what to write into the settings.
+"""`mpgpt convert coreml`: from its options to a package, and the lines to copy into the settings.
 
-Knows: what the options mean, where models lie, what a person sees.
+Knows: the options' meaning, where models lie, what is printed.
 Must not know: how a package is made or checked.
 """
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from mpgpt.config import parse_layers
 from mpgpt.errors import UsageError
 from mpgpt.model.pull import find, pull
-from mpgpt_ios.convert.package import convert
+from mpgpt_ios.convert.package import PackageOptions, convert
 
 SETTINGS = """ipad:
   rank: 1                        # the rank that stands before it; its layers are {first} to {last}
@@ -25,20 +25,16 @@ SETTINGS = """ipad:
   package: {out}"""
 
 
-def run_convert(
-    *, model: str, layers: str, out: Path, slots: int, context: int, chunk: int, weights: str, home: Path
-) -> None:
-    """Convert, and say what came of it. Raises ``UsageError`` and ``ModelError``."""
+def run_convert(*, model: str, layers: str, out: Path, options: PackageOptions, home: Path) -> None:
+    """Convert, and print the result. Raises ``UsageError`` and ``ModelError``."""
     spans = [span for span in parse_layers(layers) if span]
     if len(spans) != 1 or "," in layers:
         raise UsageError(f"--layers {layers}: one range, such as 4-7, makes one package")
-    console = Console(file=sys.stderr)  # this very one: while it converts, what writes to sys.stderr is not heard
+    console = Console(file=sys.stderr)  # bound now: while it converts, sys.stderr is silenced
     folder = find(model, home) or pull(model, home=home, report=lambda line: click.echo(line, err=True))
     with console.status("converting") as status:
-        bundle, difference = convert(
-            folder, spans[0], Path(os.path.realpath(out.expanduser())), slots=slots, context=context, chunk=chunk,
-            weights=weights, name=model, report=status.update,
-        )  # fmt: skip
+        package = Path(os.path.realpath(out.expanduser()))
+        bundle, difference = convert(folder, spans[0], package, options, name=model, report=status.update)
     click.echo(f"{out}: layers {spans[0]} of {model}, {bundle.length / 1e6:.1f} MB, {bundle.hash.hex()[:12]}")
     click.echo(f"self-test within {difference:.4f} of float32; {bundle.manifest.tolerance} is allowed")
     click.echo(f"\n{SETTINGS.format(first=spans[0].start, last=spans[0].stop - 1, out=out)}")

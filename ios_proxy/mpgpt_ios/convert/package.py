@@ -1,10 +1,12 @@
 """`mpgpt convert coreml`: some layers of a model as a Core ML package for an iPad, with a manifest and a self-test.
 
-Knows: coremltools, what a device rejects, what is written where, and that nothing is there before it has passed.
+Knows: coremltools, what a device rejects, which files are written, and that none is there before it has passed.
 Must not know: blocks' arithmetic (``blocks.py``), what is checked of a package (``verify.py``), the ring.
 
-What coremltools 9 does and silently does not do is in the design notes, "Core ML on the iPad"; the two functions are
-converted one by one, their weights reduced (a package of several functions refuses that), and then put together.
+The two functions are converted one by one, their weights quantised (coremltools refuses that for a package of several
+functions), and then merged, which shares their weights. coremltools 9 converts without an error what a device rejects,
+several states or flexible shapes beside a state: so there is one state, and all shapes are fixed. It also drops some
+cache writes without an error, those of one token at an index: so every package is executed before it is kept.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,40 +45,46 @@ from mpgpt_ios.convert.verify import check
 GRAIN = 32
 """The Neural Engine takes head dimensions and contexts in multiples of this."""
 TOLERANCES = {"float16": 0.02, "int8": 0.1}
-"""How far a package may be from float32, of a token's largest element where that is above 1."""
+"""The largest difference from float32, relative to a token's largest element where that is above 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageOptions:
+    """The sizes of a package's cache and chunks, and how it holds weights."""
+
+    slots: int = 4
+    context: int = 512
+    chunk: int = 32
+    weights: Literal["float16", "int8"] = "float16"
 
 
 def convert(
-    folder: Path, span: Span, out: Path, *, slots: int = 4, context: int = 512, chunk: int = 32,
-    weights: str = "float16", name: str = "", report: Callable[[str], None] = lambda line: None,
-) -> tuple[Bundle, float]:  # fmt: skip
+    folder: Path,
+    span: Span,
+    out: Path,
+    options: PackageOptions,
+    *,
+    name: str = "",
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Bundle, float]:
     """Make ``out`` (``NAME.mlpackage``) and its two companions of layers of the model in ``folder``.
 
-    Returns the bundle, and how far its self-test is from float32 at most. What was there before is replaced only when
-    the new one has passed its checks. Raises ``UsageError`` for what is impossible, ``ModelError`` for a package that
+    Returns the bundle, and its self-test's largest difference from float32. An earlier package is replaced only when
+    the new one has passed its checks. Raises ``UsageError`` for impossible options, ``ModelError`` for a package that
     fails, which is then not kept.
     """
     _need_tools()
     config = model_config(folder)
-    refuse(config, span, out, slots=slots, context=context, chunk=chunk)
+    refuse(config, span, out, options)
     checkpoint = Checkpoint(folder)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part, _quiet():
         fresh = Path(part) / out.name
         report(f"reading layers {span}")
-        prefill, decode = build(config, span, checkpoint, slots=slots, context=context)
-        _package(config, prefill, decode, chunk, weights, fresh, report)
+        prefill, decode = build(config, span, checkpoint, slots=options.slots, context=options.context)
+        _package(config, prefill, decode, options, fresh, report)
         report("making its self-test")
-        selftest = _beside(fresh, SELFTEST)
-        _write_selftest(config, span, checkpoint, selftest, slots=slots, context=context, chunk=chunk)
-        manifest = Manifest(
-            format=1, model=name or folder.name, model_hash=slice_hash(config, checkpoint, span),
-            family="gpt2" if config.family == "gpt2" else "llama", model_layers=config.layers,
-            layers=(span.start, span.stop), embed=config.embed, heads=config.heads,
-            kv_heads=config.kv_heads, head_dim=config.head_dim, slots=slots, context=context, chunk=chunk,
-            weights="int8" if weights == "int8" else "float16", tolerance=TOLERANCES[weights],
-            rotary=Rotary(inv_freq=config.inv_freq, gain=config.rope_gain) if config.inv_freq else None,
-            made_by=MadeBy(mpgpt=__version__, coremltools=version("coremltools"), torch=torch.__version__),
-        )  # fmt: skip
+        _write_selftest(config, span, checkpoint, _beside(fresh, SELFTEST), options)
+        manifest = _manifest(config, span, options, name or folder.name, slice_hash(config, checkpoint, span))
         _beside(fresh, MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
         report("checking what was saved")
         difference = check(Bundle.at(fresh))
@@ -83,8 +92,31 @@ def convert(
     return Bundle.at(out), difference
 
 
-def refuse(config: ModelConfig, span: Span, out: Path, *, slots: int, context: int, chunk: int) -> None:
-    """Raises ``UsageError`` for what no package can be, all before any work."""
+def _manifest(config: ModelConfig, span: Span, options: PackageOptions, name: str, model_hash: str) -> Manifest:
+    return Manifest(
+        format=1,
+        model=name,
+        model_hash=model_hash,
+        family="gpt2" if config.family == "gpt2" else "llama",
+        model_layers=config.layers,
+        layers=(span.start, span.stop),
+        embed=config.embed,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        slots=options.slots,
+        context=options.context,
+        chunk=options.chunk,
+        weights=options.weights,
+        rotary=Rotary(inv_freq=config.inv_freq, gain=config.rope_gain) if config.inv_freq else None,
+        tolerance=TOLERANCES[options.weights],
+        made_by=MadeBy(mpgpt=__version__, coremltools=version("coremltools"), torch=torch.__version__),
+    )
+
+
+def refuse(config: ModelConfig, span: Span, out: Path, options: PackageOptions) -> None:
+    """Raise ``UsageError`` for options that no package can have, before any work."""
+    context, chunk = options.context, options.chunk
     if span.stop > config.layers:
         raise UsageError(f"--layers {span}: the model has layers 0 to {config.layers - 1}")
     if span.start == 0 or span.stop == config.layers:
@@ -103,8 +135,8 @@ def refuse(config: ModelConfig, span: Span, out: Path, *, slots: int, context: i
         raise UsageError(f"--context {context} is more than the model's {config.positions} positions")
     if not 1 < chunk <= context:
         raise UsageError(f"--chunk {chunk} is not between 2 and the context of {context}")
-    if slots < 1:
-        raise UsageError(f"--slots {slots}: there must be one at least")
+    if options.slots < 1:
+        raise UsageError(f"--slots {options.slots}: there must be one at least")
     if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
         raise UsageError(f"--out {out}: a Core ML package is named NAME{SUFFIX}")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
@@ -114,14 +146,14 @@ def refuse(config: ModelConfig, span: Span, out: Path, *, slots: int, context: i
 
 
 def _need_tools() -> None:
-    """Raises ``UsageError`` when a conversion cannot work with what is installed."""
+    """Raise ``UsageError`` when a conversion cannot work with the installed packages."""
     if tuple(int(part) for part in np.__version__.split(".")[:2]) >= (2, 4):
         raise UsageError(f'coremltools cannot work with numpy {np.__version__}: pip install "numpy<2.4"')
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """coremltools warns of much that is as it should be, and draws bars."""
+    """Silence coremltools, which warns of expected things and draws progress bars."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), contextlib.redirect_stderr(open(os.devnull, "w")):
@@ -137,12 +169,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _package(
-    config: ModelConfig, prefill: Prefill, decode: Decode, chunk: int, weights: str, out: Path,
+    config: ModelConfig,
+    prefill: Prefill,
+    decode: Decode,
+    options: PackageOptions,
+    out: Path,
     report: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     import coremltools as ct
 
-    slots, context, dim = prefill.slots, prefill.context, config.head_dim
+    slots, context, chunk, dim = options.slots, options.context, options.chunk, config.head_dim
     integer = torch.int32
     one = {
         "x": torch.zeros(1, config.embed, 1, chunk), "mask": torch.zeros(1, 1, chunk, context),
@@ -160,7 +196,7 @@ def _package(
     for name, module, inputs in parts:
         report(f"converting {name}")
         path = str(out.parent / f"{name}{SUFFIX}")
-        program = _reduced(_converted(module, inputs), weights)
+        program = _quantised(_converted(module, inputs), options.weights)
         program.save(path)
         functions.add_function(path, "main", name)
     functions.default_function_name = "decode"
@@ -189,7 +225,7 @@ def _converted(module: Prefill | Decode, inputs: dict[str, Tensor]) -> Any:
     )  # fmt: skip
 
 
-def _reduced(program: Any, weights: str) -> Any:
+def _quantised(program: Any, weights: str) -> Any:
     if weights != "int8":
         return program
     from coremltools.optimize import coreml as cto
@@ -205,10 +241,12 @@ Script = list[tuple[str, list[tuple[int, int, int]]]]
 
 
 def script(slots: int, context: int, chunk: int) -> Script:
-    """What a self-test does: (kind, [(slot, position, tokens)]). Prompts one after another, one of them longer than a
-    chunk; single tokens at different positions; in every slot decodes one after another, since what one writes only a
-    later one reads back; a slot used again, nearly all of which decodes write, so that a write that is lost weighs
-    more than rounding; and a last look at what the other slots held meanwhile."""
+    """The calls of a self-test: (kind, [(slot, position, tokens)]).
+
+    Prompts one after another, one of them longer than a chunk; single tokens at different positions; in every slot
+    several decodes, since only a later one reads back a write; a slot used again, nearly all of which decodes write, so
+    that a lost write weighs more than rounding; and one decode at the end of every slot.
+    """
     calls: Script = []
     filled: dict[int, int] = {}
 
@@ -239,17 +277,18 @@ def script(slots: int, context: int, chunk: int) -> Script:
 
 
 def _write_selftest(
-    config: ModelConfig, span: Span, checkpoint: Checkpoint, path: Path, *, slots: int, context: int, chunk: int
+    config: ModelConfig, span: Span, checkpoint: Checkpoint, path: Path, options: PackageOptions
 ) -> None:
-    """The inputs are what the layers before make of random tokens, so that they are as large as at work."""
+    """Write the self-test. Its inputs are the layers before on random tokens, so that they are as large as at work."""
+    slots, context = options.slots, options.context
     before, truth = (
         _stage(config, part, checkpoint, slots, context) for part in (Span(start=0, stop=span.start), span)
     )
     dice, tensors, kinds = np.random.default_rng(0), dict[str, Any](), dict[str, str]()
-    for at, (kind, places) in enumerate(script(slots, context, chunk)):
+    for at, (kind, parts) in enumerate(script(slots, context, options.chunk)):
         rows = tuple(
             Row(slot=slot, start=start, ids=tuple(dice.integers(0, config.vocab, tokens).tolist()))
-            for slot, start, tokens in places
+            for slot, start, tokens in parts
         )
         x = _hidden(before.forward(Step(epoch=0, number=at, rows=rows)), config.embed).astype(np.float16)
         step = Step(epoch=0, number=at, rows=rows, hidden=bytearray(x.astype(np.float32).tobytes()))
@@ -280,7 +319,7 @@ def _beside(package: Path, what: str) -> Path:
 
 
 def _move(fresh: Path, out: Path) -> None:
-    """All three to their places; a package that was there goes when the new one is ready to take its place."""
+    """Move all three files to their names; an earlier package is removed only when the new one can replace it."""
     old = fresh.with_name("old")
     try:
         if out.exists():

@@ -1,6 +1,6 @@
-"""Whether a saved package is what it should be: its declarations, its writes to the cache, and what it computes.
+"""The checks of a saved package: its declarations, its writes to the cache, and its results.
 
-Knows: what the converter promises of every package.
+Knows: the converter's promises for every package.
 Must not know: how a package is made.
 
 A cache write that is lost in conversion leaves a package that loads, runs and lies; counting the writes of the saved
@@ -22,8 +22,10 @@ UPDATES = ("write_state", "coreml_update_state")
 
 
 def check(bundle: Bundle) -> float:
-    """How far the self-test is from float32 at most, in the evaluator. Raises ``ModelError`` for a package that should
-    not be used."""
+    """Check a package; its self-test's largest difference from float32, in the evaluator.
+
+    Raises ``ModelError`` for a package that fails a check.
+    """
     manifest = bundle.manifest
     backend = EvaluatorBackend(bundle.package)
     program, layers = backend.program, len(manifest.span)

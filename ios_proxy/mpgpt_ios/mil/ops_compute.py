@@ -129,9 +129,9 @@ def _conv(call: Call) -> Compute:
     padding = call.text("pad_type", "valid")
     if any(size != 1 for size in weight.shape[2:]) or padding not in ("valid", "same", "same_lower", "custom"):
         raise call.refusal(f"has a kernel of {tuple(weight.shape[2:])} with {padding} padding; 1x1 is understood")
-    weight_OI, places = weight.flatten(1), shape[2:]
-    if all(size == 1 for size in places):
-        return lambda x: F.linear(x.flatten(1), weight_OI, bias).reshape(-1, len(weight_OI), *places)
+    weight_OI, window = weight.flatten(1), shape[2:]
+    if all(size == 1 for size in window):
+        return lambda x: F.linear(x.flatten(1), weight_OI, bias).reshape(-1, len(weight_OI), *window)
 
     def compute(x: Tensor) -> Tensor:
         y = F.linear(x.flatten(2).mT, weight_OI, bias)

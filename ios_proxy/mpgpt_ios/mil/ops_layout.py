@@ -41,11 +41,11 @@ def _expand_dims(call: Call) -> Compute:
     rank = len(call.take("x").shape)
     axes = call.numbers("axes")
     rank += len(axes)
-    positions = sorted(axis % rank for axis in axes)
+    inserted = sorted(axis % rank for axis in axes)
 
     def compute(x: Tensor) -> Tensor:
-        for position in positions:
-            x = x.unsqueeze(position)
+        for axis in inserted:
+            x = x.unsqueeze(axis)
         return x
 
     return compute
@@ -119,8 +119,8 @@ def _slice_by_size(call: Call) -> Compute:
     call.take("size", "i")
 
     def compute(x: Tensor, begin: Tensor, size: Tensor) -> Tensor:
-        places = zip(begin.tolist(), size.tolist(), x.shape, strict=True)
-        return x[tuple(_within(b, n if z == -1 else b + z, 1, n) for b, z, n in places)]
+        axes = zip(begin.tolist(), size.tolist(), x.shape, strict=True)
+        return x[tuple(_within(b, n if z == -1 else b + z, 1, n) for b, z, n in axes)]
 
     return compute
 
@@ -137,12 +137,12 @@ def _window(call: Call, rank: int) -> Callable[[Sequence[int], Tensor, Tensor], 
     )
 
     def index(shape: Sequence[int], begin: Tensor, end: Tensor) -> Index:
-        places = zip(
+        axes = zip(
             begin.tolist(), end.tolist(), strides, shape, open_begin, open_end, squeezed, strict=True
         )  # fmt: skip
         return tuple(
             (0 if first else b) if one else _within(0 if first else b, n if last else e, stride, n)
-            for b, e, stride, n, first, last, one in places
+            for b, e, stride, n, first, last, one in axes
         )
 
     return index
