@@ -20,6 +20,35 @@ from torch import Tensor, nn
 
 LAYERS, EMBED, HEADS, CONTEXT, SLOTS, CHUNK = 2, 64, 4, 64, 4, 8
 STEP = 1 / 512
+NAMES = ("gpt2", "llama", "int8")
+Array = np.ndarray[Any, Any]
+
+
+def rows(count: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=(count, EMBED)).astype(np.float16)
+
+
+def zeros(program: Any) -> dict[str, Array]:
+    """Inputs for a program's ``prefill``."""
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in program.functions["prefill"].inputs.items()}
+
+
+class Recording:
+    """A backend that keeps what it is given; y is x."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Array]]] = []
+
+    def run(self, function: str, inputs: dict[str, Array]) -> Array:
+        self.calls.append((function, inputs))
+        return inputs["x"]
+
+    def reset(self) -> None:
+        self.calls.append(("reset", {}))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,3 +110,9 @@ def edited(package: Path, path: Path, edit: Callable[[Any], object]) -> Path:
     spec.ParseFromString((path / "Data" / "com.apple.CoreML" / "model.mlmodel").read_bytes())
     edit(spec)
     return write(path, spec)
+
+
+def first_op(spec: Any, kind: str) -> Any:
+    """The first op of that type in ``prefill``."""
+    function = spec.mlProgram.functions["prefill"]
+    return next(op for op in function.block_specializations["CoreML8"].operations if op.type == kind)

@@ -51,6 +51,9 @@ def a_step(number: int, *rows: tuple[int, int, int]) -> Step:
     return Step(epoch=0, number=number, rows=made, hidden=bytearray(x.half().float().numpy().tobytes()))
 
 
+STEPS = [a_step(1, (0, 0, 20), (1, 0, 3)), *(a_step(n, (0, 18 + n, 1), (1, 1 + n, 1)) for n in range(2, 12))]
+
+
 def hidden(step: Step | Result | None) -> torch.Tensor:
     assert isinstance(step, Step)
     return torch.frombuffer(bytearray(step.hidden), dtype=torch.float32).view(-1, EMBED)

@@ -1,59 +1,36 @@
+"""A package with its slots: chunks, padding, positions, and sequences in any order, against torch."""
+
 from __future__ import annotations
 
 import platform
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 pytest.importorskip("coremltools")
 
 from mpgpt.errors import ModelError
 from mpgpt.model.architecture import read_config
 from mpgpt.model.slice import Rotary
-from mpgpt_ios.executor import BadPosition, CoreMLBackend, EvaluatorBackend, Executor, run_selftest
+from mpgpt_ios.executor import BadPosition, CoreMLBackend, EvaluatorBackend, Executor
 from mpgpt_ios.mil.program import Precision
-from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, SLOTS, Model, Small, SmallSizes, Turning
-
-Array = np.ndarray[Any, Any]
-NAMES = ("gpt2", "llama", "int8")
-
-
-def rows(count: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=(count, EMBED)).astype(np.float16)
-
-
-class Recording:
-    """A backend that keeps what it is given; y is x."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Array]]] = []
-
-    def run(self, function: str, inputs: dict[str, Array]) -> Array:
-        self.calls.append((function, inputs))
-        return inputs["x"]
-
-    def reset(self) -> None:
-        self.calls.append(("reset", {}))
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
-
-
-@pytest.fixture(scope="module")
-def executors(small: dict[str, Small]) -> dict[tuple[str, Precision], Executor]:
-    precisions: tuple[Precision, ...] = ("declared", "float32")
-    return {
-        (name, precision): Executor(EvaluatorBackend(small[name].path, precision), small[name].sizes)
-        for name in NAMES
-        for precision in precisions
-    }
+from tests.ios_proxy.packages import (
+    CHUNK,
+    CONTEXT,
+    EMBED,
+    NAMES,
+    SLOTS,
+    Array,
+    Model,
+    Recording,
+    Small,
+    SmallSizes,
+    Turning,
+    rows,
+)
 
 
 class Sequences:
@@ -178,9 +155,6 @@ def test_a_decode_does_not_depend_on_its_company(executors: dict[tuple[str, Prec
     np.testing.assert_array_equal(np.stack(alone), np.stack(together))
 
 
-# ---- inputs
-
-
 def test_a_prefill_is_cut_into_chunks() -> None:
     backend = Recording()
     executor, x = Executor(backend, SmallSizes(kv_heads=3)), rows(CHUNK + 3)
@@ -259,9 +233,6 @@ def test_a_float32_beyond_float16_becomes_infinite() -> None:
     assert np.isposinf(Executor(Loud(), SmallSizes()).prefill(0, 0, rows(1))).all()
 
 
-# ---- refusals
-
-
 def test_refuses_positions_that_do_not_follow() -> None:
     backend = Recording()
     executor = Executor(backend, SmallSizes())
@@ -315,93 +286,3 @@ def test_refuses_an_output_of_another_shape() -> None:
 def test_core_ml_is_on_macos_only(small: dict[str, Small]) -> None:
     with pytest.raises(ModelError, match="macOS 15 or later only; elsewhere run the package in the evaluator"):
         CoreMLBackend(small["gpt2"].path)
-
-
-# ---- self-test
-
-
-Call = tuple[str, list[int], list[int]]
-SCRIPT: tuple[Call, ...] = (
-    ("prefill", [0] * (CHUNK + 2), list(range(CHUNK + 2))),
-    ("prefill", [2] * 3, [0, 1, 2]),
-    ("decode", [2, 0], [3, CHUNK + 2]),
-    ("prefill", [0] * 2, [0, 1]),
-    ("decode", [0, 2], [2, 4]),
-)
-KINDS = {f"kind.{i}": kind for i, (kind, *_) in enumerate(SCRIPT)}
-
-
-def write_selftest(path: Path, model: Model) -> dict[str, Array]:
-    tensors: dict[str, Array] = {}
-    sequences: dict[int, Array] = {}
-    for i, (_, slots, positions) in enumerate(SCRIPT):
-        x = rows(len(slots), i)
-        for row, slot, position in zip(x, slots, positions, strict=True):
-            before = sequences.get(slot, x[:0])[:position]
-            sequences[slot] = np.concatenate((before, row[None]))
-        y = np.stack([model.whole(sequences[s])[p] for s, p in zip(slots, positions, strict=True)])
-        tensors |= {f"{i}.slot": np.array(slots, np.int32), f"{i}.pos": np.array(positions, np.int32)}
-        tensors |= {f"{i}.x": x, f"{i}.y": y}
-    save_file(tensors, path, metadata=KINDS)
-    return tensors
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_selftest_passes(
-    executors: dict[tuple[str, Precision], Executor], small: dict[str, Small], tmp_path: Path, name: str
-) -> None:
-    executor, path = executors[name, "declared"], tmp_path / "selftest.safetensors"
-    write_selftest(path, small[name].model)
-    executor.prefill(0, 0, rows(3))  # of which nothing must be left
-    difference = run_selftest(executor, path, 0.03)
-    assert 0 < difference <= 0.03 and executor.filled == (0,) * SLOTS
-    assert run_selftest(executors[name, "float32"], path, 0.03) < difference
-    with pytest.raises(ModelError, match=r"fails its self-test: off by .* where 1e-05 is allowed"):
-        run_selftest(executor, path, 1e-5)
-
-
-def test_selftest_fails(
-    executors: dict[tuple[str, Precision], Executor], small: dict[str, Small], tmp_path: Path
-) -> None:
-    executor, path = executors["gpt2", "declared"], tmp_path / "selftest.safetensors"
-    tensors, kinds = (
-        write_selftest(path, small["gpt2"].model),
-        {f"kind.{i}": kind for i, (kind, *_) in enumerate(SCRIPT)},
-    )
-    for wrong in (0.5, np.nan, np.inf):
-        y = tensors["2.y"].copy()
-        y[1, 7] += wrong
-        save_file(tensors | {"2.y": y}, path, metadata=kinds)
-        with pytest.raises(ModelError, match="fails its self-test"):
-            run_selftest(executor, path, 0.03)
-    with pytest.raises(ModelError, match="fails its self-test"):
-        run_selftest(Executor(Recording(), SmallSizes()), path, 0.03)
-
-
-def test_what_is_no_selftest_is_refused(small: dict[str, Small], tmp_path: Path) -> None:
-    executor, path = Executor(Recording(), SmallSizes()), tmp_path / "selftest.safetensors"
-    with pytest.raises(ModelError, match="is not a self-test"):
-        run_selftest(executor, path, 0.03)
-    path.write_bytes(b"no tensors")
-    with pytest.raises(ModelError, match="is not a self-test"):
-        run_selftest(executor, path, 0.03)
-    tensors, kinds = (
-        write_selftest(path, small["gpt2"].model),
-        {f"kind.{i}": kind for i, (kind, *_) in enumerate(SCRIPT)},
-    )
-    without = {name: tensor for name, tensor in tensors.items() if name != "1.pos"}
-    for broken, named in ((without, kinds), (tensors, {}), (tensors, kinds | {"kind.5": "decode"})):
-        save_file(broken, path, metadata=named)
-        with pytest.raises(ModelError, match="its tensors are not those of"):
-            run_selftest(executor, path, 0.03)
-    save_file(tensors, path, metadata=kinds | {"kind.2": "guess"})
-    with pytest.raises(ModelError, match="a guess call of slots"):
-        run_selftest(executor, path, 0.03)
-    for change in ({"0.pos": tensors["0.pos"][::-1].copy()}, {"1.slot": np.array([0, 1, 2], np.int32)}):
-        save_file(tensors | change, path, metadata=kinds)
-        with pytest.raises(ModelError, match="a prefill call of slots"):
-            run_selftest(executor, path, 0.03)
-    save_file(tensors | {"1.y": tensors["1.y"][:1]}, path, metadata=kinds)
-    with pytest.raises(ModelError, match="call 1 expects"):
-        run_selftest(executor, path, 0.03)
-    assert executor.filled == (0,) * SLOTS

@@ -26,7 +26,7 @@ from mpgpt_ios.protocol.frames import CRC_AT, HEADER, MAX_PAYLOAD, Frames, Versi
 from mpgpt_ios.protocol.messages import Message
 from tests.ios_proxy.vectors import GOLDEN, MESSAGES, told
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 VECTORS = json.loads(GOLDEN.read_text())["frames"]
 
 

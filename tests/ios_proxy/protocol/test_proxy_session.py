@@ -1,4 +1,4 @@
-"""Both ends of the iPad link without a network: who may say what when, and what is late."""
+"""The proxy's end of the iPad link, with the node's: the course of a session, lateness, wrong answers."""
 
 from __future__ import annotations
 
@@ -16,76 +16,12 @@ from mpgpt_ios.protocol import frames as f
 from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.auth import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
 from mpgpt_ios.protocol.messages import Reset
-from mpgpt_ios.protocol.node_session import NodeSession
-from mpgpt_ios.protocol.proxy_session import Authenticated, Health, Progress, ProxySession, Ready, Reply
+from mpgpt_ios.protocol.proxy_session import Authenticated, Health, Progress, Ready, Reply
+from tests.ios_proxy.sessions import PIECES, Pair, node_session, proxy_session
 from tests.ios_proxy.vectors import FACTS, HASH, MESSAGES, OTHER
 
-TOKEN, PIECES = b"the shared token", bytes(range(256)) * 3000
 
-
-class InMemory:
-    """A bundle of one file, in memory."""
-
-    hash, length = HASH, len(PIECES)
-    entries = (m.File(name="manifest.json", length=len(PIECES), sha256=OTHER),)
-
-    def read(self, offset: int, count: int) -> bytes:
-        return PIECES[offset : offset + count]
-
-
-def proxy(token: bytes = TOKEN, now: float = 0.0) -> ProxySession:
-    return ProxySession(token, InMemory(), HASH, now, epoch=5, timeout_s=10.0)
-
-
-def node(token: bytes = TOKEN, now: float = 0.0) -> NodeSession:
-    return NodeSession(token, OTHER, now, facts={"name": "iPad"}, health=lambda: FACTS)
-
-
-class Pair:
-    """The two, and what each heard."""
-
-    def __init__(self) -> None:
-        self.proxy, self.node, self.now = proxy(), node(), 0.0
-        self.events: list[Any] = []
-        self.commands: list[Any] = []
-
-    def talk(self) -> None:
-        """Until neither has anything to say."""
-        while self.proxy.out or self.node.out:
-            up, self.proxy.out = bytes(self.proxy.out), bytearray()
-            self.commands += self.node.receive(up, self.now)
-            down, self.node.out = bytes(self.node.out), bytearray()
-            self.events += self.proxy.receive(down, self.now)
-            self.proxy.fill()
-
-    def until(self, state: str) -> Pair:
-        """Go on as far as ``offered``, ``stored``, ``loaded`` or ``serving``."""
-        self.talk()
-        assert isinstance(self.commands[-1], m.Offer)
-        if state == "offered":
-            return self
-        self.node.want(0)
-        self.talk()
-        self.node.stored()
-        if state == "stored":
-            return self
-        self.talk()
-        assert isinstance(self.commands[-1], m.Load)
-        self.node.loading("compiling")
-        if state == "loaded":
-            return self
-        self.node.ready({"dtype": "float16"})
-        self.talk()
-        return self
-
-    def answer(self, request: m.Request, /, **changes: Any) -> None:
-        """The node's answer, or another one than it would give."""
-        fields: dict[str, Any] = {"epoch": request.epoch, "request": request.request, "positions": request.positions}
-        fields |= {"y": request.x, "compute_ns": 10**9}
-        self.node.out += f.encode(m.Result(**(fields | changes)))
-
-
-def test_a_whole_life() -> None:
+def test_a_whole_session() -> None:
     pair = Pair().until("serving")
     assert [type(event) for event in pair.events] == [Authenticated, Progress, Progress, Ready]
     assert pair.events[0].facts == {"name": "iPad"} and pair.events[2].text == "compiling"
@@ -118,62 +54,15 @@ def test_a_whole_life() -> None:
 
 def test_another_token_is_found_out_by_either_end() -> None:
     pair = Pair()
-    pair.proxy = proxy(b"another token that is")
+    pair.proxy = proxy_session(b"another token that is")
     with pytest.raises(SessionError, match="token files"):
         pair.talk()
     assert not pair.events and not pair.commands
-    theirs, ours = proxy(), node(b"another token that is")
+    theirs, ours = proxy_session(), node_session(b"another token that is")
     ours.receive(bytes(theirs.out), 0.0)
     with pytest.raises(SessionError, match="tokens"):
         ours.receive(f.encode(m.Proof(proof=HASH)), 0.0)
     assert b"iPad" not in ours.out and not ours.authenticated, "nothing of itself was said"
-
-
-def test_a_proof_cannot_be_sent_back() -> None:
-    """A stranger with two connections hands each end what the other said."""
-    ours = node()
-    ours.receive(f.encode(m.Hello(nonce=OTHER)), 0.0)
-    (challenge,) = _read(ours.out)
-    assert isinstance(challenge, m.Challenge)
-    with pytest.raises(SessionError, match="tokens"):
-        ours.receive(f.encode(m.Proof(proof=challenge.proof)), 0.0)
-
-
-def _read(data: bytes | bytearray) -> list[m.Message]:
-    frames, messages = f.Frames(), list[m.Message]()
-    frames.feed(bytes(data))
-    while (message := frames.next()) is not None:
-        messages.append(message)
-    return messages
-
-
-def test_an_older_version_is_told_so() -> None:
-    ours = node()
-    with pytest.raises(f.VersionError):
-        ours.receive(b"mpIP\x00" + bytes(40), 0.0)
-    (trouble,) = _read(ours.out)
-    assert isinstance(trouble, m.Error) and trouble.code == "BAD_VERSION"
-    with pytest.raises(SessionError, match=r"it refused: .*version 0"):
-        proxy().receive(bytes(ours.out), 0.0)
-
-
-ALLOWED = {"new": {"HELLO"}, "offered": set[str](), "stored": {"LOAD"}, "serving": {"RESET", "PREFILL", "DECODE"}}
-
-
-@pytest.mark.parametrize("state", list(ALLOWED))
-def test_what_a_node_does_not_expect_ends_the_connection(state: str) -> None:
-    for name, message in MESSAGES.items():
-        if name.split(",")[0] in ALLOWED[state] or (state != "new" and name in ("PING", "ERROR", "BYE")):
-            continue
-        pair = Pair()
-        if state != "new":
-            pair.until(state)
-        pair.node.out.clear()
-        with pytest.raises(SessionError):
-            pair.node.receive(f.encode(message), 0.0)
-        if name != "BYE":
-            (trouble,) = _read(pair.node.out)
-            assert isinstance(trouble, m.Error)
 
 
 EXPECTED = {"new": {"CHALLENGE"}, "offered": {"WANT"}, "loaded": {"LOADING", "READY"}, "serving": set[str]()}
@@ -229,11 +118,11 @@ def test_an_answer_that_is_not_finite_is_an_answer() -> None:
 
 
 def test_what_is_late() -> None:
-    session = proxy()
+    session = proxy_session()
     session.tick(HANDSHAKE_S)
     with pytest.raises(SessionError, match="did not prove itself"):
         session.tick(HANDSHAKE_S + 0.1)
-    assert node().late(HANDSHAKE_S + 0.1) and not node().late(HANDSHAKE_S)
+    assert node_session().late(HANDSHAKE_S + 0.1) and not node_session().late(HANDSHAKE_S)
     pair = Pair().until("loaded")
     pair.talk()
     pair.proxy.tick(LOAD_SILENCE_S)
@@ -250,28 +139,6 @@ def test_what_is_late() -> None:
     pair.proxy.tick(118.0)
     with pytest.raises(SessionError, match="more than 10 s late"):
         pair.proxy.tick(119.5)
-
-
-def test_more_requests_than_the_node_takes() -> None:
-    pair = Pair().until("serving")
-    requests = [
-        m.Prefill(epoch=5, request=n + 1, positions=((0, 0),), x=np.ones((1, 4), np.float16)) for n in range(QUEUE + 1)
-    ]
-    for request in requests[:QUEUE]:
-        pair.node.receive(f.encode(request), 0.0)
-    with pytest.raises(SessionError, match="more than 8"):
-        pair.node.receive(f.encode(requests[QUEUE]), 0.0)
-
-
-@pytest.mark.parametrize(
-    ("request_", "epoch"), [(1, 4), (1, 6), (0, 5)], ids=["an older epoch", "a newer epoch", "a number again"]
-)
-def test_a_request_of_another_life(request_: int, epoch: int) -> None:
-    pair = Pair().until("serving")
-    request = m.Prefill(epoch=epoch, request=request_, positions=((0, 0),), x=np.ones((1, 4), np.float16))
-    with pytest.raises(SessionError, match="request"):
-        pair.node.receive(f.encode(request), 0.0)
-    assert _read(pair.node.out)[0].code == "BAD_REQUEST"  # type: ignore[union-attr]
 
 
 def test_a_bundle_from_the_middle_on() -> None:
@@ -300,12 +167,6 @@ def test_a_bundle_that_goes_wrong(spoil: Callable[[Pair], Any]) -> None:
     pair.node.want(0)
     with pytest.raises(SessionError):
         spoil(pair)
-
-
-def test_loading_another_bundle_than_was_offered() -> None:
-    pair = Pair().until("stored")
-    with pytest.raises(SessionError, match="not offered"):
-        pair.node.receive(f.encode(m.Load(bundle=OTHER)), 0.0)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
