@@ -28,8 +28,8 @@ from mpgpt.model.sampler import check
 from mpgpt.model.tokenizer import Message, Tokenizer
 from mpgpt.placement.plan import Objective
 from mpgpt.transport.collective import on_rank0
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]

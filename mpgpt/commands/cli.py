@@ -29,8 +29,9 @@ from mpgpt.errors import LinkError, MpgptError, ReaderGone, RequestError, UsageE
 
 if TYPE_CHECKING:
     from mpgpt.engine.stage import Device
-    from mpgpt.transport.launcher import Guard, Launcher, SettingsFile
+    from mpgpt.transport.guard import Guard
     from mpgpt.transport.link import World
+    from mpgpt.transport.mpirun import Launcher, SettingsFile
 
 GRACE_S = 3.0
 """How long a rank that failed waits for rank 0 to end the run."""
@@ -357,7 +358,7 @@ def _set_mpi_defaults() -> None:
 
 def _launched(given: Mapping[str, Any]) -> tuple[Launcher | None, SettingsFile | None]:
     """The launcher above this process, and the settings: the file given, or the one beside its hostfile."""
-    from mpgpt.transport.launcher import SettingsFile, find, settings
+    from mpgpt.transport.mpirun import SettingsFile, find, settings
 
     _set_mpi_defaults()
     above = find(os.environ)
@@ -370,8 +371,9 @@ def _run(job: Any) -> int:
         from mpgpt.transport.link import SoloWorld
 
         return _work(job, SoloWorld(), None)
-    from mpgpt.transport.launcher import Guard, dial_guard, find
+    from mpgpt.transport.guard import Guard, dial_guard
     from mpgpt.transport.mpi import MPIWorld
+    from mpgpt.transport.mpirun import find
 
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
     rank = os.environ["OMPI_COMM_WORLD_RANK"]

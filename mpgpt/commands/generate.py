@@ -24,8 +24,8 @@ from mpgpt.commands.batch_files import Prompt, Records, as_line, read_prompts, r
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import OutputError, RequestError, UsageError
 from mpgpt.model.tokenizer import Message
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 
 
 class Generate:

@@ -33,8 +33,8 @@ from mpgpt.model.kernels import Kernels
 from mpgpt.model.pull import find
 from mpgpt.placement.plan import AT_HOME, alternatives, choose
 from mpgpt.transport.collective import on_rank0
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 
 
 class Planning:

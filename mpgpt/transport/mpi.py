@@ -27,7 +27,7 @@ import mpi4py
 import psutil
 
 from mpgpt.errors import LinkError
-from mpgpt.transport import code_version, doorbell, launcher
+from mpgpt.transport import code_version, doorbell, mpirun
 from mpgpt.transport.doorbell import MOST_DESCRIPTOR, USUAL_MOST_S, Doorbell, wait
 from mpgpt.transport.heartbeat import Heartbeat, Loss, Peer, Silence
 from mpgpt.transport.link import Link, QueueLink
@@ -315,7 +315,7 @@ class MPIWorld:
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
         if alone:
-            launcher.end_daemon()
+            mpirun.end_daemon()
         if loss and loss.said and not signum:
             time.sleep(LEAVE_S)
         os._exit(128 + signum if signum else 1)
