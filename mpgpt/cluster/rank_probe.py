@@ -34,13 +34,12 @@ from mpgpt.cluster.link_probe import measure_links
 from mpgpt.core import Row, Span, Step
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.engine.stage import Device, TorchStage
-from mpgpt.machines import Node, Speed
+from mpgpt.machines import Links, Node, Speed
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.kernels import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import lean_heap
-from mpgpt.placement.costs import Links
 from mpgpt.transport.collective import on_all_ranks
 from mpgpt.transport.link import World
 from mpgpt.transport.wire import Codec

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mpgpt import __version__
 from mpgpt.errors import OutputError, UsageError
-from mpgpt.files import write_whole
+from mpgpt.files import write_atomically
 from mpgpt.model.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, inexact, key
 
 ROWS = (1, 8, 96)
@@ -177,15 +177,19 @@ def microseconds(linears: Sequence[Linear], x_TI: Tensor, *, passes: int) -> flo
 # -- what is remembered
 
 
-def machine() -> str:
-    """What a choice depends on besides dtype and shape."""
-    name = platform.processor() or platform.machine()
+def processor_name() -> str:
+    """This host's processor by its maker's name."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """What a choice depends on besides dtype and shape."""
     able = " ".join(sorted(feature for feature, has in torch.cpu.get_capabilities().items() if has is True))
     return (
-        f"{name}, {platform.machine()} ({able}; torch uses {torch.backends.cpu.get_cpu_capability()}), "
+        f"{processor_name()}, {platform.machine()} ({able}; torch uses {torch.backends.cpu.get_cpu_capability()}), "
         f"mpgpt {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
 
@@ -234,4 +238,4 @@ def _write(memory: Path, known: dict[str, Any]) -> None:
             everything = {}
         everything = {**everything, machine(): known} if isinstance(everything, dict) else {machine(): known}
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps(everything, indent=1).encode())
+        write_atomically(memory, json.dumps(everything, indent=1).encode())

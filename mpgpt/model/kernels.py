@@ -30,12 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpgpt.model.footprint import GROUP, bytes_per_weight
+
 HELD_BYTES = 6 << 20
 """Weights are held in parts of at least this size: while a part is made it exists twice, or somewhat more."""
 ROWS_HINT = 32
 """The row count for which oneDNN chooses its blocking; measured best from 1 to 128 rows."""
-GROUP = 32
-"""Input features that share a scale in int4: 64 are no faster on x86-64, and less exact."""
 WIDENED_BYTES = 4 << 20
 """What ``Widened`` makes of a weight at a time."""
 TINY = 1e-30
@@ -447,7 +447,7 @@ class Kernels:
     @property
     def weight_bytes(self) -> float:
         """What a weight of a layer takes, its share of scales included, about."""
-        return {"int8": 1.01, "int4": 0.5 + 4 / GROUP}.get(self.dtype, self.activations.itemsize)
+        return bytes_per_weight(self.dtype)
 
     def dtype_of(self, inputs: int, *, head: bool = False) -> str:
         """What a weight is held in. Where all is int4 the head is int8: it decides, and a token reads it once."""
