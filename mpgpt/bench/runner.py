@@ -274,7 +274,7 @@ def publish(results: Results, picture: Path | None) -> None:
 def _crowded(ring: Ring) -> bool:
     """Whether the threads of the ranks on this host are more than its cores."""
     here = ring.reports[0].node.host
-    return sum(report.node.threads for report in ring.reports if report.node.host == here) > (os.cpucounted() or 1)
+    return sum(report.node.threads for report in ring.reports if report.node.host == here) > (os.cpu_count() or 1)
 
 
 def _line(run: Mapping[str, Any]) -> str:

@@ -18,8 +18,8 @@ from mpgpt.core import Row, Span
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.machines import Node, Speed
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.footprint import shape_of
-from mpgpt.model.kernels import GROUP, Kernels
+from mpgpt.model.footprint import GROUP, shape_of
+from mpgpt.model.kernels import Kernels
 from mpgpt.model.slice import Slice, weights_of
 from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt.transport.link import SoloWorld

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mpgpt.model.footprint import GROUP
 from mpgpt.model.kernels import (
     DTYPES,
     FLOATS,
-    GROUP,
     HELD_BYTES,
     Fbgemm,
     Int8,
