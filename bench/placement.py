@@ -160,10 +160,10 @@ def report(result: dict[str, Any]) -> None:
             )
         factors = [round_["chosen"][key] / round_["even"][key] for round_ in result["measured"]]
         found = statistics.median(factors)
-        said = result["predicted"]["chosen"][key] / result["predicted"]["even"][key]
+        predicted = result["predicted"]["chosen"][key] / result["predicted"]["even"][key]
         print(
             f"{key:5} chosen / even: measured {found:.2f} ({min(factors):.2f} to {max(factors):.2f}), "
-            f"predicted {said:.2f}: off by {100 * abs(said / found - 1):.0f}%"
+            f"predicted {predicted:.2f}: off by {100 * abs(predicted / found - 1):.0f}%"
         )
 
 

@@ -10,6 +10,7 @@ Knows: the model's blocks. Must not know: links, schedulers.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -51,8 +52,10 @@ def step(model: Slice, count: int) -> float:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        measure(int(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("core", nargs="?", type=int, help=argparse.SUPPRESS)
+    if (core := parser.parse_args().core) is not None:
+        measure(core)
         return
     make_model()
     for cores in ((1,), (0, 1)):

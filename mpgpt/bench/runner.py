@@ -39,6 +39,7 @@ from mpgpt.files import write_atomically
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import model_config
+from mpgpt.placement.costs import by_host
 from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import SoloWorld, World
 from mpgpt.wording import counted
@@ -272,9 +273,9 @@ def publish(results: Results, picture: Path | None) -> None:
 
 
 def _crowded(ring: Ring) -> bool:
-    """Whether the threads of the ranks on this host are more than its cores."""
-    here = ring.reports[0].node.host
-    return sum(report.node.threads for report in ring.reports if report.node.host == here) > (os.cpu_count() or 1)
+    """Whether the ranks on this host have more threads than it has cores; one rank alone may, too."""
+    here = ring.reports[0].node
+    return sum(node.threads for node in by_host(report.node for report in ring.reports)[here.host]) > here.cores
 
 
 def _line(run: Mapping[str, Any]) -> str:

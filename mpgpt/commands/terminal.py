@@ -23,6 +23,7 @@ from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
 from mpgpt.machines import Node
 from mpgpt.model.autotune import ROWS, KernelTiming
+from mpgpt.wording import counted
 
 
 def echo(stream: Stream, piece: str) -> None:
@@ -74,7 +75,7 @@ def devices(accounts: Sequence[StageStats]) -> str:
     for account in accounts:
         if d := account.device:
             each = 1000 / max(d.requests, 1)
-            away = f"away {d.falls} time{'s' * (d.falls != 1)}, {d.away_s:.1f} s" if d.away_s else "never away"
+            away = f"away {counted(d.falls, 'time')}, {d.away_s:.1f} s" if d.away_s else "never away"
             lines.append(
                 f"[iPad of rank {account.rank}: {d.requests} requests of {d.compute_s * each:.1f} ms computing and "
                 f"{d.network_s * each:.1f} ms network, {(d.sent + d.received) / 1e6:.1f} MB, "
@@ -102,7 +103,7 @@ def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
         for heading in ("weight", "kernel"):
             table.add_column(heading, no_wrap=True)
         for rows in ROWS:
-            table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
+            table.add_column(counted(rows, "row"), justify="right")
         table.add_column("steady bits")
         for trial in tried:
             times = [f"{time:.0f}" for time in trial.microseconds]
