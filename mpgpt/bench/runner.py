@@ -15,11 +15,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from mpgpt import config as configs
 from mpgpt import stdio
@@ -40,6 +38,7 @@ from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import model_config
 from mpgpt.placement.costs import by_host
+from mpgpt.progress import ProgressBar
 from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import SoloWorld, World
 from mpgpt.wording import counted
@@ -148,7 +147,7 @@ class Bench:
         results = Results(wanted.header(config), wanted.json)
         cases = self._cases(folder, config)
         try:
-            with Bar(wanted.rounds * len(cases) * len(wanted.concurrency)) as bar:
+            with RunProgress(wanted.rounds * len(cases) * len(wanted.concurrency)) as bar:
                 for _ in range(wanted.rounds):
                     for case in cases:
                         self._start(case, results, bar)
@@ -210,7 +209,7 @@ class Bench:
         flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
         return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
 
-    def _start(self, case: Case, results: Results, bar: Bar) -> None:
+    def _start(self, case: Case, results: Results, bar: RunProgress) -> None:
         def on_output(figures: dict[str, Any]) -> None:
             if "peer" in figures:
                 results.add_peer(figures, case.compared)
@@ -222,7 +221,7 @@ class Bench:
                 speed, how = figures["read_bandwidth_gb_s"], figures["read_by"]
                 results.add_bandwidth(case.dtype, case.ranks, speed, how)
 
-        bar.begin(str(case))
+        bar.show(str(case))
         try:
             if case.peer:
                 case.peer.run(case.dtype, case.ranks, on_output)
@@ -232,31 +231,15 @@ class Bench:
             raise MpgptError(f"{case}: {error}") from None
 
 
-class Bar:
-    """Runs done and time left, on standard error; where nobody watches, a line for each run."""
+class RunProgress(ProgressBar):
+    """A bar of a bench's runs; where standard error is no terminal, a line for each run."""
 
     def __init__(self, total: int) -> None:
-        console = Console(stderr=True)
-        self._watched = console.is_terminal
-        self._bar = Progress(
-            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=console, disable=not self._watched, speed_estimate_period=3600,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def begin(self, what: str) -> None:
-        self._bar.update(self._task, description=what)
+        super().__init__("runs", total=total, window_s=3600)
 
     def done(self, line: str) -> None:
-        self._bar.advance(self._task)
-        if not self._watched:
+        self.advance()
+        if not self.watched:
             _notify(line)
 
 
