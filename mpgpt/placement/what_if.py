@@ -112,7 +112,8 @@ class Numbers(Section):
         return ModelConfig(
             family=self.family, vocab=self.vocab, embed=self.embed, layers=self.layers, heads=self.heads,
             kv_heads=self.kv_heads, head_dim=self.head_dim, inner=self.inner, positions=self.positions, eps=1e-5,
-            activation="gelu" if self.family == "gpt2" else "silu", tied=True, windows=(0,) * self.layers,
+            activation="gelu" if self.family == "gpt2" else "silu", gated=self.family != "gpt2", tied=True,
+            windows=(0,) * self.layers,
             scales=(self.head_dim**-0.5,) * self.layers,
         )  # fmt: skip
 
@@ -308,7 +309,7 @@ def _links(wires: LinkSpecs, names: list[str]) -> Links:
 def _outputs(config: ModelConfig) -> int:
     """Output channels of a layer's products."""
     attention = config.head_dim * (config.heads + 2 * config.kv_heads) + config.embed
-    return attention + config.inner * (1 if config.family == "gpt2" else 2) + config.embed
+    return attention + config.inner * (2 if config.gated else 1) + config.embed
 
 
 def _head(dtype: DtypeName) -> DtypeName:

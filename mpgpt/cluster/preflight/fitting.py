@@ -18,7 +18,7 @@ from mpgpt.config import RunConfig
 from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.machines import Node, Shape
-from mpgpt.model.architecture import read_config
+from mpgpt.model.known_families import read_config
 from mpgpt.placement.costs import HEADROOM, held_bytes
 from mpgpt.placement.cuts import piece_counts
 from mpgpt.placement.field import allowed_pieces
