@@ -33,7 +33,7 @@ from mpgpt.cluster.ring_config import RingConfig, RingOptions
 from mpgpt.core import Request, Span
 from mpgpt.engine.engine import Engine, IdsOnly, Stream
 from mpgpt.machines import Workload
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.weights import model_config
 from mpgpt.placement.plan import Objective, place, predict
 from mpgpt.transport.mpi import MPIWorld

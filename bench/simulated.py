@@ -30,7 +30,7 @@ from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.core import Request
 from mpgpt.engine.engine import IdsOnly
 from mpgpt.machines import Workload
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.weights import model_config
 from mpgpt.placement.simulator import Traffic, run
 from mpgpt.transport.mpi import MPIWorld

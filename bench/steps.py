@@ -20,7 +20,7 @@ import time
 import torch
 
 from mpgpt.core import Row, Span
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
 from ring import FOLDER, make_model

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mpgpt.errors import ModelError, UsageError
-from mpgpt.model.architecture import read_config
 from mpgpt.model.folder import read_json
+from mpgpt.model.known_families import read_config
 from mpgpt.model.known_shapes import INVENTED, PUBLISHED
 
 SEED = 0

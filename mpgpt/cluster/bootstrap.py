@@ -20,11 +20,12 @@ from mpgpt.core import Span
 from mpgpt.engine.stage import Device
 from mpgpt.errors import ModelError, PullError, UsageError
 from mpgpt.machines import ClusterProfile
-from mpgpt.model.architecture import ModelConfig, read_config
+from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.autotune import KernelTiming, timing_from, tune
 from mpgpt.model.folder import read_json
 from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.known_families import read_config
+from mpgpt.model.linear import Kernels
 from mpgpt.model.pull import find, place_of, pull
 from mpgpt.model.slice import weights_of
 from mpgpt.model.weights import lean_heap

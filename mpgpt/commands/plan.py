@@ -21,9 +21,9 @@ from mpgpt.commands.plan_report import check_target, plan_tree, save, show
 from mpgpt.commands.terminal import explain
 from mpgpt.errors import OutputError, UsageError
 from mpgpt.machines import ClusterProfile
-from mpgpt.model.architecture import read_config
 from mpgpt.model.folder import read_json
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.known_families import read_config
+from mpgpt.model.linear import Kernels
 from mpgpt.model.pull import find
 from mpgpt.placement.plan import RANK0_TOLERANCE, alternatives, choose
 from mpgpt.transport.collective import on_rank0

@@ -56,7 +56,7 @@ def bytes_per_weight(dtype: str) -> float:
 def layer_outputs(config: ModelConfig) -> int:
     """Output channels of a layer's products."""
     attention = config.head_dim * (config.heads + 2 * config.kv_heads) + config.embed
-    return attention + config.inner * (1 if config.family == "gpt2" else 2) + config.embed
+    return attention + config.inner * (2 if config.gated else 1) + config.embed
 
 
 def head_dtype(dtype: str) -> str:

@@ -22,7 +22,7 @@ from mpgpt.core import Span
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.errors import UsageError
 from mpgpt.machines import ClusterProfile, Edge, Links, Node, Speed, Workload
-from mpgpt.model.architecture import ModelConfig, read_config
+from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.footprint import (
     MAX_CONTEXT,
     activation_bytes,
@@ -32,6 +32,7 @@ from mpgpt.model.footprint import (
     smaller_shapes,
     weight_bytes,
 )
+from mpgpt.model.known_families import read_config
 from mpgpt.model.known_shapes import PUBLISHED
 from mpgpt.placement.plan import Objective
 from mpgpt.yamlfile import problems, read_yaml, shown
@@ -103,7 +104,8 @@ class Numbers(Section):
         return ModelConfig(
             family=self.family, vocab=self.vocab, embed=self.embed, layers=self.layers, heads=self.heads,
             kv_heads=self.kv_heads, head_dim=self.head_dim, inner=self.inner, positions=self.positions, eps=1e-5,
-            activation="gelu" if self.family == "gpt2" else "silu", tied=True, windows=(0,) * self.layers,
+            activation="gelu" if self.family == "gpt2" else "silu", gated=self.family != "gpt2", tied=True,
+            windows=(0,) * self.layers,
             scales=(self.head_dim**-0.5,) * self.layers,
         )  # fmt: skip
 

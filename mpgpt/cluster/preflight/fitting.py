@@ -18,8 +18,8 @@ from mpgpt.config import RunConfig
 from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.machines import ClusterProfile, Node, Shape
-from mpgpt.model.architecture import read_config
 from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
+from mpgpt.model.known_families import read_config
 from mpgpt.placement.costs import BUFFERS, held_bytes, slice_bytes
 from mpgpt.placement.infeasible import too_large
 from mpgpt.placement.search import allowed_pieces, piece_counts
