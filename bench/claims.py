@@ -25,6 +25,7 @@ from typing import Any, get_args
 
 from mpgpt.config import DtypeName
 from mpgpt.model.pull import model_home, pull
+from mpgpt.wording import counted
 
 SEQUENCES = (1, 8, 16)
 TOKENS = 48
@@ -78,8 +79,8 @@ def one_round(dtypes: Sequence[str], folder: Path) -> tuple[Round, float]:
     for dtype in dtypes:
         for ranks in (1, 2):
             found |= bench(dtype, ranks, SEQUENCES, ["--model", str(folder)])
-            said = {n: round(found[dtype, ranks, n]["decode_tokens_per_s"], 1) for n in SEQUENCES}
-            print(f"{dtype}, {ranks} rank{'s' * (ranks > 1)}: {said}", file=sys.stderr, flush=True)
+            speeds = {n: round(found[dtype, ranks, n]["decode_tokens_per_s"], 1) for n in SEQUENCES}
+            print(f"{dtype}, {counted(ranks, 'rank')}: {speeds}", file=sys.stderr, flush=True)
     return found, transformers_run(folder)
 
 

@@ -26,7 +26,7 @@ from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.engine.stage import Device, PassStage, Stage, TorchStage
 from mpgpt.engine.stage_timer import OTHER, WAIT, StageTimer
 from mpgpt.machines import Node
-from mpgpt.model.architecture import read_config
+from mpgpt.model.known_families import read_config
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, has_another_head
 from mpgpt.model.weights import Checkpoint, lean_heap

@@ -21,6 +21,7 @@ from mpgpt.errors import OutputError, ReaderGone, UsageError
 from mpgpt.files import append, destination, open_at_end, replace
 from mpgpt.model.tokenizer import Message
 from mpgpt.stdio import output_error
+from mpgpt.wording import counted
 
 JSON_LINES = (".jsonl", ".ndjson")
 ROLES = ("system", "developer", "user", "assistant")
@@ -212,7 +213,7 @@ class Records:
         failure = output_error(error, f"--out {self._path}")
         if isinstance(failure, ReaderGone) or not self._regular:
             return failure
-        records = f"{self._kept} record{'s' * (self._kept != 1)}"
+        records = counted(self._kept, "record")
         return OutputError(f"{failure}; it holds {records}, and the same command goes on from there")
 
 

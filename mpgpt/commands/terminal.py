@@ -10,11 +10,8 @@ import codecs
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mpgpt import stdio
@@ -23,6 +20,8 @@ from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
 from mpgpt.machines import Node
 from mpgpt.model.autotune import ROWS, KernelTiming
+from mpgpt.progress import ProgressBar
+from mpgpt.wording import counted
 
 
 def echo(stream: Stream, piece: str) -> None:
@@ -74,7 +73,7 @@ def devices(accounts: Sequence[StageStats]) -> str:
     for account in accounts:
         if d := account.device:
             each = 1000 / max(d.requests, 1)
-            away = f"away {d.falls} time{'s' * (d.falls != 1)}, {d.away_s:.1f} s" if d.away_s else "never away"
+            away = f"away {counted(d.falls, 'time')}, {d.away_s:.1f} s" if d.away_s else "never away"
             lines.append(
                 f"[iPad of rank {account.rank}: {d.requests} requests of {d.compute_s * each:.1f} ms computing and "
                 f"{d.network_s * each:.1f} ms network, {(d.sent + d.received) / 1e6:.1f} MB, "
@@ -102,7 +101,7 @@ def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
         for heading in ("weight", "kernel"):
             table.add_column(heading, no_wrap=True)
         for rows in ROWS:
-            table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
+            table.add_column(counted(rows, "row"), justify="right")
         table.add_column("steady bits")
         for trial in tried:
             times = [f"{time:.0f}" for time in trial.microseconds]
@@ -121,34 +120,23 @@ def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
             )  # fmt: skip
 
 
-class BatchProgress:
-    """A bar on standard error: prompts done, tokens a second, time left. Silent where nobody watches."""
+class BatchProgress(ProgressBar):
+    """A bar of a batch's prompts, with tokens a second; nothing where standard error is no terminal."""
 
     def __init__(self, total: int, done: int) -> None:
-        console = Console(stderr=True)
-        self._bar = Progress(
-            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
-            TextColumn("{task.fields[speed]:.1f} tokens/s"), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal, refresh_per_second=4,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=done, speed=0.0)
+        super().__init__("prompts", total=total, done=done, text=_speed(0.0), refresh_per_second=4)
         self._begun, self._tokens = time.monotonic(), 0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def done(self, tokens: int) -> None:
         """One more prompt is finished, with so many new tokens."""
         self._tokens += tokens
-        self._bar.advance(self._task)
+        self.advance()
 
     def running(self, tokens: int) -> None:
         """So many new tokens have the prompts that are not finished."""
         seconds = max(time.monotonic() - self._begun, 1e-9)
-        self._bar.update(self._task, speed=(self._tokens + tokens) / seconds)
+        self.show(_speed((self._tokens + tokens) / seconds))
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.1f} tokens/s"

@@ -60,17 +60,17 @@ class Sampler:
 
         Where the largest logit is NaN or infinite the id is ``NO_TOKEN``: damage is of one output, not of the step.
         """
-        wanted = [(row, at) for row in rows for at in range(row.stop - row.outputs + 1, row.stop + 1)]
-        assert logits.shape == (len(wanted), self._vocab) and logits.dtype == torch.float32
+        outputs = [(row, at) for row in rows for at in range(row.stop - row.outputs + 1, row.stop + 1)]
+        assert logits.shape == (len(outputs), self._vocab) and logits.dtype == torch.float32
         scores_OV: NDArray[np.float32] = logits.numpy(force=True)
         # numpy's argmax is the first of equals, and of a row that holds NaN it is the NaN.
         best_O = scores_OV.argmax(axis=1)
-        finite_O = np.isfinite(scores_OV[np.arange(len(wanted)), best_O])
-        # Overflow is wanted: a token far below the likeliest, at a low temperature, is at -inf.
+        finite_O = np.isfinite(scores_OV[np.arange(len(outputs)), best_O])
+        # Overflow is intended: a token far below the likeliest, at a low temperature, is at -inf.
         with np.errstate(over="ignore", invalid="ignore"):
             return [
                 self._token(row, position, scores_V, int(best)) if finite else NO_TOKEN
-                for (row, position), scores_V, best, finite in zip(wanted, scores_OV, best_O, finite_O, strict=True)
+                for (row, position), scores_V, best, finite in zip(outputs, scores_OV, best_O, finite_O, strict=True)
             ]
 
     def logprobs(self, rows: Sequence[Row], logits: Tensor, ids: Sequence[int]) -> list[TokenLogprob]:

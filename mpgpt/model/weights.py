@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mpgpt.errors import ModelError
-from mpgpt.model.architecture import ModelConfig, read_config
+from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.folder import read_json, read_marker, weight_files
+from mpgpt.model.known_families import read_config
 
 BLOCK_BYTES = 8 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from mpgpt.core import Result, Row, Span, Step
 from mpgpt.engine.stage import TorchStage
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,15 @@ import torch
 from mpgpt import __version__
 from mpgpt.errors import UsageError
 from mpgpt.model import autotune
-from mpgpt.model.autotune import ROWS, machine, tune
-from mpgpt.model.kernels import Integers, Weight, candidates, inexact
+from mpgpt.model.autotune import ROWS, Budget, machine
+from mpgpt.model.candidates import candidates, inexact
+from mpgpt.model.kernels import Integers
+from mpgpt.model.linear import Weight
 
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
 
 
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "BUDGET_S", 0.05)
-    monkeypatch.setattr(autotune, "COLD_BYTES", 1 << 16)
+tune = partial(autotune.tune, budget=Budget(seconds=0.05, cold_bytes=1 << 16))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

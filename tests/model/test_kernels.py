@@ -18,22 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpgpt.model.kernels import (
-    DTYPES,
-    FLOATS,
-    GROUP,
-    HELD_BYTES,
-    Fbgemm,
-    Int8,
-    Kernel,
-    Kernels,
-    Linear,
-    OneDNN,
-    Widened,
-    candidates,
-    exact_of,
-    is_exact,
-)  # fmt: skip
+from mpgpt.model.candidates import candidates, exact_of, is_exact
+from mpgpt.model.footprint import GROUP
+from mpgpt.model.kernels import DTYPES, FLOATS, Fbgemm, Int8, Kernel, OneDNN, Widened
+from mpgpt.model.linear import HELD_BYTES, Kernels, Linear
 
 ALL = [(dtype, kernel) for dtype in DTYPES for kernel in candidates(dtype)]
 NAMES = [f"{dtype}-{kernel.name}" for dtype, kernel in ALL]
@@ -208,9 +196,9 @@ class Made(Int8):
 
     def multiply(self, x_TI: Tensor, parts: Any, bias_O: Tensor | None) -> Tensor:
         turned_TI, scale_T1 = self.ready(x_TI)
-        rows_TI = self.apart((turned_TI * (127 / scale_T1)).round(), 0).numpy().astype(np.int64)
+        rows_TI = self.split_rows((turned_TI * (127 / scale_T1)).round(), 0).numpy().astype(np.int64)
         outs = [torch.from_numpy(self.of(rows_TI, w.numpy().astype(np.int64))).float() * scale for w, scale in parts]
-        return self.finish(self.joined(outs), scale_T1, bias_O)
+        return self.finish(self.join_rows(outs), scale_T1, bias_O)
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -267,17 +255,18 @@ from pathlib import Path
 import numpy as np, torch
 from scipy.linalg import hadamard
 from mpgpt.model import autotune
-from mpgpt.model.kernels import Weight, inexact
+from mpgpt.model.linear import Weight
+from mpgpt.model.candidates import inexact
 
-autotune.BUDGET_S, autotune.COLD_BYTES = 0.05, 1 << 16
+budget = autotune.Budget(seconds=0.05, cold_bytes=1 << 16)
 torch.set_num_threads(1)
 random = np.random.default_rng(5)
 turned = lambda numbers: (numbers.reshape(-1, 64) @ (hadamard(64) / 8)).reshape(numbers.shape)
 worst, names = 0.0, {}
 for dtype in ("int8", "int4"):
     shapes = [(64, 96), (192, 64), (576, 300)]
-    kernels, tried = autotune.choose(
-        dtype, [Weight(inputs=i, outputs=o, head=True) for i, o in shapes], memory=Path(sys.argv[1])
+    kernels, tried = autotune.tune(
+        dtype, [Weight(inputs=i, outputs=o, head=True) for i, o in shapes], memory=Path(sys.argv[1]), budget=budget
     )
     assert any(trial.chosen and trial.exact for trial in tried)
     assert {trial.kernel for trial in tried if not trial.exact} == {kernel.name for kernel in inexact("int8")}

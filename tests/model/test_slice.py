@@ -19,9 +19,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
-from mpgpt.model.architecture import read_config
-from mpgpt.model.kernels import Kernels
-from mpgpt.model.slice import Attention, Batch, Slice
+from mpgpt.model.attention import Attention, Batch
+from mpgpt.model.known_families import read_config
+from mpgpt.model.linear import Kernels
+from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
 from tests.support.models import CONTEXT, LINEAR, RANDOM, VOCAB, YARN, build, save_random, save_tokenizer
 

@@ -22,7 +22,7 @@ from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine.engine import IdsOnly
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.transport.mpi import MPIWorld
 
 IDLE_S = 10.0

@@ -31,7 +31,7 @@ from mpgpt.core import Row, Span, Step
 from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
