@@ -1,6 +1,6 @@
 """What a network between the ranks costs: a ring of two on one host, and over two pretend hosts, in turn.
 
-    python bench/hosts.py [--rounds 3] [--networks ethernet,wifi,loss,no-udp,stranger] [--idle] [--plan]
+    python -m bench.hosts [--rounds 3] [--networks ethernet,wifi,loss,no-udp,stranger] [--idle] [--plan]
 
 As root on Linux: the hosts are those of tests/hosts, one core each; the ring on one host has two cores. SmolLM2, half
 of its layers on each rank, one thread a rank. Printed are tokens a second, the ratio to the ring on one host in the
@@ -44,7 +44,7 @@ while time.time() < end:
                 tcp.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
         except OSError:
             pass
-    time.sleep(0.002)
+    time.sleep(0.02)
 """
 BARE = """
 import os, statistics, sys, time

@@ -145,7 +145,7 @@ class Watch:
             if not answered.done():
                 answered.set_result(None)
 
-        self._engine.ask(hear, redial=redial)
+        self._engine.request_stats(hear, redial=redial)
         return answered
 
     def _take(self, accounts: Sequence[StageStats]) -> None:

@@ -55,12 +55,12 @@ class IdsOnly:
         return ""
 
 
-class Ring(Protocol):
+class StepPipeline(Protocol):
     """Steps in, results out, in order (``pipeline.Pipeline``)."""
 
     def push(self, step: Step) -> None: ...
     def pop(self, timeout: float | None = None) -> Result | StatsRound | None: ...
-    def ask(self, epoch: int, *, redial: bool = False) -> None: ...
+    def request_stats(self, epoch: int, *, redial: bool = False) -> None: ...
     def stop(self, epoch: int) -> None: ...
     def stats_round(self, epoch: int) -> tuple[StageStats, ...]: ...
 
@@ -151,7 +151,7 @@ class Engine:
 
     def __init__(
         self,
-        ring: Ring,
+        ring: StepPipeline,
         scheduler: Scheduler,
         *,
         vocab: int,
@@ -205,7 +205,7 @@ class Engine:
         self._cancelled.append(stream)
         self._wake()
 
-    def ask(self, listener: Callable[[tuple[StageStats, ...]], None], *, redial: bool = False) -> None:
+    def request_stats(self, listener: Callable[[tuple[StageStats, ...]], None], *, redial: bool = False) -> None:
         """Where every stage's time went since the last time that somebody asked, in the ring's order; ``listener`` is
         called on the engine's thread. With ``redial`` ranks try at once to reach what is away behind them.
 
@@ -260,7 +260,7 @@ class Engine:
         self._take_in()
         if not self._out:
             self._heard = time.monotonic()
-        self._ask()
+        self._send_stats_request()
         flight = self._scheduler.next() if self._scheduler.in_flight < self._depth else None
         if flight:
             for sequence in flight.sequences:
@@ -295,11 +295,11 @@ class Engine:
                 self._scheduler.finish(stream.sequence, "cancelled")
                 self._finish(stream.sequence, "cancelled")
 
-    def _ask(self) -> None:
+    def _send_stats_request(self) -> None:
         """One tally for all who ask; those who come while it is under way have the next one."""
         if self._asking and not self._asked:
             self._asked = [self._asking.popleft() for _ in range(len(self._asking))]
-            self._ring.ask(self._scheduler.epoch, redial=any(asked.redial for asked in self._asked))
+            self._ring.request_stats(self._scheduler.epoch, redial=any(asked.redial for asked in self._asked))
 
     def _tell(self, stats_round: StatsRound) -> None:
         told, self._asked = self._asked, []

@@ -47,13 +47,13 @@ class Pipeline:
             raise WireError("the last rank sent something that is neither a result nor a tally")
         return message
 
-    def ask(self, epoch: int, *, redial: bool = False) -> None:
+    def request_stats(self, epoch: int, *, redial: bool = False) -> None:
         """Send a tally around, behind the steps that are out; ``pop`` gives it."""
         self._send(StatsRound(epoch=epoch, accounts=(self._ledger.snapshot(),), redial=redial))
 
     def stats_round(self, epoch: int) -> tuple[StageStats, ...]:
         """Every stage's account, in the order of the ring; new ones begin. Nothing may be in flight."""
-        self.ask(epoch)
+        self.request_stats(epoch)
         message = self.pop()
         assert isinstance(message, StatsRound), "a result that nobody waits for"
         self._ledger.snapshot()  # the way round is nobody's work
@@ -91,7 +91,7 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Sta
         ledger.enter(SEND)
         outbound.send(codec.encode(message))
 
-    def settle(owed: int) -> None:
+    def flush(owed: int) -> None:
         for _ in range(owed):
             ledger.enter(COMPUTE)
             send(stage.finish())
@@ -102,7 +102,7 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Sta
         ledger.enter(COMPUTE if owed else WAIT)
         frame = inbound.recv(until=stage.done if owed else None)
         if frame is None:
-            settle(1)
+            flush(1)
             owed -= 1
             continue
         ledger.enter(OTHER)
@@ -115,7 +115,7 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Sta
             if answer is not None:
                 send(answer)
             continue
-        settle(owed)
+        flush(owed)
         owed = 0
         if isinstance(message, StatsRound):
             if message.redial:

@@ -232,7 +232,7 @@ def test_an_ipad_that_is_away_is_said_to_be(server: Server, monkeypatch: pytest.
         )  # fmt: skip
         threading.Timer(0.01, listener, ((account,),)).start()
 
-    monkeypatch.setattr(server.engine, "ask", ask)
+    monkeypatch.setattr(server.engine, "request_stats", ask)
     monkeypatch.setattr("mpgpt_api.reference.BACK_S", 0.5)
     time.sleep(1.0)
     (rank,) = server.get("/cluster").json()["ranks"]

@@ -55,7 +55,7 @@ class AlphabetRing:
         self.steps.append(step)
         self._results.append(Result(epoch=step.epoch, number=step.number, ids=tuple(ids)))
 
-    def ask(self, epoch: int, *, redial: bool = False) -> None:
+    def request_stats(self, epoch: int, *, redial: bool = False) -> None:
         self.log.append(f"ask {epoch}{' redial' * redial}")
         self._results.append(StatsRound(epoch=epoch, accounts=(), redial=redial))
 
@@ -172,16 +172,16 @@ def test_accounts_are_asked_for_while_sequences_run() -> None:
 
     def again(accounts: tuple[StageStats, ...]) -> None:
         told.append("first")
-        engine.ask(lambda accounts: told.append("later"), redial=True)
+        engine.request_stats(lambda accounts: told.append("later"), redial=True)
 
-    engine.ask(again)
-    engine.ask(lambda accounts: told.append("second"))
+    engine.request_stats(again)
+    engine.request_stats(lambda accounts: told.append("second"))
     assert engine.busy and not told
     engine.drain()
     assert told == ["first", "second", "later"]
     assert [entry for entry in ring.log if entry.startswith("ask")] == ["ask 3", "ask 3 redial"]
     assert ear.events[-1] == ("", "length")
-    engine.ask(lambda accounts: told.append("idle"))
+    engine.request_stats(lambda accounts: told.append("idle"))
     engine.drain()
     assert told[-1] == "idle" and not engine.busy
 

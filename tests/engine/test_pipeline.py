@@ -193,7 +193,7 @@ def test_a_tally_travels_behind_the_steps_that_are_out() -> None:
     ring = Ring(later=True)
     for number in range(3):
         ring.pipeline.push(a_step(number))
-    ring.pipeline.ask(1)
+    ring.pipeline.request_stats(1)
     ring.pipeline.push(a_step(3))
     messages = [ring.pipeline.pop() for _ in range(5)]
     assert [getattr(message, "number", None) for message in messages] == [0, 1, 2, None, 3]
@@ -201,7 +201,7 @@ def test_a_tally_travels_behind_the_steps_that_are_out() -> None:
     assert isinstance(stats_round, StatsRound) and [stage.redialled for stage in ring.stages] == [0, 0, 0]
     assert [(account.rank, account.steps) for account in stats_round.accounts] == [(0, 3), (1, 3), (2, 3)]
     assert [account.steps for account in ring.pipeline.stats_round(1)] == [1, 1, 1]
-    ring.pipeline.ask(1, redial=True)
+    ring.pipeline.request_stats(1, redial=True)
     assert isinstance(ring.pipeline.pop(5.0), StatsRound)
     assert [stage.redialled for stage in ring.stages] == [0, 1, 1], "rank 0 has no machine behind it"
     ring.stop()

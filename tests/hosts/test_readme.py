@@ -1,6 +1,7 @@
 """README's commands, word by word: those that concern several machines are typed on the pretend hosts.
 
-A command in a block marked ``sh`` that no test takes out of README, and that ``EXEMPT`` does not name, fails a test.
+README is here the page at the root and the chapters beside the code. A command in a block marked ``sh`` that no test
+takes out of them, and that ``EXEMPT`` does not name, fails a test.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from tests.hosts.cluster import CHECKOUT, Cluster
 from tests.hosts.host import Host, Setup
 from tests.hosts.models import give, save_gpt2
 
-README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+CHAPTERS = ("mpgpt", "hostfiles", "api", "ios_proxy", "bench")
+FRONT, *REST = [(CHECKOUT / folder / "README.md").read_text(encoding="utf-8") for folder in ("", *CHAPTERS)]
+README = "\n".join([FRONT, *REST])
 PYTHON = CHECKOUT / ".venv/bin/python"
 RING = ("mini1", "mini2", "pi5")
 LAYERS = "{} 0-4 | mini2 5-9 | pi5 10-11"
@@ -95,12 +98,21 @@ def test_every_command_is_run_or_exempt() -> None:
     assert {kind for kind in re.findall(r"^```(\w+)$", README, re.MULTILINE)} <= {"sh", "python", "yaml", "json"}
 
 
+def test_the_front_page_is_short_and_leads_to_every_chapter() -> None:
+    assert len(FRONT.split()) < 900
+    for folder in CHAPTERS:
+        assert f"({folder}/README.md)" in FRONT
+    for page, folder in zip([FRONT, *REST], ("", *CHAPTERS), strict=True):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page):
+            assert (CHECKOUT / folder / target).is_file(), (folder, target)
+
+
 def test_what_is_needed_comes_first() -> None:
-    needs, first = README.index("What the hosts need"), README.index(command_of(GENERATE))
-    assert needs < README.index(command_of(CHECK)) < first
-    assert README.index(command_of(PATH)) < README.index(command_of(ALONE)) < needs
+    needs, first = FRONT.index("What the hosts need"), FRONT.index(command_of(GENERATE))
+    assert needs < FRONT.index(command_of(CHECK)) < first
+    assert FRONT.index(command_of(PATH)) < FRONT.index(command_of(ALONE)) < needs
     for word in ("make install", "ssh mini2 true", "the same path on every host"):
-        assert needs < README.index(word, needs) < first
+        assert needs < FRONT.index(word, needs) < first
 
 
 def test_hostfile_and_settings_are_those_that_are_shipped() -> None:
