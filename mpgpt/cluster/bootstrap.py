@@ -48,7 +48,7 @@ class TuningResults:
 
     chosen: list[dict[str, str]]
     """By rank."""
-    trials: dict[str, list[KernelTiming]]
+    timings: dict[str, list[KernelTiming]]
     """By host."""
 
 
@@ -140,14 +140,14 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
         if local_rank(world):
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
-            kernels, trials = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
-        return {"chosen": dict(kernels.chosen), "trials": [asdict(trial) for trial in trials]}
+            kernels, timings = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
+        return {"chosen": dict(kernels.chosen), "trials": [asdict(timing) for timing in timings]}
 
     answers = on_all_ranks(world, mine)
     of_host = {host: answers[world.hosts.index(host)] for host in world.hosts}
     return TuningResults(
         chosen=[of_host[host]["chosen"] for host in world.hosts],
-        trials={host: [timing_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
+        timings={host: [timing_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
     )
 
 

@@ -182,7 +182,7 @@ class Session:
 
     def _explain(self, tried: TuningResults) -> None:
         if self._given("explain"):
-            self._show_kernels(tried.trials)
+            self._show_kernels(tried.timings)
 
     @staticmethod
     def _report(line: str) -> None:

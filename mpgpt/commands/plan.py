@@ -66,7 +66,7 @@ class Planning:
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options["explain"]:
-            explain(tuning.trials)
+            explain(tuning.timings)
         kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
         self._ground: ClusterProfile = probe_cluster(
             world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads, device=device
