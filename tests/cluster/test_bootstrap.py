@@ -13,7 +13,7 @@ from mpgpt.cluster.ring_config import RingConfig, RingOptions
 from mpgpt.core import Span
 from mpgpt.errors import UsageError
 from mpgpt.machines import Edge, Node, Shape, Speed, Workload
-from mpgpt.model.architecture import read_config
+from mpgpt.model.known_families import read_config
 
 LAYERS, POSITIONS = 6, 128
 RAW = {
