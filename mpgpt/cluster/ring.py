@@ -168,14 +168,14 @@ class Ring:
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
         depth = 1 if len(s.members) == 1 else s.stages + 1
-        ledger = StageTimer(self.world.rank)
-        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, ledger, self._idle)
+        timer = StageTimer(self.world.rank)
+        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, timer, self._idle)
 
         def sleep() -> None:
-            ledger.enter(WAIT)  # for requests, here
+            timer.enter(WAIT)  # for requests, here
             bell.sleep(60.0)
             world.check()
-            ledger.enter(OTHER)
+            timer.enter(OTHER)
 
         return Engine(pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring, sleep=sleep)
 

@@ -180,9 +180,9 @@ class Session:
             raise UsageError("--system needs a chat, and this is a raw completion")
         self.system: str | None = system or self.config.system
 
-    def _explain(self, tried: TuningResults) -> None:
+    def _explain(self, tuning: TuningResults) -> None:
         if self._given("explain"):
-            self._show_kernels(tried.timings)
+            self._show_kernels(tuning.timings)
 
     @staticmethod
     def _report(line: str) -> None:

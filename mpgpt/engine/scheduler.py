@@ -152,17 +152,17 @@ class Scheduler:
         assert next(ids, None) is None and next(logprobs, None) is None, "a result with more than was asked for"
         return news
 
-    def _take(self, sequence: Sequence, row: Row, said: list[int]) -> list[int]:
-        """What of ``said`` is the sequence's: as far as the drafts were right, one more, and not beyond its end.
+    def _take(self, sequence: Sequence, row: Row, sampled: list[int]) -> list[int]:
+        """What of ``sampled`` is the sequence's: as far as the drafts were right, one more, and not beyond its end.
 
         A ``NO_TOKEN`` among them is its end; one behind a wrong draft is not its own.
         """
         drafts = row.ids[1:] if row.outputs > 1 else ()
         right = 0
-        while right < len(drafts) and drafts[right] == said[right]:
+        while right < len(drafts) and drafts[right] == sampled[right]:
             right += 1
         kept = []
-        for token in said[: right + 1]:
+        for token in sampled[: right + 1]:
             kept.append(token)
             if token == NO_TOKEN:
                 self.finish(sequence, "error")
