@@ -205,7 +205,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the text and is not part of it."""
     logprobs: int = 0
-    """How many logprobs are wanted with each new token, up to ``MAX_LOGPROBS``: its own, and those of the likeliest."""
+    """How many logprobs each new token comes with, up to ``MAX_LOGPROBS``: its own, and those of the likeliest."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -105,7 +105,7 @@ def _theta(raw: dict[str, Any]) -> float:
 
 
 def _factors(raw: dict[str, Any], config: ModelConfig) -> NDArray[np.float32] | None:
-    """By what llama.cpp is to divide each rotary frequency, [head_dim / 2]; None where all are unscaled."""
+    """llama.cpp's divisor of each rotary frequency, [head_dim / 2]; None where all are unscaled."""
     plain = _theta(raw) ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
     factors = (plain / np.array(config.inv_freq)).astype(np.float32) if config.inv_freq else np.ones(1, np.float32)
     return None if np.allclose(factors, 1.0, rtol=1e-5) else factors

@@ -126,7 +126,7 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
             kernels, timings = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
-        return {"chosen": dict(kernels.chosen), "trials": [asdict(trial) for trial in timings]}
+        return {"chosen": dict(kernels.chosen), "trials": [asdict(timing) for timing in timings]}
 
     answers = on_all_ranks(world, mine)
     of_host = {host: answers[world.hosts.index(host)] for host in world.hosts}

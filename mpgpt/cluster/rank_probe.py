@@ -1,8 +1,8 @@
-"""What every rank can do, and what the way from one to another costs, measured in about a second.
+"""The speed of every rank and of every link between two, measured in about a second.
 
 Knows: how long layers, the head and a step's rest take here, and how memory is shared by the ranks of a host;
-how every rank is asked for it, so that they disturb one another as little or as much as they will at work.
-Must not know: what is made of the figures, nor the model's weights: it multiplies with its own.
+in which order ranks measure, so that they disturb one another as little or as much as they will at work.
+Must not know: what a plan makes of the figures, nor the model's weights: it multiplies with its own.
 
 What is timed is a ``TorchStage`` with some layers of the model's shape, enough of them that no cache holds their
 weights, and a part of the head. Several ranks of one host share its memory, and slow each other down where both
@@ -59,7 +59,7 @@ LONG = 1024
 WINDOW_S = 0.06
 """How long one row count is timed, if three steps do not take longer."""
 INTERRUPTED = 1.25
-"""A rank that alone needs so many times its processor time by the clock does not have its core for itself."""
+"""The ratio of time by the clock to processor time above which a rank alone does not have its core for itself."""
 NAP_S, NAPS = 0.008, 9
 """How long, and how often, a rank sleeps before a step to find out what sleeping costs: as long as others have work."""
 BLOCK = 1 << 21
@@ -152,7 +152,7 @@ class Probe:
         self._stage = TorchStage(model, sampler, lambda: self._marks.append(time.thread_time()))
 
     def decode(self, rows: int) -> dict[str, float]:
-        """A step of so many rows with hardly anything in the cache."""
+        """A step of ``rows`` rows with hardly anything in the cache."""
         return self._time([Row(slot=0, start=i, ids=(1,), outputs=1) for i in range(rows)])
 
     def alone(self) -> dict[str, float]:
@@ -227,7 +227,7 @@ def _thinned(config: ModelConfig, weights: int) -> ModelConfig:
 
     Not where heads must fill the width of the hidden states, as in GPT-2; its largest layer has 31 million weights.
     """
-    if not family_of(config).head_dim_free:
+    if not family_of(config).heads_reducible:
         return config
     parts = [n for n in range(1, config.kv_heads + 1) if config.kv_heads % n == config.heads % n == 0]
     part = next((n for n in parts if config.layer_weights / n <= weights), parts[-1])
@@ -289,15 +289,15 @@ def measure_speed(
     probe = probes[0]
     most = max(world.hosts.count(host) for host in world.hosts)
 
-    def ask(work: Callable[[], Any]) -> Any:
+    def here(work: Callable[[], Any]) -> Any:
         return on_all_ranks(world, work)[world.rank]
 
     alone, cold = [
-        ask(lambda: (probe.alone(), probe.cold()) if share.local_rank == now else None)  # noqa: B023
+        here(lambda: (probe.alone(), probe.cold()) if share.local_rank == now else None)  # noqa: B023
         for now in range(most)
     ][share.local_rank]
-    full = {rows: ask(partial(probe.decode, rows)) for rows in ROWS} | {CHUNK // 2: ask(probe.short_prompt)}
-    chunk = ask(probe.prompt)
+    full = {rows: here(partial(probe.decode, rows)) for rows in ROWS} | {CHUNK // 2: here(probe.short_prompt)}
+    chunk = here(probe.prompt)
     # What the ranks of one host take from each other is left out: a plan knows their cores, and how many take part.
     # Nor is it one core's own if its processor time differs from the others' of the host: a neighbour was reading.
     # But a rank that has to give its core away all the time finds its caches cold, and that is its own.
@@ -322,7 +322,7 @@ def measure_speed(
 
 
 def _stretch(steps: Sequence[Mapping[str, float]]) -> float:
-    """How much longer these steps took by the clock than they had the processor."""
+    """The ratio of these steps' time by the clock to their processor time, at least 1."""
     return max(1.0, sum(step["wall"] for step in steps) / max(1e-9, sum(step["cpu"] for step in steps)))
 
 

@@ -92,26 +92,26 @@ def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
     return len({node.host for node, _ in reports}) > 1
 
 
-def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
+def explain(timings: Mapping[str, Sequence[KernelTiming]]) -> None:
     """The kernels that each host tried, and which one it takes, as a table on standard error; then what it refused."""
     console = Console(stderr=True)
-    for host, every in trials.items():
-        tried = [trial for trial in every if trial.exact]
+    for host, every in timings.items():
+        tried = [timing for timing in every if timing.exact]
         table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
         for heading in ("weight", "kernel"):
             table.add_column(heading, no_wrap=True)
         for rows in ROWS:
             table.add_column(counted(rows, "row"), justify="right")
         table.add_column("steady bits")
-        for trial in tried:
-            times = [f"{time:.0f}" for time in trial.microseconds]
-            bits = "yes" if trial.batch_invariant else "no"
+        for timing in tried:
+            times = [f"{time:.0f}" for time in timing.microseconds]
+            bits = "yes" if timing.batch_invariant else "no"
             table.add_row(
-                trial.shape, trial.kernel, *times, bits, style="bold" if trial.chosen else "dim",
-                end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,
+                timing.shape, timing.kernel, *times, bits, style="bold" if timing.chosen else "dim",
+                end_section=timing is tried[-1] or tried[tried.index(timing) + 1].shape != timing.shape,
             )  # fmt: skip
         console.print(table if tried else f"Kernels on {host}: pinned, so none were tried")
-        wrong = list(dict.fromkeys(trial.kernel for trial in every if not trial.exact))
+        wrong = list(dict.fromkeys(timing.kernel for timing in every if not timing.exact))
         if wrong:
             console.print(
                 f"Not taken on {host}, because their products of integers are inexact on its processor (16-bit sums "

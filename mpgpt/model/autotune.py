@@ -32,7 +32,7 @@ from mpgpt.model.kernels import DTYPES, Kernel
 from mpgpt.model.linear import Kernels, Linear, Weight, key
 
 ROWS = (1, 8, 96)
-"""What decoding, decoding together, and a prompt's chunk bring."""
+"""The rows of a step in decoding, in decoding together, and of a prompt's chunk."""
 MARGIN = 1.1
 """How many times as fast another kernel must be than the first candidate."""
 LARGEST_BYTES = 8 << 20
@@ -171,7 +171,7 @@ def _times(held: Sequence[Sequence[Linear]], until: float) -> list[list[float]]:
 
 
 def products(kernel: Kernel, inputs: int, outputs: int, activations: torch.dtype, total_bytes: int) -> list[Linear]:
-    """So many weights that they do not fit the caches: ``total_bytes`` as held, or four."""
+    """Linear layers that together do not fit the caches: ``total_bytes`` as held, or four layers."""
     # The same numbers at other addresses cost the same to read, and less to make.
     weight_OI = torch.randn(outputs, inputs)
     first = Linear([weight_OI], None, kernel, activations)
@@ -211,7 +211,7 @@ def machine() -> str:
 
 
 def _read(memory: Path | None) -> dict[str, Any]:
-    """What was remembered for this machine; nothing when the file is absent, or not to be understood."""
+    """The timings remembered for this machine; none when the file is absent or garbled."""
     if memory is None:
         return {}
     try:
@@ -246,7 +246,7 @@ def _as_json(timings: Sequence[KernelTiming]) -> dict[str, Any]:
 
 
 def _write(memory: Path, known: dict[str, Any]) -> None:
-    """Keep what is known; where that cannot be done, the next run tries again."""
+    """Write the timings to the file; where that fails, the next run tries again."""
     with suppress(OSError, ValueError, OutputError):
         try:
             everything = json.loads(memory.read_bytes())

@@ -1,9 +1,9 @@
-"""The type of a family: everything about a model that differs from family to family.
+"""The type of a family: its config.json, its tensors' names, its layers, its files for llama.cpp.
 
-Knows: what the other modules need of a family, so that none of them has to know its name.
+Knows: every question that another module has about a family, so that no other module knows its name.
 Must not know: any family (``families/`` has one file for each, ``known_families.py`` the table of them).
 
-A family's file imports no torch of its own, which takes seconds: sizes alone are read without it.
+A family's file imports no torch at run time: that takes seconds, and sizes are read without it.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ class Family:
     architectures: Mapping[str, GgufArchitecture]
     """By the ``model_type`` in config.json; models of each are of this family."""
     read_config: Callable[[Mapping[str, Any], str, bool], ModelConfig]
-    """Of a config.json, its ``model_type``, and whether rotary frequencies are wanted; raises ``ModelError``,
+    """Of a config.json, its ``model_type``, and whether to compute rotary frequencies; raises ``ModelError``,
     ``KeyError``, ``TypeError``, ``ValueError`` or ``ZeroDivisionError`` when it is not supported or garbled."""
     embedding: str
     """The name of the token embedding."""
     positions: str | None
     """The name of the embedding of learned positions; None where positions are rotary."""
-    head_dim_free: bool
-    """Whether heads may be fewer than fill the width of the hidden states."""
+    heads_reducible: bool
+    """Whether a layer may have fewer heads than fill the width of the hidden states."""
     final_norm: Callable[[Loader], Norm]
     block: BlockFactory
     shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]

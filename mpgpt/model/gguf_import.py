@@ -47,7 +47,7 @@ SPLITS: Mapping[str, frozenset[str]] = {
         "kanana2", "talkie",
     )),
 }  # fmt: skip
-"""What ``tokenizer.ggml.pre`` may say, by what is to be done: as GPT-2 splits; digits are split off first; as
+"""Values of ``tokenizer.ggml.pre``, by how text is split: as GPT-2 splits; digits are split off first; as
 transformers splits, but a whole piece that is a token stays one, and there is a token at the beginning; as transformers
 splits. Compared with llama.cpp's own table."""
 
@@ -58,7 +58,7 @@ ENDS_OF_TURN = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufModel:
-    """What a file says of its model."""
+    """The description of a model in its file."""
 
     config: dict[str, Any]
     """As in ``config.json``."""

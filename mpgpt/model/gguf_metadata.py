@@ -22,7 +22,7 @@ UNCHANGED: Mapping[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_ext_factor": (1.0, -1.0), "residual_scale": (0.0, 1.0), "embedding_scale": (0.0, 1.0),
     "logit_scale": (0.0, 1.0),
 }  # fmt: skip
-"""Values with which a key that we do not heed changes nothing; for other keys, all that are zero, false or empty."""
+"""Values with which a key that is not read changes nothing; of other keys, all that are zero, false or empty."""
 REMARKS = frozenset((
     "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "pooling_type", "attention.layer_norm_epsilon",
 ))  # fmt: skip

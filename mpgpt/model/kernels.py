@@ -32,7 +32,7 @@ from mpgpt.model.footprint import GROUP
 ROWS_HINT = 32
 """The row count for which oneDNN chooses its blocking; measured best from 1 to 128 rows."""
 WIDENED_BYTES = 4 << 20
-"""What ``Widened`` makes of a weight at a time."""
+"""The part of a weight that ``Widened`` converts at a time."""
 TINY = 1e-30
 """The scale of a row of zeros."""
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,13 +120,13 @@ class Packed(Plain):
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """What the 8-bit kernels share: how they round, and what is done after the product of integers.
+    """The rounding before a product of 8-bit integers, and the scaling after it, which all 8-bit kernels share.
 
     Symmetric, by the largest magnitude: of each output's weights, and of each row of activations. A few features
     of a row are often 20 times as large as the rest, which would leave little of 8 bits for those. So weights and
     rows are first multiplied by an orthogonal matrix of plus and minus ones in blocks of up to 64 features, which
     spreads the large ones and leaves the product as it is (Ashkboos et al., "QuaRot", 2024). ``bench/LOG.md`` has
-    what that is worth.
+    the measurements.
     """
 
     name: str = ""

@@ -43,7 +43,7 @@ class Kernels:
         return bytes_per_weight(self.dtype)
 
     def dtype_of(self, inputs: int, *, head: bool = False) -> str:
-        """What a weight is held in. Where all is int4 the head is int8: it decides, and a token reads it once."""
+        """The dtype of a held weight. Where all is int4 the head is int8: it decides, and a token reads it once."""
         return "int8" if self.dtype == "int4" and (head or inputs % GROUP) else self.dtype
 
     def pick(self, inputs: int, outputs: int, *, head: bool = False) -> Kernel:
@@ -121,7 +121,7 @@ def _alone_differs(kernel: Kernel, inputs: int, outputs: int, dtype: torch.dtype
 
 
 def _nbytes(reduced: tuple[Tensor, ...]) -> int:
-    """What a part takes, bytes: two levels of int4 share one."""
+    """The bytes of a part: two levels of int4 share one."""
     small = reduced[0].dtype == torch.uint8
     return sum(tensor.nbytes for tensor in reduced) - (reduced[0].nbytes // 2 if small else 0)
 

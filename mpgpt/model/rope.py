@@ -19,7 +19,7 @@ ROPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` says of rotary positions, in one table, as transformers puts it together.
+    """The rotary parameters of a ``config.json`` in one table, put together as transformers does.
 
     ``rope_scaling``, where it is given, stands for all of ``rope_parameters``; keys beside the table count where it
     lacks them, but ``original_max_position_embeddings`` counts before the table's own.

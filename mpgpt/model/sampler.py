@@ -36,7 +36,7 @@ HEAD = 1024
 STRIPES = 16
 """How many stripes ``at_least`` folds values into: more leave fewer maxima to rank, but more candidates."""
 IMPOSSIBLE = -9999.0
-"""What is said for the logarithm of 0, which JSON has no number for; OpenAI says the same."""
+"""The logprob of an impossible token, as OpenAI has it: JSON has no number for the logarithm of 0."""
 BLOCK = 256
 """About the square root of a vocabulary: ``pick`` then walks as many blocks as weights."""
 
@@ -168,7 +168,7 @@ def lowered(
 def candidates(
     scores_V: NDArray[np.float32], top: np.float32, sampling: Sampling
 ) -> tuple[NDArray[np.intp] | None, NDArray[np.float64]]:
-    """What top_k, top_p and min_p leave: ids in vocabulary order (None: all), and their weights.
+    """The candidates after top_k, top_p and min_p: ids in vocabulary order (None: all), and their weights.
 
     ``top`` is the largest of ``scores_V``. Weights are probabilities relative to the largest, which is what
     min_p is a threshold on.

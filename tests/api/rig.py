@@ -91,7 +91,7 @@ def serving(
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     given = {"model": str(folder), "threads": 1, "ignore_eos": True, **options}
-    session = Session(given, home=folder.parent, file=None, device_factory=_nobody, explain=lambda trials: None)
+    session = Session(given, home=folder.parent, file=None, device_factory=_nobody, explain=lambda timings: None)
     ring: Ring = session.start(SoloWorld(), lambda: None)
     engine = session.engine(ring)
     naps = [0.0]
