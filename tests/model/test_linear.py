@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mpgpt.model.candidates import candidates
-from mpgpt.model.kernels import DTYPES, FLOATS, GROUP, Kernel
+from mpgpt.model.footprint import GROUP
+from mpgpt.model.kernels import DTYPES, FLOATS, Kernel
 from mpgpt.model.linear import HELD_BYTES, Kernels, Linear
 from tests.support.products import ALL, ERROR, NAMES, off, pieces, random
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tests.support.launch import ENV, ROOT
 
-PROGRAM = ["-n", "3", "/x/.venv/bin/mpgpt", "generate", "--prompt", "-hostfile"]
-
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds

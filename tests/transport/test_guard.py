@@ -19,8 +19,6 @@ from mpgpt.transport import guard
 from mpgpt.transport.guard import GUARD_VARIABLE, DistantGuard, Guard, GuardPost, dial_guard
 from mpgpt.transport.mpirun import Launcher
 from tests.support.launch import ROOT
-
-PROGRAM = ["-n", "3", "/x/.venv/bin/mpgpt", "generate", "--prompt", "-hostfile"]
 from tests.transport.mpiruns import fake, wait_for
 
 MPIRUN = """
@@ -116,7 +114,7 @@ def test_mpirun_that_ends_by_itself_is_let() -> None:
 
 def test_the_guard_survives_the_signals_that_end_a_run() -> None:
     with guarded("time.sleep(600)") as (process, (_, rank, guard)):
-        wait_for(lambda: "mpgpt.transport.launcher" in guard.cmdline())
+        wait_for(lambda: "mpgpt.transport.guard" in guard.cmdline())
         time.sleep(1.0)  # until it has begun
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             guard.send_signal(number)

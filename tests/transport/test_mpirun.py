@@ -17,9 +17,9 @@ from mpgpt.errors import UsageError
 from mpgpt.transport import mpirun
 from mpgpt.transport.mpirun import MOST_PACKED, SETTINGS_VARIABLE, Launcher, beside, find, hostfile_of, pack
 from tests.support.launch import ROOT
+from tests.transport.mpiruns import LAUNCH, fake
 
 PROGRAM = ["-n", "3", "/x/.venv/bin/mpgpt", "generate", "--prompt", "-hostfile"]
-from tests.transport.mpiruns import fake
 
 
 @pytest.mark.parametrize(
