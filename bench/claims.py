@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mpgpt.config import DtypeName
+from mpgpt.display import counted
 from mpgpt.model.pull import model_home, pull
-from mpgpt.wording import counted
 
 SEQUENCES = (1, 8, 16)
 TOKENS = 48

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpgpt.bench.report import by_line
+from mpgpt.display import counted
 from mpgpt.errors import UsageError
 from mpgpt.files import check_writable
-from mpgpt.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -63,9 +63,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mpgpt import __version__
+from mpgpt.display import counted
 from mpgpt.files import destination, write_atomically
 from mpgpt.model.autotune import processor_name
-from mpgpt.wording import counted
 
 SPEEDS = ("decode_tokens_per_s", "prompt_tokens_per_s")
 FIGURES = (*SPEEDS, "ttft_ms", "tpot_ms")

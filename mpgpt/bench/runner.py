@@ -32,16 +32,15 @@ from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model,
 from mpgpt.cluster.processes import environment, listen, mpirun
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions
+from mpgpt.display import ProgressBar, counted
 from mpgpt.errors import MpgptError, OutputError
 from mpgpt.files import write_atomically
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import model_config
 from mpgpt.placement.costs import by_host
-from mpgpt.progress import ProgressBar
 from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import SoloWorld, World
-from mpgpt.wording import counted
 
 
 class RingMeasurement:

@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from mpgpt.display import counted
 from mpgpt.errors import OutputError, ReaderGone, UsageError
 from mpgpt.files import append, destination, open_at_end, replace
 from mpgpt.model.tokenizer import Message
 from mpgpt.stdio import output_error
-from mpgpt.wording import counted
 
 JSON_LINES = (".jsonl", ".ndjson")
 ROLES = ("system", "developer", "user", "assistant")

@@ -20,13 +20,13 @@ from rich.table import Table
 
 from mpgpt.config import check_spans, parse_layers
 from mpgpt.core import Span
+from mpgpt.display import counted, gigabytes
 from mpgpt.files import check_writable, write_atomically
 from mpgpt.machines import ClusterProfile, Node, Workload
 from mpgpt.placement.costs import needs
 from mpgpt.placement.plan import Plan, alternatives, choose, predict
 from mpgpt.placement.simulator import Report, Traffic, run
 from mpgpt.placement.what_if import SLOTS, Scene, WhatIf, load_cluster
-from mpgpt.wording import counted, gigabytes
 
 OTHER_COLUMNS = 66
 """The width of all columns but that of the layers, where plans are compared."""

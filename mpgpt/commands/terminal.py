@@ -16,12 +16,11 @@ from rich.table import Table
 
 from mpgpt import stdio
 from mpgpt.core import Span, StageStats
+from mpgpt.display import ProgressBar, counted
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
 from mpgpt.machines import Node
 from mpgpt.model.autotune import ROWS, KernelTiming
-from mpgpt.progress import ProgressBar
-from mpgpt.wording import counted
 
 
 def echo(stream: Stream, piece: str) -> None:

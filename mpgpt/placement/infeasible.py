@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from mpgpt.display import gigabytes
 from mpgpt.errors import UsageError
 from mpgpt.machines import ClusterProfile, Node, Shape
 from mpgpt.placement.costs import BUFFERS, held_bytes, needs
 from mpgpt.placement.search import Mask, allowed_pieces, piece_counts
-from mpgpt.wording import gigabytes
 
 SHOWN = 8
 """Of more ranks than this a sentence does not speak one by one."""

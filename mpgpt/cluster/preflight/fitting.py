@@ -16,6 +16,7 @@ import numpy as np
 from mpgpt.cluster.preflight.verdict import Reports, Trouble, differing
 from mpgpt.config import RunConfig
 from mpgpt.core import Span
+from mpgpt.display import gigabytes
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.machines import ClusterProfile, Node, Shape
 from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
@@ -23,7 +24,6 @@ from mpgpt.model.known_families import read_config
 from mpgpt.placement.costs import BUFFERS, held_bytes, slice_bytes
 from mpgpt.placement.infeasible import too_large
 from mpgpt.placement.search import allowed_pieces, piece_counts
-from mpgpt.wording import gigabytes
 
 
 def judge_model(name: str, reports: Reports, pull: str, targets: Mapping[str, str]) -> list[Trouble]:

@@ -1,22 +1,22 @@
-"""A progress bar on standard error.
+"""What several commands show in the same way: numbers with their nouns and units, and a progress bar.
 
-Knows: how a bar is laid out, and that none is drawn where standard error is no terminal.
-Must not know: what progresses.
+Knows: plurals, units, how a bar is laid out, and that none is drawn where standard error is no terminal.
+Must not know: what is counted, or what progresses.
 """
 
 from __future__ import annotations
 
 from typing import Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as 1 rank and 2 ranks."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in powers of ten, as memory is sold."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 class ProgressBar:
@@ -33,6 +33,16 @@ class ProgressBar:
         refresh_per_second: float = 10.0,
     ) -> None:
         """``noun`` is the plural of the things, ``text`` follows it; the last ``window_s`` give the time left."""
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         console = Console(stderr=True)
         self.watched = console.is_terminal
         self._progress = Progress(
