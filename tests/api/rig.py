@@ -19,8 +19,7 @@ from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Session
 from mpgpt.core import Step
 from mpgpt.engine.engine import Engine
-from mpgpt.transport.heartbeat import Silence
-from mpgpt.transport.link import SoloWorld
+from mpgpt.transport.link import Silence, SoloWorld
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import MOST, most_requests
 from mpgpt_api.connections import Server as HTTPServer
