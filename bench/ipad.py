@@ -32,7 +32,7 @@ from mpgpt.config import parse_layers
 from mpgpt.core import Span
 from mpgpt.model.pull import model_home, pull
 from mpgpt.model.weights import model_config
-from mpgpt_ios.convert.package import convert
+from mpgpt_ios.convert.package import PackageOptions, convert
 
 OUT = Path(__file__).parent / "out"
 NEW = 40
@@ -84,7 +84,7 @@ def with_words(model: Path, words: Path) -> Path:
 def run(options: Any, model: Path, span: Span, folder: Path) -> None:
     package = OUT / f"{model.name}-{span}-{options.weights}.mlpackage"
     OUT.mkdir(exist_ok=True)
-    bundle, difference = convert(model, span, package, weights=options.weights, context=256)
+    bundle, difference = convert(model, span, package, PackageOptions(weights=options.weights, context=256))
     print(f"{package.name}: {bundle.length / 1e6:.0f} MB, hidden states within {difference:.4f} of float32")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     (folder / "token").write_text(secrets.token_urlsafe())

@@ -287,8 +287,10 @@ def convert_coreml_command(**given: Any) -> None:
     """
     _need_coremltools()
     from mpgpt_ios.convert.command import run_convert
+    from mpgpt_ios.convert.package import PackageOptions
 
-    run_convert(home=_model_home(), **given)
+    sizes = PackageOptions(**{name: given[name] for name in ("slots", "context", "chunk", "weights")})
+    run_convert(given["model"], given["layers"], given["out"], sizes, home=_model_home())
 
 
 @cli.command("ipad-node")
@@ -326,9 +328,9 @@ def _need_coremltools() -> None:
 
 def _device_factory(ipad: dict[str, Any], world: World) -> Device:
     """The iPad behind this rank."""
-    from mpgpt_ios.proxy.device import IPad
+    from mpgpt_ios.proxy.device import IPadDevice
 
-    return IPad(ipad, world.bell, lambda line: click.echo(line, err=True))
+    return IPadDevice(ipad, world.bell, lambda line: click.echo(line, err=True))
 
 
 def _model_home() -> Path:

@@ -219,5 +219,5 @@ def _record_of(prompt: Prompt, stream: Stream) -> dict[str, Any]:
     error = f"{where}{stream.error}" if stream.error else None
     return record(
         prompt, text=stream.text, token_ids=stream.ids, prompt_tokens=len(stream.request.ids),
-        finish_reason=stream.finish_reason, error=error, ttft_s=stream.ttft_s, seconds=stream.seconds,
+        finish_reason=stream.finish_reason, error=error, times=(stream.ttft_s, stream.seconds),
     )  # fmt: skip

@@ -29,9 +29,9 @@ from mpgpt.transport.doorbell import Doorbell
 from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.executor import BadPosition
 from mpgpt_ios.node.bundle_store import Store
-from mpgpt_ios.node.server import Node
+from mpgpt_ios.node.server import NodeServer
 from mpgpt_ios.proxy.client import Client
-from mpgpt_ios.proxy.stage import IPadStage
+from mpgpt_ios.proxy.stage import IPadStage, StageSizes
 
 SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
 TOKEN = b"a token that both ends have"
@@ -110,10 +110,10 @@ def make_bundle(folder: Path, out: Path, padding: int = 0) -> Bundle:
 @contextlib.contextmanager
 def serving(
     folder: Path, store: Path, *, package: Bundle | None = None, port: int = 0, token: bytes = TOKEN
-) -> Iterator[tuple[Node, TorchExecutor]]:
+) -> Iterator[tuple[NodeServer, TorchExecutor]]:
     """A node that listens, on a thread of its own."""
     executor, said = TorchExecutor(folder), list[str]()
-    node = Node(
+    node = NodeServer(
         "127.0.0.1", port, token, Store(store), open_=lambda bundle: (executor, "torch"),  # type: ignore[arg-type,return-value]
         say=said.append, package=package,
     )  # fmt: skip
@@ -209,8 +209,8 @@ class Proxy:
             ("127.0.0.1", port), token, bundle, self.bell, timeout_s=timeout_s, report=self.said.append
         )
         self.stage = IPadStage(
-            SPAN, self.client, torch_stage(folder) if fallback else None, self.bell, slots=SLOTS, context=CONTEXT,
-            embed=EMBED, chunk=CHUNK, dtype=torch.float32,
+            SPAN, self.client, torch_stage(folder) if fallback else None, self.bell,
+            StageSizes(slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32),
         )  # fmt: skip
         self._truth = torch_stage(folder)
 
@@ -225,7 +225,7 @@ class Proxy:
     def back(self, seconds: float = 15.0) -> None:
         """Wait until the iPad is back."""
         deadline = time.monotonic() + seconds
-        while self.client.life is None:
+        while self.client.epoch is None:
             assert time.monotonic() < deadline, f"it did not come back: {self.said}"
             time.sleep(0.02)
 

@@ -15,8 +15,8 @@ from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt_ios.bundle import Bundle, bundle_hash, slice_hash
 from mpgpt_ios.node.bundle_store import KEPT, SPARE, NoRoom, Store
+from mpgpt_ios.protocol.auth import read_token
 from mpgpt_ios.protocol.messages import File, Offer
-from mpgpt_ios.protocol.secret import read_token
 from tests.ios_proxy.rig import make_bundle
 from tests.support.models import save_random
 

@@ -30,7 +30,7 @@ from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.convert import command
 from mpgpt_ios.convert import package as conversion
 from mpgpt_ios.convert.blocks import Decode, Prefill, build
-from mpgpt_ios.convert.package import convert, refuse, script
+from mpgpt_ios.convert.package import PackageOptions, convert, refuse, script
 from mpgpt_ios.convert.verify import check
 from mpgpt_ios.executor import EvaluatorBackend, Executor, run_selftest
 
@@ -61,8 +61,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def bundles(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Bundle, float]]:
     out = tmp_path_factory.mktemp("packages")
-    made = {name: convert(folder, SPAN, out / f"{name}.mlpackage", **SIZES) for name, folder in folders.items()}
-    return made | {"int8": convert(folders["gpt2"], SPAN, out / "int8.mlpackage", weights="int8", **SIZES)}
+    sizes = PackageOptions(**SIZES)
+    made = {name: convert(folder, SPAN, out / f"{name}.mlpackage", sizes) for name, folder in folders.items()}
+    return made | {"int8": convert(folders["gpt2"], SPAN, out / "int8.mlpackage", replace(sizes, weights="int8"))}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "int8"])
@@ -114,7 +115,7 @@ def test_the_package_computes_what_the_ring_computes(
 def test_a_self_test_has_prompts_single_tokens_and_a_slot_used_again() -> None:
     calls = script(4, 512, 32)
     assert [kind for kind, _ in calls].count("decode") >= 4
-    prompts = [places[0] for kind, places in calls if kind == "prefill"]
+    prompts = [positions[0] for kind, positions in calls if kind == "prefill"]
     assert max(tokens for _, _, tokens in prompts) > 32 and [place[:2] for place in prompts].count((0, 0)) == 2
 
 
@@ -125,8 +126,8 @@ def test_a_self_test_reads_back_what_every_decode_wrote(slots: int, context: int
     """In each slot, and once where most of what is read was written by decodes; all of it where it may be."""
     written: dict[int, list[str]] = {}
     read: dict[int, set[int]] = {}
-    for kind, places in script(slots, context, chunk):
-        for slot, start, tokens in places:
+    for kind, positions in script(slots, context, chunk):
+        for slot, start, tokens in positions:
             held = written.setdefault(slot, [])[:start]
             assert len(held) == start and start + tokens <= context and slot < slots
             if kind == "decode":
@@ -160,7 +161,7 @@ def test_a_cache_write_that_is_lost_is_caught(
 
     monkeypatch.setattr(conversion, "build", broken)
     with pytest.raises(ModelError, match=r"writes to its cache \d+ times, not 4: a write was lost"):
-        convert(folders["gpt2"], SPAN, tmp_path / "a.mlpackage", slots=1, context=64, chunk=8)
+        convert(folders["gpt2"], SPAN, tmp_path / "a.mlpackage", PackageOptions(slots=1, context=64, chunk=8))
     assert not list(tmp_path.iterdir()), "nothing is kept of it"
 
 
@@ -205,7 +206,8 @@ def test_a_decodes_write_that_is_lost_or_misplaced_fails_the_self_test(
 
     monkeypatch.setattr(conversion, "build", broken)
     with pytest.raises(ModelError, match="fails its self-test"):
-        convert(folders["gpt2"], Span(start=1, stop=2), tmp_path / "a.mlpackage", slots=slots, context=32, chunk=8)
+        sizes = PackageOptions(slots=slots, context=32, chunk=8)
+        convert(folders["gpt2"], Span(start=1, stop=2), tmp_path / "a.mlpackage", sizes)
     assert not list(tmp_path.iterdir()), "nothing is kept of it"
 
 
@@ -233,7 +235,7 @@ def test_an_old_package_stays_until_the_new_one_has_passed(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.mlpackage"
-    first, _ = convert(folders["gpt2"], SPAN, out, slots=1, context=32, chunk=8)
+    first, _ = convert(folders["gpt2"], SPAN, out, PackageOptions(slots=1, context=32, chunk=8))
 
     def fail(bundle: Bundle) -> float:
         raise ModelError("it fails")
@@ -241,9 +243,9 @@ def test_an_old_package_stays_until_the_new_one_has_passed(
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "check", fail)
         with pytest.raises(ModelError, match="it fails"):
-            convert(folders["gpt2"], SPAN, out, slots=2, context=32, chunk=8)
+            convert(folders["gpt2"], SPAN, out, PackageOptions(slots=2, context=32, chunk=8))
     assert Bundle.at(out).hash == first.hash
-    second, _ = convert(folders["gpt2"], SPAN, out, slots=2, context=32, chunk=8)
+    second, _ = convert(folders["gpt2"], SPAN, out, PackageOptions(slots=2, context=32, chunk=8))
     assert Bundle.at(out).hash == second.hash != first.hash and second.manifest.slots == 2
 
 
@@ -274,7 +276,7 @@ def test_a_head_that_is_too_narrow_and_a_numpy_that_is_too_new(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match="head dimension is 16, and the Neural Engine"):
-        convert(models["llama"], SPAN, tmp_path / "a.mlpackage", context=64)
+        convert(models["llama"], SPAN, tmp_path / "a.mlpackage", PackageOptions(context=64))
     monkeypatch.setattr(np, "__version__", "2.4.1")
     with pytest.raises(UsageError, match=r'cannot work with numpy 2.4.1: pip install "numpy<2.4"'):
         convert(models["llama"], SPAN, tmp_path / "a.mlpackage")
@@ -305,7 +307,9 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
 ) -> None:
     terminal = Terminal()
 
-    def slow(*args: Any, report: Callable[[str], None], **more: Any) -> tuple[Bundle, float]:
+    def slow(
+        folder: Path, span: Span, out: Path, sizes: PackageOptions, report: Callable[[str], None]
+    ) -> tuple[Bundle, float]:
         with conversion._quiet():
             for line in ("reading layers", "converting prefill"):
                 report(line)
@@ -319,10 +323,8 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
     monkeypatch.setattr(command, "convert", slow)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    command.run_convert(
-        model=str(folders["gpt2"]), layers="1-2", out=tmp_path / "a.mlpackage", slots=1, context=32, chunk=8,
-        weights="float16", home=tmp_path,
-    )  # fmt: skip
+    sizes = PackageOptions(slots=1, context=32, chunk=8)
+    command.run_convert(str(folders["gpt2"]), "1-2", tmp_path / "a.mlpackage", sizes, home=tmp_path)
     assert sys.stderr is terminal and "a library's bar" not in terminal.getvalue()
 
 
@@ -332,7 +334,7 @@ def test_a_link_is_written_through(
     """A package is made beside the folder that the link points to, and takes its place, not the link's."""
     made: list[Path] = []
 
-    def convert(folder: Path, span: Any, out: Path, **more: Any) -> tuple[Bundle, float]:
+    def convert(folder: Path, span: Any, out: Path, *more: Any) -> tuple[Bundle, float]:
         made.append(out)
         return bundles["gpt2"]
 
@@ -340,8 +342,6 @@ def test_a_link_is_written_through(
     (tmp_path / "far" / "b.mlpackage").mkdir(parents=True)
     (tmp_path / "a.mlpackage").symlink_to("far/b.mlpackage")
     for name in ("a.mlpackage", "far/b.mlpackage", "far/new.mlpackage"):
-        command.run_convert(
-            model=str(folders["gpt2"]), layers="1-2", out=tmp_path / name, slots=1, context=32, chunk=8,
-            weights="float16", home=tmp_path,
-        )  # fmt: skip
+        sizes = PackageOptions(slots=1, context=32, chunk=8)
+        command.run_convert(str(folders["gpt2"]), "1-2", tmp_path / name, sizes, home=tmp_path)
     assert made == [tmp_path / "far" / name for name in ("b.mlpackage", "b.mlpackage", "new.mlpackage")]

@@ -15,9 +15,9 @@ import pytest
 
 from mpgpt.errors import LinkError
 from mpgpt_ios.bundle import Bundle
-from mpgpt_ios.node.bundle_store import Arrival, NoRoom, Store
+from mpgpt_ios.node.bundle_store import NoRoom, PartialBundle, Store
 from mpgpt_ios.protocol.frames import HEADER, MAGIC
-from mpgpt_ios.protocol.messages import Ask, Code
+from mpgpt_ios.protocol.messages import Code, Request
 from mpgpt_ios.protocol.node_session import NodeSession
 from tests.ios_proxy.rig import CHUNK, Proxy, Wire, a_step, make_bundle, serving
 
@@ -70,7 +70,7 @@ def test_the_package_is_sent_once_and_the_ipad_computes(
     for again in (False, True):
         with serving(folder, tmp_path / "store") as (node, executor):
             proxy = proxies(node.port)
-            assert proxy.client.settle()
+            assert proxy.client.wait_until_ready()
             assert all(proxy.go(step) for step in STEPS)
             account = proxy.stage.account()
             assert account.requests == executor.calls - 1, "and the self-test"
@@ -86,7 +86,7 @@ def test_several_steps_are_under_way_at_once(
 ) -> None:
     with serving(folder, tmp_path, package=bundle) as (node, executor):
         proxy = proxies(node.port)
-        proxy.client.settle()
+        proxy.client.wait_until_ready()
         executor.nap = 0.05
         begun = time.monotonic()
         assert [proxy.stage.forward(step) for step in STEPS[:4]] == [None] * 4
@@ -103,7 +103,7 @@ def test_an_overflow_there_ends_no_connection(
     """One sequence is computed here from then on; the cache is emptied when its slot gets the next one."""
     with serving(folder, tmp_path, package=bundle) as (node, executor):
         proxy = proxies(node.port)
-        assert proxy.client.settle()
+        assert proxy.client.wait_until_ready()
         assert proxy.go(a_step(9, (2, 0, 1))), "its first RESET is done"
         compute, reset, resets = executor._run, executor.reset, list[int]()
 
@@ -135,7 +135,7 @@ def test_a_cut_connection(
     with serving(folder, tmp_path, package=bundle) as (node, executor):
         wire = wires(node.port)
         proxy = proxies(wire.port)
-        assert proxy.client.settle()
+        assert proxy.client.wait_until_ready()
         assert proxy.go(STEPS[0]) and proxy.go(STEPS[1])
         if where == "after a request":
             executor.nap = 0.3
@@ -173,7 +173,7 @@ def test_silence(
     with serving(folder, tmp_path, package=bundle) as (node, _):
         wire = wires(node.port)
         proxy = proxies(wire.port, timeout_s=TIMEOUT_S)
-        assert proxy.client.settle() and proxy.go(STEPS[0])
+        assert proxy.client.wait_until_ready() and proxy.go(STEPS[0])
         wire.frozen = True
         begun = time.monotonic()
         proxy.go(STEPS[1])
@@ -190,10 +190,10 @@ def test_an_idle_ipad_that_falls_silent_is_noticed_too(
     with serving(folder, tmp_path, package=bundle) as (node, _):
         wire = wires(node.port)
         proxy = proxies(wire.port)
-        assert proxy.client.settle()
+        assert proxy.client.wait_until_ready()
         wire.frozen = True
         deadline = time.monotonic() + 4.0 + BOUND_S  # twice the time between two PINGs
-        while proxy.client.life is not None:
+        while proxy.client.epoch is not None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert "nothing was heard" in proxy.said[-1]
@@ -205,7 +205,7 @@ def test_a_damaged_answer(
     with serving(folder, tmp_path, package=bundle) as (node, _):
         wire = wires(node.port)
         proxy = proxies(wire.port)
-        assert proxy.client.settle() and proxy.go(STEPS[0])
+        assert proxy.client.wait_until_ready() and proxy.go(STEPS[0])
         wire.bend = lambda data, at: data[:60] + bytes([data[60] ^ 4]) + data[61:] if len(data) > 60 else data
         begun = time.monotonic()
         proxy.go(STEPS[1])
@@ -220,7 +220,7 @@ def test_the_node_goes_and_another_comes(
 ) -> None:
     with serving(folder, tmp_path, package=bundle) as (node, executor):
         proxy, port = proxies(node.port), node.port
-        assert proxy.client.settle() and all(proxy.go(step) for step in STEPS[:3])
+        assert proxy.client.wait_until_ready() and all(proxy.go(step) for step in STEPS[:3])
     begun = time.monotonic()
     assert not proxy.go(STEPS[3]) or time.monotonic() - begun < BOUND_S
     assert not proxy.go(STEPS[4])
@@ -235,7 +235,7 @@ def test_without_a_fallback_the_run_ends_with_a_sentence(
 ) -> None:
     with serving(folder, tmp_path, package=bundle) as (node, _):
         proxy = proxies(node.port, fallback=False)
-        assert proxy.client.settle() and proxy.go(STEPS[0])
+        assert proxy.client.wait_until_ready() and proxy.go(STEPS[0])
     with pytest.raises(LinkError, match=r"went away: .*`fallback: none`"):
         proxy.go(STEPS[1])
 
@@ -243,7 +243,7 @@ def test_without_a_fallback_the_run_ends_with_a_sentence(
 def test_another_token(folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path) -> None:
     with serving(folder, tmp_path, package=bundle, token=b"quite another token") as (node, executor):
         proxy = proxies(node.port)
-        assert not proxy.client.settle()
+        assert not proxy.client.wait_until_ready()
         assert "cannot be used: it has another token" in proxy.said[-1]
         assert not proxy.go(STEPS[0]) and not executor.calls
     assert proxy.stage.account().falls == 1
@@ -254,7 +254,7 @@ def test_nobody_there(proxies: Callable[..., Proxy]) -> None:
         port = taken.getsockname()[1]
     proxy = proxies(port)
     begun = time.monotonic()
-    assert not proxy.client.settle() and time.monotonic() - begun < BOUND_S
+    assert not proxy.client.wait_until_ready() and time.monotonic() - begun < BOUND_S
     assert "cannot be used: Connection refused" in proxy.said[-1]
     assert not proxy.go(STEPS[0])
 
@@ -286,7 +286,7 @@ def test_what_answers_is_no_ipad(proxies: Callable[..., Proxy], sent: bytes, wor
         thread.start()
         proxy = proxies(listener.getsockname()[1])
         begun = time.monotonic()
-        assert not proxy.client.settle() and time.monotonic() - begun < BOUND_S
+        assert not proxy.client.wait_until_ready() and time.monotonic() - begun < BOUND_S
         assert words in proxy.said[-1]
         assert not proxy.go(STEPS[0])
         proxy.close()
@@ -301,7 +301,7 @@ def test_a_package_that_comes_half_is_taken_up_again(
         wire, port = wires(node.port), node.port
         wire.bend_up = lambda data, at: None if at > 1_000_000 else data
         proxy = proxies(wire.port)
-        assert not proxy.client.settle()
+        assert not proxy.client.wait_until_ready()
         wire.closed = True
     first, wire.up = wire.up, 0
     with serving(folder, tmp_path, port=port):
@@ -327,7 +327,7 @@ def test_a_package_that_is_changed_on_the_way_is_not_kept(
 
     with serving(folder, tmp_path / "store") as (node, executor):
         proxy = Proxy(folder, Changed(), node.port)  # type: ignore[arg-type]
-        assert not proxy.client.settle()
+        assert not proxy.client.wait_until_ready()
         assert "its hash does not fit" in proxy.said[-1] and not executor.calls
         assert not proxy.go(STEPS[0])
         proxy.close()
@@ -346,7 +346,7 @@ def test_a_node_whose_disk_is_full_says_so(
     codes: list[str] = []
     told = NodeSession.trouble
 
-    def trouble(session: NodeSession, code: Code, text: str, ask: Ask | None = None) -> None:
+    def trouble(session: NodeSession, code: Code, text: str, ask: Request | None = None) -> None:
         codes.append(code)
         told(session, code, text, ask)
 
@@ -354,11 +354,11 @@ def test_a_node_whose_disk_is_full_says_so(
         raise NoRoom("the disk is full")
 
     monkeypatch.setattr(NodeSession, "trouble", trouble)
-    owner, name = (Store, "receive") if when == "before it comes" else (Arrival, "write")
+    owner, name = (Store, "receive") if when == "before it comes" else (PartialBundle, "write")
     monkeypatch.setattr(owner, name, full)
     with serving(folder, tmp_path) as (node, executor):
         proxy = proxies(node.port)
-        assert not proxy.client.settle() and not executor.calls
+        assert not proxy.client.wait_until_ready() and not executor.calls
         assert "the disk is full" in proxy.said[-1] and codes[0] == "NO_SPACE", (proxy.said, codes)
         assert not proxy.go(STEPS[0])
 
@@ -369,16 +369,16 @@ def test_a_newer_proxy_takes_the_place_of_an_older_one(
     """An iPad that slept may still hold a connection whose other end is long gone."""
     with serving(folder, tmp_path, package=bundle) as (node, _):
         older = proxies(node.port)
-        assert older.client.settle() and older.go(STEPS[0])
+        assert older.client.wait_until_ready() and older.go(STEPS[0])
         older.client._closing.set()  # it will not dial again
         newer = proxies(node.port)
-        assert newer.client.settle() and newer.go(STEPS[0])
+        assert newer.client.wait_until_ready() and newer.go(STEPS[0])
 
 
 def test_strangers_do_not_disturb(folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path) -> None:
     with serving(folder, tmp_path, package=bundle) as (node, _):
         proxy = proxies(node.port)
-        assert proxy.client.settle() and proxy.go(STEPS[0])
+        assert proxy.client.wait_until_ready() and proxy.go(STEPS[0])
         strangers = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(20)]
         for stranger in strangers[::2]:
             stranger.sendall(b"\xff" * 5000)
@@ -395,7 +395,7 @@ def test_asked_to_dial_again_it_does_not_wait_for_its_time(
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         proxy = proxies(port)
-        assert not proxy.client.settle()
+        assert not proxy.client.wait_until_ready()
     assert not proxy.go(STEPS[0]) and proxy.stage.account().away
     with serving(folder, tmp_path, package=bundle, port=port):
         proxy.stage.redial()

@@ -51,7 +51,7 @@ def same(a: Message, b: Message) -> bool:
 
 uint32, uint64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 digest = st.binary(min_size=32, max_size=32)
-places = st.lists(st.tuples(uint32, uint32), min_size=1, max_size=4).map(tuple)
+positions = st.lists(st.tuples(uint32, uint32), min_size=1, max_size=4).map(tuple)
 facts = st.dictionaries(
     st.text(max_size=5), st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=9), max_size=3
 )
@@ -66,16 +66,16 @@ def values(draw: st.DrawFn, tokens: int) -> m.Values:
 @st.composite
 def asks(draw: st.DrawFn) -> Message:
     prefill = draw(st.booleans())
-    where = draw(places)[: 1 if prefill else 4]
+    where = draw(positions)[: 1 if prefill else 4]
     x = draw(values(draw(st.integers(1, 9)) if prefill else len(where)))
-    return m.Ask(epoch=draw(uint32), request=draw(uint32), places=where, prefill=prefill, x=x)
+    return m.Request(epoch=draw(uint32), request=draw(uint32), positions=where, prefill=prefill, x=x)
 
 
 @st.composite
 def answers(draw: st.DrawFn) -> Message:
-    where = draw(places)
+    where = draw(positions)
     y = draw(values(draw(st.integers(len(where), 9))))
-    return m.Answer(epoch=draw(uint32), request=draw(uint32), places=where, compute_ns=draw(uint64), y=y)
+    return m.Result(epoch=draw(uint32), request=draw(uint32), positions=where, compute_ns=draw(uint64), y=y)
 
 
 printable = st.text(st.characters(categories=["L", "N", "P"]), max_size=60)
@@ -87,7 +87,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(m.Data, offset=uint64, piece=st.binary(min_size=1, max_size=99)), st.builds(m.Stored, bundle=digest),
     st.builds(m.Load, bundle=digest), st.builds(m.Loading, text=printable), st.builds(m.Ready, facts=facts),
     st.builds(m.Reset, epoch=uint32), asks(), answers(),
-    st.builds(m.Trouble, code=st.sampled_from(m.CODES), text=printable, epoch=uint32, request=uint32),
+    st.builds(m.Error, code=st.sampled_from(m.CODES), text=printable, epoch=uint32, request=uint32),
     st.builds(m.Ping, number=uint64), st.builds(m.Pong, number=uint64, facts=facts), st.just(m.Bye()),
 )  # fmt: skip
 

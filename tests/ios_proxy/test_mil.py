@@ -73,13 +73,13 @@ def test_arithmetic_lies_in_memory_of_its_own(all_ops: Path) -> None:
         registers[register] = torch.tensor(ops.INPUTS[name]).to(type.dtype)
     for step in code.steps:
         operands = [registers[source] for source in step.sources]
-        places = {operand.untyped_storage().data_ptr() for operand in operands if operand is not None}
+        positions = {operand.untyped_storage().data_ptr() for operand in operands if operand is not None}
         for target, result in zip(step.targets, step.results(operands), strict=True):
             registers[target] = result
             kind = step.what.partition(": op ")[2].split(" ")[0]
             if kind in ARITHMETIC:
                 seen.add(kind)
-                assert result.untyped_storage().data_ptr() not in places, step.what
+                assert result.untyped_storage().data_ptr() not in positions, step.what
     assert seen == ARITHMETIC.keys() - {"constexpr_blockwise_shift_scale"}  # which is computed when it is read
 
 

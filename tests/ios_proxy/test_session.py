@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from mpgpt.errors import WireError
 from mpgpt_ios.protocol import frames as f
 from mpgpt_ios.protocol import messages as m
+from mpgpt_ios.protocol.auth import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
 from mpgpt_ios.protocol.messages import Reset
 from mpgpt_ios.protocol.node_session import NodeSession
-from mpgpt_ios.protocol.proxy_session import Began, Health, Met, Progress, ProxySession, Reply
-from mpgpt_ios.protocol.session import HANDSHAKE_S, LOAD_SILENCE_S, PING_S, QUEUE, SessionError
+from mpgpt_ios.protocol.proxy_session import Authenticated, Health, Progress, ProxySession, Reply, Serving
 from tests.ios_proxy.vectors import FACTS, HASH, MESSAGES, OTHER
 
 TOKEN, PIECES = b"the shared token", bytes(range(256)) * 3000
 
 
-class Parcel:
+class BundleReader:
     """A bundle of one file, in memory."""
 
     hash, length = HASH, len(PIECES)
@@ -34,7 +34,7 @@ class Parcel:
 
 
 def proxy(token: bytes = TOKEN, now: float = 0.0) -> ProxySession:
-    return ProxySession(token, Parcel(), HASH, now, epoch=5, timeout_s=10.0)
+    return ProxySession(token, BundleReader(), HASH, now, epoch=5, timeout_s=10.0)
 
 
 def node(token: bytes = TOKEN, now: float = 0.0) -> NodeSession:
@@ -78,16 +78,16 @@ class Pair:
         self.talk()
         return self
 
-    def answer(self, ask: m.Ask, **changes: Any) -> None:
+    def answer(self, ask: m.Request, **changes: Any) -> None:
         """The node's answer, or another one than it would give."""
-        fields: dict[str, Any] = {"epoch": ask.epoch, "request": ask.request, "places": ask.places, "y": ask.x}
+        fields: dict[str, Any] = {"epoch": ask.epoch, "request": ask.request, "positions": ask.positions, "y": ask.x}
         fields |= {"compute_ns": 10**9}
-        self.node.out += f.encode(m.Answer(**(fields | changes)))
+        self.node.out += f.encode(m.Result(**(fields | changes)))
 
 
 def test_a_whole_life() -> None:
     pair = Pair().until("serving")
-    assert [type(event) for event in pair.events] == [Met, Progress, Progress, Began]
+    assert [type(event) for event in pair.events] == [Authenticated, Progress, Progress, Serving]
     assert pair.events[0].facts == {"name": "iPad"} and pair.events[2].text == "compiling"
     data = [asked for asked in pair.asked if isinstance(asked, m.Data)]
     assert b"".join(piece.piece for piece in data) == PIECES and len(data) == 3
@@ -152,7 +152,7 @@ def test_an_older_version_is_told_so() -> None:
     with pytest.raises(f.VersionError):
         ours.receive(b"mpIP\x00" + bytes(40), 0.0)
     (trouble,) = _read(ours.out)
-    assert isinstance(trouble, m.Trouble) and trouble.code == "BAD_VERSION"
+    assert isinstance(trouble, m.Error) and trouble.code == "BAD_VERSION"
     with pytest.raises(SessionError, match=r"it refused: .*version 0"):
         proxy().receive(bytes(ours.out), 0.0)
 
@@ -173,7 +173,7 @@ def test_what_a_node_does_not_expect_ends_the_connection(state: str) -> None:
             pair.node.receive(f.encode(message), 0.0)
         if name != "BYE":
             (trouble,) = _read(pair.node.out)
-            assert isinstance(trouble, m.Trouble)
+            assert isinstance(trouble, m.Error)
 
 
 EXPECTED = {"new": {"CHALLENGE"}, "offered": {"WANT"}, "loaded": {"LOADING", "READY"}, "serving": set[str]()}
@@ -194,7 +194,7 @@ def test_what_a_proxy_does_not_expect_ends_the_connection(state: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"request": 7}, {"epoch": 4}, {"places": ((1, 1),)}, {"y": np.ones((3, 4), np.float16)},
+        {"request": 7}, {"epoch": 4}, {"positions": ((1, 1),)}, {"y": np.ones((3, 4), np.float16)},
         {"y": np.ones((2, 3), np.float16)}, {"y": np.ones((2, 4), np.float32)},
     ],
 )  # fmt: skip
@@ -255,7 +255,7 @@ def test_what_is_late() -> None:
 def test_more_requests_than_the_node_takes() -> None:
     pair = Pair().until("serving")
     asks = [
-        m.Ask(epoch=5, request=n + 1, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
+        m.Request(epoch=5, request=n + 1, positions=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
         for n in range(QUEUE + 1)
     ]
     for ask in asks[:QUEUE]:
@@ -269,7 +269,7 @@ def test_more_requests_than_the_node_takes() -> None:
 )
 def test_a_request_of_another_life(request_: int, epoch: int) -> None:
     pair = Pair().until("serving")
-    ask = m.Ask(epoch=epoch, request=request_, places=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
+    ask = m.Request(epoch=epoch, request=request_, positions=((0, 0),), prefill=True, x=np.ones((1, 4), np.float16))
     with pytest.raises(SessionError, match="request"):
         pair.node.receive(f.encode(ask), 0.0)
     assert _read(pair.node.out)[0].code == "BAD_REQUEST"  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from mpgpt.core import DeviceAccount, Result, Row, Step
 from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import LinkError
 from mpgpt.transport.doorbell import Doorbell
-from mpgpt_ios.proxy.stage import Call, IPadStage, Values
+from mpgpt_ios.proxy.stage import Call, IPadStage, StageSizes, Values
 from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, SLOTS, SPAN, a_step, hidden, torch_stage
 
 
@@ -45,37 +45,37 @@ class Pretended:
     """
 
     def __init__(self, stage: TorchStage) -> None:
-        self._stage, self.life, self.trouble = stage, None, "the iPad at h:1 went away: it was unplugged"
+        self._stage, self.epoch, self.trouble = stage, None, "the iPad at h:1 went away: it was unplugged"
         self._filled = [0] * SLOTS
         self._asked: deque[Call] = deque()
         self._answers: deque[Values] = deque()
         self.calls: list[Call] = []
         self.closed = False
-        self._lives = self.renewed = self._asked_in_vain = 0
+        self._epochs = self.renewed = self._asked_in_vain = 0
         self._spoilt = set[int]()
 
-    life: int | None
+    epoch: int | None
 
     def come(self) -> None:
-        self._lives += 1
-        self.life, self._filled = self._lives, [0] * SLOTS
+        self._epochs += 1
+        self.epoch, self._filled = self._epochs, [0] * SLOTS
         self._spoilt.clear()
 
-    def renew(self, life: int) -> int | None:
-        if life != self.life:
+    def renew(self, epoch: int) -> int | None:
+        if epoch != self.epoch:
             return None
         assert not self._asked and not self._answers, "what was asked before would be dropped"
         self.renewed += 1
         self.come()
-        return self.life
+        return self.epoch
 
     def go(self) -> None:
-        self.life = None
+        self.epoch = None
         self._asked.clear()
         self._answers.clear()
 
-    def submit(self, life: int, call: Call) -> None:
-        if life == self.life:
+    def submit(self, epoch: int, call: Call) -> None:
+        if epoch == self.epoch:
             self._asked.append(call)
 
     def answer(self, count: int) -> None:
@@ -112,10 +112,10 @@ class Pretended:
                 y[i] = np.nan
         return y
 
-    def take(self, life: int) -> Values | None:
-        if life != self.life or not self._answers:
+    def take(self, epoch: int) -> Values | None:
+        if epoch != self.epoch or not self._answers:
             self._asked_in_vain += 1
-            if self._asked_in_vain >= IMPATIENT and life == self.life:
+            if self._asked_in_vain >= IMPATIENT and epoch == self.epoch:
                 self.answer(99)  # somebody waits for it, and cannot tell it to
             return None
         self._asked_in_vain = 0
@@ -139,9 +139,8 @@ def bell() -> Iterator[Doorbell]:
 
 
 def make(line: Pretended, own: TorchStage | None, bell: Doorbell) -> IPadStage:
-    return IPadStage(
-        SPAN, line, own, bell, slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32
-    )  # fmt: skip
+    sizes = StageSizes(slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32)
+    return IPadStage(SPAN, line, own, bell, sizes)
 
 
 def agree(got: Step | Result | None, truth: Step | Result) -> None:
@@ -312,10 +311,10 @@ def test_an_ipad_that_goes_away_while_its_cache_is_to_be_emptied(
     assert line.renewed == 0, "a new life is empty anyway"
 
 
-def next_step(dice: random.Random, number: int, filled: list[int], owed: deque[Step], faults: float = 0.0) -> Step:
+def next_step(dice: random.Random, number: int, filled: list[int], pending: deque[Step], faults: float = 0.0) -> Step:
     """What a scheduler might send: prompts, single tokens, drafts taken back, a slot given to another sequence; but
     nothing goes back as long as an answer for that slot is owed."""
-    busy = {row.slot for step in owed for row in step.rows}
+    busy = {row.slot for step in pending for row in step.rows}
     rows = []
     for slot in sorted(dice.sample(range(SLOTS), dice.randint(1, SLOTS))):
         start, tokens = filled[slot], dice.choice((1, 1, 1, 3, 17))
@@ -328,7 +327,7 @@ def next_step(dice: random.Random, number: int, filled: list[int], owed: deque[S
         rows.append((slot, start, tokens))
         filled[slot] = start + tokens
     if not rows:
-        return next_step(dice, number, filled, owed, faults)
+        return next_step(dice, number, filled, pending, faults)
     step = a_step(number, *rows)
     if dice.random() < faults:
         slot, _, tokens = dice.choice(rows)
@@ -345,28 +344,28 @@ def test_whatever_happens_to_the_ipad_the_answers_are_the_same(stages: tuple[Tor
     dice, (truth, own, there), bell = random.Random(seed), stages, Doorbell()
     line = Pretended(there)
     stage = make(line, own, bell)
-    owed: deque[Step] = deque()
+    pending: deque[Step] = deque()
     filled = [0] * SLOTS
     for number in range(25):
-        step = next_step(dice, number, filled, owed, faults)
-        if line.life is None and dice.random() < 0.3:
+        step = next_step(dice, number, filled, pending, faults)
+        if line.epoch is None and dice.random() < 0.3:
             line.come()
         if (answer := stage.forward(step)) is not None:
-            assert not owed, "an answer overtook another"
+            assert not pending, "an answer overtook another"
             agree_where_finite(answer, truth.forward(step), step)
         else:
-            owed.append(step)
+            pending.append(step)
         line.answer(dice.randint(0, 5))
-        if line.life is not None and dice.random() < 0.15:
+        if line.epoch is not None and dice.random() < 0.15:
             line.go()
             if dice.random() < 0.5:
                 line.come()
-        if dice.random() < 0.3 or len(owed) == 3:
+        if dice.random() < 0.3 or len(pending) == 3:
             line.answer(99)
-        while owed and stage.done():
-            agree_where_finite(stage.finish(), truth.forward(owed[0]), owed.popleft())
+        while pending and stage.done():
+            agree_where_finite(stage.finish(), truth.forward(pending[0]), pending.popleft())
     line.answer(99)
-    while owed:
+    while pending:
         assert stage.done()
-        agree_where_finite(stage.finish(), truth.forward(owed[0]), owed.popleft())
+        agree_where_finite(stage.finish(), truth.forward(pending[0]), pending.popleft())
     bell.close()

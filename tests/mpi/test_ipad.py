@@ -34,10 +34,10 @@ BATCH = ("--max-new-tokens", "16", "--threads", "1", "--strategy", "greedy", "--
 @pytest.fixture(scope="module")
 def place(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package, the token, the prompts, and the all-torch ring's records."""
-    from mpgpt_ios.convert.package import convert
+    from mpgpt_ios.convert.package import PackageOptions, convert
 
     folder = tmp_path_factory.mktemp("ipad")
-    convert(smollm2, SPAN, folder / "smol.mlpackage", slots=4, context=256)
+    convert(smollm2, SPAN, folder / "smol.mlpackage", PackageOptions(slots=4, context=256))
     (folder / "token").write_text("a token for this test\n")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "plain.yaml").write_text(yaml.safe_dump({"layer_distribution": LAYERS, "max_sequences": 4}))

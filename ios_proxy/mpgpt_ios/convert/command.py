@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ from rich.console import Console
 from mpgpt.config import parse_layers
 from mpgpt.errors import UsageError
 from mpgpt.model.pull import find, pull
-from mpgpt_ios.convert.package import convert
+from mpgpt_ios.convert.package import PackageOptions, convert
 
 SETTINGS = """ipad:
   rank: 1                        # the rank that stands before it; its layers are {first} to {last}
@@ -25,10 +26,8 @@ SETTINGS = """ipad:
   package: {out}"""
 
 
-def run_convert(
-    *, model: str, layers: str, out: Path, slots: int, context: int, chunk: int, weights: str, home: Path
-) -> None:
-    """Convert, and say what came of it. Raises ``UsageError`` and ``ModelError``."""
+def run_convert(model: str, layers: str, out: Path, options: PackageOptions, *, home: Path) -> None:
+    """Convert, and print what came of it. Raises ``UsageError`` and ``ModelError``."""
     spans = [span for span in parse_layers(layers) if span]
     if len(spans) != 1 or "," in layers:
         raise UsageError(f"--layers {layers}: one range, such as 4-7, makes one package")
@@ -36,9 +35,8 @@ def run_convert(
     folder = find(model, home) or pull(model, home=home, report=lambda line: click.echo(line, err=True))
     with console.status("converting") as status:
         bundle, difference = convert(
-            folder, spans[0], Path(os.path.realpath(out.expanduser())), slots=slots, context=context, chunk=chunk,
-            weights=weights, name=model, report=status.update,
-        )  # fmt: skip
+            folder, spans[0], Path(os.path.realpath(out.expanduser())), replace(options, name=model), status.update
+        )
     click.echo(f"{out}: layers {spans[0]} of {model}, {bundle.length / 1e6:.1f} MB, {bundle.hash.hex()[:12]}")
     click.echo(f"self-test within {difference:.4f} of float32; {bundle.manifest.tolerance} is allowed")
     click.echo(f"\n{SETTINGS.format(first=spans[0].start, last=spans[0].stop - 1, out=out)}")

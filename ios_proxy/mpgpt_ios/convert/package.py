@@ -3,8 +3,8 @@
 Knows: coremltools, what a device rejects, what is written where, and that nothing is there before it has passed.
 Must not know: blocks' arithmetic (``blocks.py``), what is checked of a package (``verify.py``), the ring.
 
-What coremltools 9 does and silently does not do is in the design notes, "Core ML on the iPad"; the two functions are
-converted one by one, their weights reduced (a package of several functions refuses that), and then put together.
+The two functions are converted one by one, their weights reduced (coremltools 9 refuses that of a package of several
+functions), and then put together.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,30 @@ TOLERANCES = {"float16": 0.02, "int8": 0.1}
 """How far a package may be from float32, of a token's largest element where that is above 1."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageOptions:
+    """The sizes of a package and of its weights."""
+
+    slots: int = 4
+    context: int = 512
+    chunk: int = 32
+    """Tokens in one call at most."""
+    weights: str = "float16"
+    """Or ``int8``."""
+    name: str = ""
+    """The model's, for the manifest; that of its folder if it is empty."""
+
+
+DEFAULTS = PackageOptions()
+
+
 def convert(
-    folder: Path, span: Span, out: Path, *, slots: int = 4, context: int = 512, chunk: int = 32,
-    weights: str = "float16", name: str = "", report: Callable[[str], None] = lambda line: None,
-) -> tuple[Bundle, float]:  # fmt: skip
+    folder: Path,
+    span: Span,
+    out: Path,
+    options: PackageOptions = DEFAULTS,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[Bundle, float]:
     """Make ``out`` (``NAME.mlpackage``) and its two companions of layers of the model in ``folder``.
 
     Returns the bundle, and how far its self-test is from float32 at most. What was there before is replaced only when
@@ -56,23 +77,23 @@ def convert(
     fails, which is then not kept.
     """
     _need_tools()
-    config = model_config(folder)
+    config, slots, context, chunk = model_config(folder), options.slots, options.context, options.chunk
     refuse(config, span, out, slots=slots, context=context, chunk=chunk)
     checkpoint = Checkpoint(folder)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part, _quiet():
         fresh = Path(part) / out.name
         report(f"reading layers {span}")
         prefill, decode = build(config, span, checkpoint, slots=slots, context=context)
-        _package(config, prefill, decode, chunk, weights, fresh, report)
+        _package(config, prefill, decode, chunk, options.weights, fresh, report)
         report("making its self-test")
         selftest = _beside(fresh, SELFTEST)
         _write_selftest(config, span, checkpoint, selftest, slots=slots, context=context, chunk=chunk)
         manifest = Manifest(
-            format=1, model=name or folder.name, model_hash=slice_hash(config, checkpoint, span),
+            format=1, model=options.name or folder.name, model_hash=slice_hash(config, checkpoint, span),
             family="gpt2" if config.family == "gpt2" else "llama", model_layers=config.layers,
             layers=(span.start, span.stop), embed=config.embed, heads=config.heads,
             kv_heads=config.kv_heads, head_dim=config.head_dim, slots=slots, context=context, chunk=chunk,
-            weights="int8" if weights == "int8" else "float16", tolerance=TOLERANCES[weights],
+            weights="int8" if options.weights == "int8" else "float16", tolerance=TOLERANCES[options.weights],
             rotary=Rotary(inv_freq=config.inv_freq, gain=config.rope_gain) if config.inv_freq else None,
             made_by=MadeBy(mpgpt=__version__, coremltools=version("coremltools"), torch=torch.__version__),
         )  # fmt: skip

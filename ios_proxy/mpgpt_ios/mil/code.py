@@ -19,7 +19,7 @@ from mpgpt_ios.mil.package_file import Type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Instruction:
     """One op at run time."""
 
     what: str
@@ -63,7 +63,7 @@ class Code:
     kept: Mapping[str, tuple[int, bool]]
     """The register of each state at the end, and whether something else may share its memory."""
     constants: Sequence[Tensor | None]
-    steps: Sequence[Step]
+    steps: Sequence[Instruction]
     copies: int
     """How many values are copied before they are updated."""
     pool: dict[tuple[torch.dtype, tuple[int, ...]], list[Tensor]] = field(default_factory=lambda: defaultdict(list))

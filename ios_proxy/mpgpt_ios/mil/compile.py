@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mpgpt.errors import ModelError
 from mpgpt_ios.mil.call import Call, Operand
-from mpgpt_ios.mil.code import Code, Step
+from mpgpt_ios.mil.code import Code, Instruction
 from mpgpt_ios.mil.ops_compute import ARITHMETIC, REUSING
 from mpgpt_ios.mil.ops_layout import MOVING
 from mpgpt_ios.mil.package_file import Package
@@ -53,7 +53,7 @@ class _Binder:
         """Those that steps use."""
         self._wide: dict[int, int] = {}
         """The float32 of a register of float16."""
-        self._steps: list[Step] = []
+        self._steps: list[Instruction] = []
         self._copies = 0
 
     def code(self) -> Code:
@@ -85,7 +85,7 @@ class _Binder:
         compute = (ARITHMETIC.get(op.kind) or MOVING[op.kind])(call)
         call.finish()
         sources = tuple(self._widened(register) if wide else register for register, wide in call.sources)
-        step = Step(what=op.what, compute=compute, sources=sources, targets=tuple(op.outputs), types=types)
+        step = Instruction(what=op.what, compute=compute, sources=sources, targets=tuple(op.outputs), types=types)
         if all(register in values.constants for register in sources):
             self._fold(op, step)
             return
@@ -98,7 +98,7 @@ class _Binder:
             memory = memory.union(*(self._memory.get(source, {PINNED}) for source in sources))
         self._add(replace(step, reuses=op.kind in REUSING and -1 not in types[0].shape), memory)
 
-    def _add(self, step: Step, memory: frozenset[int] = frozenset()) -> None:
+    def _add(self, step: Instruction, memory: frozenset[int] = frozenset()) -> None:
         self._memory.update((register, memory | {register}) for register in step.targets)
         self._hold(step.sources)
         self._steps.append(step)
@@ -122,11 +122,13 @@ class _Binder:
                 self._wide[register] = self._values.new("", single, self._package.single(constant))
             else:
                 self._wide[register] = new = self._values.new("", single)
-                step = Step(what="widening", compute=_widen, sources=(register,), targets=(new,), types=(single,))
+                step = Instruction(
+                    what="widening", compute=_widen, sources=(register,), targets=(new,), types=(single,)
+                )
                 self._add(replace(step, reuses=-1 not in single.shape))
         return self._wide[register]
 
-    def _fold(self, op: Op, step: Step) -> None:
+    def _fold(self, op: Op, step: Instruction) -> None:
         operands = [self._values.constants[source] for source in step.sources]
         tensors = [operand for operand in operands if isinstance(operand, Tensor)]
         if op.kind == "slice_update":  # which writes
@@ -146,12 +148,14 @@ class _Binder:
         sharing = [r for r, its in self._memory.items() if r != target and its & memory]
         return all(self._last.get(register, -1) <= at and register not in others for register in sharing)
 
-    def _copied(self, step: Step) -> Step:
+    def _copied(self, step: Instruction) -> Instruction:
         """The same step on a copy of its first operand; the copy becomes a step before it."""
         self._copies += 1
         target, *others = step.sources
         copy = self._values.new("", step.types[0])
-        self._add(Step(what=step.what, compute=torch.clone, sources=(target,), targets=(copy,), types=step.types))
+        self._add(
+            Instruction(what=step.what, compute=torch.clone, sources=(target,), targets=(copy,), types=step.types)
+        )
         return replace(step, sources=(copy, *others))
 
     def _shared(self, name: str) -> bool:
@@ -160,7 +164,7 @@ class _Binder:
         memory = {state: self._memory.get(register, pinned) for state, register in self._linker.kept.items()}
         return PINNED in memory[name] or any(memory[name] & its for state, its in memory.items() if state != name)
 
-    def _freeing(self) -> list[Step]:
+    def _freeing(self) -> list[Instruction]:
         """The steps, each with the registers that end with it and with those whose memory can be used again."""
         last = {register: at for at, step in enumerate(self._steps) for register in (*step.targets, *step.sources)}
         last.update((register, ALWAYS) for register in self._wanted)

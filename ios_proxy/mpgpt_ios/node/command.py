@@ -20,8 +20,8 @@ from mpgpt.errors import ModelError, UsageError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import COMPUTE_UNITS, Backend, CoreMLBackend, EvaluatorBackend, Executor
 from mpgpt_ios.node.bundle_store import Store
-from mpgpt_ios.node.server import Node
-from mpgpt_ios.protocol.secret import read_token
+from mpgpt_ios.node.server import NodeServer
+from mpgpt_ios.protocol.auth import read_token
 
 
 def run_node(
@@ -39,7 +39,7 @@ def run_node(
         backend, unit = _backend(bundle.package, precision)
         return Executor(backend, bundle.manifest, "float32" if precision == "float32" else "float16"), unit
 
-    node = Node(host, port, token, Store(store), open_=open_, say=_say, package=bundle)
+    node = NodeServer(host, port, token, Store(store), open_=open_, say=_say, package=bundle)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda signum, frame: node.close())
     if bundle:

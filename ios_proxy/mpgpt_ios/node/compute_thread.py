@@ -27,7 +27,7 @@ class Loaded:
     facts: Mapping[str, Any]
 
 
-class Computing:
+class ComputeThread:
     """Jobs, and what they compute with."""
 
     def __init__(self, open_: Callable[[Bundle], tuple[Executor, str]]) -> None:

@@ -29,12 +29,12 @@ from mpgpt import __version__
 from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import BadPosition, Executor
-from mpgpt_ios.node.bundle_store import Arrival, NoRoom, Store
-from mpgpt_ios.node.compute_thread import Computing
+from mpgpt_ios.node.bundle_store import NoRoom, PartialBundle, Store
+from mpgpt_ios.node.compute_thread import ComputeThread
+from mpgpt_ios.protocol.auth import SessionError
 from mpgpt_ios.protocol.frames import VERSION
-from mpgpt_ios.protocol.messages import Ask, Code, Data, Load, Offer, Reset
-from mpgpt_ios.protocol.node_session import Asked, NodeSession
-from mpgpt_ios.protocol.session import SessionError
+from mpgpt_ios.protocol.messages import Code, Data, Load, Offer, Request, Reset
+from mpgpt_ios.protocol.node_session import Command, NodeSession
 
 TICK_S = 0.2
 RECEIVE = 256 << 10
@@ -45,7 +45,7 @@ STRANGERS = 8
 """Connections at once that have not proved themselves yet."""
 
 
-class Node:
+class NodeServer:
     """One listening node."""
 
     def __init__(
@@ -56,15 +56,15 @@ class Node:
         ``package`` is one that needs not be sent. Port 0 takes any. Raises ``UsageError`` when it cannot listen there.
         """
         self._token, self._store, self._say, self._package = token, store, say, package
-        self.computing = Computing(open_)
+        self.computing = ComputeThread(open_)
         try:
             self._listener = socket.create_server((host, port), reuse_port=False)
         except (OSError, OverflowError) as error:
             reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
             raise UsageError(f"cannot listen on {host}:{port}: {reason}") from None
         self.port: int = self._listener.getsockname()[1]
-        self.guest: Visit | None = None
-        self._visits: set[Visit] = set()
+        self.guest: Connection | None = None
+        self._visits: set[Connection] = set()
         self._closing = threading.Event()
 
     def serve(self) -> None:
@@ -94,11 +94,11 @@ class Node:
             if sum(not visit.known for visit in self._visits) >= STRANGERS:
                 connection.close()
                 continue
-            visit = Visit(self, connection, f"{address[0]}:{address[1]}")
+            visit = Connection(self, connection, f"{address[0]}:{address[1]}")
             self._visits.add(visit)
             threading.Thread(target=self._host, args=(visit,), name="visit", daemon=True).start()
 
-    def _host(self, visit: Visit) -> None:
+    def _host(self, visit: Connection) -> None:
         try:
             visit.run()
         except (OSError, WireError, SessionError) as error:
@@ -117,7 +117,7 @@ class Node:
         }  # fmt: skip
         return NodeSession(self._token, os.urandom(32), time.monotonic(), facts=facts, health=health)
 
-    def welcome(self, visit: Visit) -> None:
+    def welcome(self, visit: Connection) -> None:
         """A proxy has proved itself: it is served from now on, and no other."""
         before, self.guest = self.guest, visit
         self._say(f"the proxy at {visit.name} is here")
@@ -129,17 +129,17 @@ class Node:
             return self._package
         return self._store.find(digest)
 
-    def receive(self, offer: Offer) -> Arrival:
+    def receive(self, offer: Offer) -> PartialBundle:
         return self._store.receive(offer)
 
 
-class Visit:
+class Connection:
     """One connection."""
 
-    def __init__(self, node: Node, connection: socket.socket, name: str) -> None:
+    def __init__(self, node: NodeServer, connection: socket.socket, name: str) -> None:
         self._node, self._socket, self.name = node, connection, name
         self._session = node.session()
-        self._arrival: Arrival | None = None
+        self._arrival: PartialBundle | None = None
         self._bundle: Bundle | None = None
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -213,7 +213,7 @@ class Visit:
             self._loading_since = time.monotonic()
             self._session.loading("loading its package")
 
-    def _do(self, asked: Asked) -> None:
+    def _do(self, asked: Command) -> None:
         match asked:
             case Offer():
                 self._offered(asked)
@@ -225,7 +225,7 @@ class Visit:
                 self._node.computing.ask(partial(self._load, self._bundle))
             case Reset():
                 self._node.computing.ask(self._mine(lambda: self._node.computing.executor.reset()))
-            case Ask():
+            case Request():
                 self._node.computing.ask(self._mine(partial(self._compute, asked)))
 
     def _offered(self, offer: Offer) -> None:
@@ -283,9 +283,9 @@ class Visit:
 
         self._post(tell)
 
-    def _compute(self, ask: Ask) -> None:
+    def _compute(self, ask: Request) -> None:
         begun = time.perf_counter()
-        slots, positions = [slot for slot, _ in ask.places], [position for _, position in ask.places]
+        slots, positions = [slot for slot, _ in ask.positions], [position for _, position in ask.positions]
         try:
             executor = self._node.computing.executor
             y = (

@@ -99,12 +99,12 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Request:
     """PREFILL, tokens of one slot from its position on, or DECODE, a token for each of several slots."""
 
     epoch: int
     request: int
-    places: tuple[tuple[int, int], ...]
+    positions: tuple[tuple[int, int], ...]
     """(slot, position): one for PREFILL, one a token for DECODE."""
     prefill: bool
     x: Values = field(repr=False)
@@ -112,16 +112,16 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Result:
     epoch: int
     request: int
-    places: tuple[tuple[int, int], ...]
+    positions: tuple[tuple[int, int], ...]
     compute_ns: int
     y: Values = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class Error:
     """ERROR: what went wrong; ``request`` is 0 where it is about no request."""
 
     code: Code
@@ -147,6 +147,6 @@ class Bye:
 
 
 Message = (
-    Hello | Challenge | Proof | Info | Offer | Want | Data | Stored | Load | Loading | Ready | Reset | Ask | Answer
-    | Trouble | Ping | Pong | Bye
+    Hello | Challenge | Proof | Info | Offer | Want | Data | Stored | Load | Loading | Ready | Reset | Request | Result
+    | Error | Ping | Pong | Bye
 )  # fmt: skip

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from mpgpt.errors import WireError
+from mpgpt_ios.protocol.auth import HANDSHAKE_S, NODE_LABEL, PROXY_LABEL, QUEUE, SessionError, prove
 from mpgpt_ios.protocol.frames import MAX_FILES, Frames, VersionError, encode
 from mpgpt_ios.protocol.messages import (
-    Answer,
-    Ask,
     Bye,
     Challenge,
     Code,
     Data,
+    Error,
     Hello,
     Info,
     Load,
@@ -32,15 +32,15 @@ from mpgpt_ios.protocol.messages import (
     Pong,
     Proof,
     Ready,
+    Request,
     Reset,
+    Result,
     Stored,
-    Trouble,
     Values,
     Want,
 )
-from mpgpt_ios.protocol.session import HANDSHAKE_S, NODE_LABEL, PROXY_LABEL, QUEUE, SessionError, prove
 
-Asked = Offer | Data | Load | Reset | Ask
+Command = Offer | Data | Load | Reset | Request
 """What a node is asked to do, once the proxy has proved itself; PINGs are answered here."""
 
 
@@ -58,7 +58,7 @@ class NodeSession:
         self._expect: tuple[type[Message], ...] = (Hello,)
         self._offer: Offer | None = None
         self._length = self._next = 0
-        self._epoch, self._requests, self._open = 0, 0, deque[Ask]()
+        self._epoch, self._requests, self._open = 0, 0, deque[Request]()
         self.queue = QUEUE
 
     @property
@@ -66,28 +66,28 @@ class NodeSession:
         """Whether the proxy has proved itself."""
         return self._expect not in ((Hello,), (Proof,))
 
-    def receive(self, data: bytes, now: float) -> list[Asked]:
+    def receive(self, data: bytes, now: float) -> list[Command]:
         """What is asked. Raises ``WireError`` or ``SessionError``: then send ``out`` and close."""
-        asked: list[Asked] = []
+        asked: list[Command] = []
         try:
             self._frames.feed(data)
             while (message := self._frames.next()) is not None:
                 asked += self._take(message)
         except VersionError as error:
-            self.out += encode(Trouble(code="BAD_VERSION", text=str(error)))
+            self.out += encode(Error(code="BAD_VERSION", text=str(error)))
             raise
         except WireError as error:
-            self.out += encode(Trouble(code="BAD_FRAME", text=str(error)))
+            self.out += encode(Error(code="BAD_FRAME", text=str(error)))
             raise
         except SessionError as error:
-            self.out += encode(Trouble(code=error.code, text=str(error)))
+            self.out += encode(Error(code=error.code, text=str(error)))
             raise
         return asked
 
-    def _take(self, message: Message) -> list[Asked]:
+    def _take(self, message: Message) -> list[Command]:
         if isinstance(message, Bye):
             raise SessionError("the proxy said good-bye")
-        if isinstance(message, Trouble) and self.known:
+        if isinstance(message, Error) and self.known:
             raise SessionError(f"the proxy gave up: {message.text or message.code}", message.code)
         if isinstance(message, Ping) and self.known:
             self.out += encode(Pong(number=message.number, facts=self._health()))
@@ -116,22 +116,22 @@ class NodeSession:
                 self._expect = ()
                 return [message]
             case Reset():
-                self._epoch, self._expect = message.epoch, (Ask, Reset)
+                self._epoch, self._expect = message.epoch, (Request, Reset)
                 self._open.clear()
                 return [message]
-            case Ask():
+            case Request():
                 return self._take_ask(message)
             case _:
                 raise AssertionError("a kind of message that is never expected")
 
-    def _take_offer(self, message: Offer) -> list[Asked]:
+    def _take_offer(self, message: Offer) -> list[Command]:
         if not message.files or len(message.files) > MAX_FILES:
             raise SessionError("an offer of no files", "BAD_BUNDLE")
         self._offer, self._expect = message, ()
         self._length = sum(file.length for file in message.files)
         return [message]
 
-    def _take_data(self, message: Data) -> list[Asked]:
+    def _take_data(self, message: Data) -> list[Command]:
         if message.offset != self._next or message.offset + len(message.piece) > self._length:
             raise SessionError(f"DATA at byte {message.offset}, not {self._next} of {self._length}", "BAD_BUNDLE")
         self._next += len(message.piece)
@@ -139,7 +139,7 @@ class NodeSession:
             self._expect = ()
         return [message]
 
-    def _take_ask(self, message: Ask) -> list[Asked]:
+    def _take_ask(self, message: Request) -> list[Command]:
         if message.epoch != self._epoch or message.request <= self._requests:
             raise SessionError(
                 f"request {message.request} of epoch {message.epoch}, in epoch {self._epoch}", "BAD_REQUEST"
@@ -171,20 +171,20 @@ class NodeSession:
         self._expect = (Reset,)
         self.out += encode(Ready(facts={**facts, "queue": queue}))
 
-    def answer(self, ask: Ask, y: Values, compute_s: float) -> None:
+    def answer(self, ask: Request, y: Values, compute_s: float) -> None:
         """The result of the oldest request; nothing is sent when its epoch is over."""
         if not self._open or self._open[0] is not ask:
             return
         self._open.popleft()
         y = np.ascontiguousarray(y, dtype=ask.x.dtype)
-        answer = Answer(
-            epoch=ask.epoch, request=ask.request, places=ask.places, compute_ns=int(compute_s * 1e9), y=y
+        answer = Result(
+            epoch=ask.epoch, request=ask.request, positions=ask.positions, compute_ns=int(compute_s * 1e9), y=y
         )  # fmt: skip
         self.out += encode(answer)
 
-    def trouble(self, code: Code, text: str, ask: Ask | None = None) -> None:
+    def trouble(self, code: Code, text: str, ask: Request | None = None) -> None:
         self.out += encode(
-            Trouble(code=code, text=text, epoch=ask.epoch if ask else 0, request=ask.request if ask else 0)
+            Error(code=code, text=text, epoch=ask.epoch if ask else 0, request=ask.request if ask else 0)
         )
 
     def late(self, now: float) -> bool:

@@ -20,11 +20,10 @@ import numpy as np
 from mpgpt.errors import WireError
 from mpgpt_ios.protocol.messages import (
     CODES,
-    Answer,
-    Ask,
     Bye,
     Challenge,
     Data,
+    Error,
     File,
     Hello,
     Info,
@@ -36,9 +35,10 @@ from mpgpt_ios.protocol.messages import (
     Pong,
     Proof,
     Ready,
+    Request,
     Reset,
+    Result,
     Stored,
-    Trouble,
     Values,
     Want,
 )
@@ -118,12 +118,12 @@ def write(message: Message) -> tuple[Head, bytes]:
             return Head(kind=Kind.READY), _json(m.facts)
         case Reset():
             return Head(kind=Kind.RESET, epoch=m.epoch), b""
-        case Ask():
-            return _valued(Kind.PREFILL if m.prefill else Kind.DECODE, m, m.x), _places(m.places) + m.x.tobytes()
-        case Answer():
-            payload = LONG.pack(m.compute_ns) + _places(m.places) + m.y.tobytes()
+        case Request():
+            return _valued(Kind.PREFILL if m.prefill else Kind.DECODE, m, m.x), _places(m.positions) + m.x.tobytes()
+        case Result():
+            payload = LONG.pack(m.compute_ns) + _places(m.positions) + m.y.tobytes()
             return _valued(Kind.RESULT, m, m.y), payload
-        case Trouble():
+        case Error():
             payload = struct.pack("<H", CODES.index(m.code) + 1) + m.text.encode()[:MAX_TEXT]
             return Head(kind=Kind.ERROR, epoch=m.epoch, request=m.request), payload
         case Ping():
@@ -134,10 +134,10 @@ def write(message: Message) -> tuple[Head, bytes]:
             return Head(kind=Kind.BYE), b""
 
 
-def _valued(kind: Kind, m: Ask | Answer, values: Values) -> Head:
+def _valued(kind: Kind, m: Request | Result, values: Values) -> Head:
     dtype = next(number for number, dtype in DTYPES.items() if dtype == values.dtype)
     return Head(
-        kind=kind, epoch=m.epoch, request=m.request, dtype=dtype, rows=len(m.places), tokens=len(values)
+        kind=kind, epoch=m.epoch, request=m.request, dtype=dtype, rows=len(m.positions), tokens=len(values)
     )  # fmt: skip
 
 
@@ -150,8 +150,8 @@ def _file(file: File) -> bytes:
     return ENTRY_HEAD.pack(len(name)) + name + LONG.pack(file.length) + file.sha256
 
 
-def _places(places: tuple[tuple[int, int], ...]) -> bytes:
-    return b"".join(PAIR.pack(slot, position) for slot, position in places)
+def _places(positions: tuple[tuple[int, int], ...]) -> bytes:
+    return b"".join(PAIR.pack(slot, position) for slot, position in positions)
 
 
 # -- payloads to messages
@@ -171,24 +171,24 @@ def _read_data(head: Head, payload: bytes) -> Message:
 
 
 def _read_ask(head: Head, payload: bytes) -> Message:
-    places, x = _read_rows(head, payload)
+    positions, x = _read_rows(head, payload)
     prefill = head.kind == Kind.PREFILL
-    if (len(places) != 1) if prefill else (len(places) != len(x)):
-        raise WireError(f"a request of kind {head.kind} for {len(places)} rows and {len(x)} tokens")
-    return Ask(epoch=head.epoch, request=head.request, places=places, prefill=prefill, x=x)
+    if (len(positions) != 1) if prefill else (len(positions) != len(x)):
+        raise WireError(f"a request of kind {head.kind} for {len(positions)} rows and {len(x)} tokens")
+    return Request(epoch=head.epoch, request=head.request, positions=positions, prefill=prefill, x=x)
 
 
 def _read_answer(head: Head, payload: bytes) -> Message:
-    places, y = _read_rows(head, payload[LONG.size :])
+    positions, y = _read_rows(head, payload[LONG.size :])
     compute_ns = LONG.unpack_from(payload)[0]
-    return Answer(epoch=head.epoch, request=head.request, places=places, compute_ns=compute_ns, y=y)
+    return Result(epoch=head.epoch, request=head.request, positions=positions, compute_ns=compute_ns, y=y)
 
 
 def _read_trouble(head: Head, payload: bytes) -> Message:
     code = int.from_bytes(payload[:2], "little")
     if not 0 < code <= len(CODES):
         raise WireError(f"an error of the unknown code {code}")
-    return Trouble(code=CODES[code - 1], text=_text(payload[2:]), epoch=head.epoch, request=head.request)
+    return Error(code=CODES[code - 1], text=_text(payload[2:]), epoch=head.epoch, request=head.request)
 
 
 def _read_pong(head: Head, payload: bytes) -> Message:
@@ -217,9 +217,9 @@ def _read_rows(head: Head, payload: bytes) -> tuple[tuple[tuple[int, int], ...],
     per_token, rest = divmod(len(payload) - values_at, head.tokens * dtype.itemsize)
     if rest or not 0 < per_token <= MAX_EMBED:
         raise WireError(f"{len(payload)} bytes for {head.rows} rows and {head.tokens} tokens")
-    places = tuple((slot, position) for slot, position in PAIR.iter_unpack(payload[:values_at]))
+    positions = tuple((slot, position) for slot, position in PAIR.iter_unpack(payload[:values_at]))
     values = np.frombuffer(payload, dtype, offset=values_at).reshape(head.tokens, per_token).copy()
-    return places, values
+    return positions, values
 
 
 def _read_offer(head: Head, payload: bytes) -> Offer:

@@ -16,13 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpgpt.errors import WireError
+from mpgpt_ios.protocol.auth import (
+    HANDSHAKE_S,
+    LOAD_SILENCE_S,
+    NODE_LABEL,
+    PING_S,
+    PROXY_LABEL,
+    QUEUE,
+    SessionError,
+    prove,
+)
 from mpgpt_ios.protocol.frames import MAX_PIECE, Frames, VersionError, encode
 from mpgpt_ios.protocol.messages import (
-    Answer,
-    Ask,
     Bye,
     Challenge,
     Data,
+    Error,
     File,
     Hello,
     Info,
@@ -34,25 +43,16 @@ from mpgpt_ios.protocol.messages import (
     Pong,
     Proof,
     Ready,
+    Request,
     Reset,
+    Result,
     Stored,
-    Trouble,
     Values,
     Want,
 )
-from mpgpt_ios.protocol.session import (
-    HANDSHAKE_S,
-    LOAD_SILENCE_S,
-    NODE_LABEL,
-    PING_S,
-    PROXY_LABEL,
-    QUEUE,
-    SessionError,
-    prove,
-)
 
 
-class Parcel(Protocol):
+class BundleReader(Protocol):
     """A bundle as it is sent (``bundle.Bundle``)."""
 
     hash: bytes
@@ -64,7 +64,7 @@ class Parcel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Met:
+class Authenticated:
     """The other end has proved itself; ``facts`` are what it says of itself."""
 
     facts: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Began:
+class Serving:
     """The layers are loaded, and calls are welcome."""
 
     facts: Mapping[str, Any]
@@ -101,19 +101,21 @@ class Health:
     facts: Mapping[str, Any]
 
 
-Event = Met | Progress | Began | Reply | Health
+Event = Authenticated | Progress | Serving | Reply | Health
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    ask: Ask
+    ask: Request
     since: float
 
 
 class ProxySession:
     """The end that dials: proves itself, brings the bundle, has it loaded, and calls."""
 
-    def __init__(self, token: bytes, bundle: Parcel, nonce: bytes, now: float, *, epoch: int, timeout_s: float) -> None:
+    def __init__(
+        self, token: bytes, bundle: BundleReader, nonce: bytes, now: float, *, epoch: int, timeout_s: float
+    ) -> None:
         """``epoch`` names the life of the node's cache that begins with READY; ``timeout_s`` is how late an answer may
         be."""
         self.out = bytearray(encode(Hello(nonce=nonce)))
@@ -140,12 +142,12 @@ class ProxySession:
         except VersionError:
             raise
         except WireError as error:
-            self.out += encode(Trouble(code="BAD_FRAME", text=str(error)))
+            self.out += encode(Error(code="BAD_FRAME", text=str(error)))
             raise
         return events
 
     def _take(self, message: Message, now: float) -> list[Event]:
-        if isinstance(message, Trouble):
+        if isinstance(message, Error):
             raise SessionError(f"it refused: {message.text or message.code}", message.code)
         if isinstance(message, Bye):
             raise SessionError("it said good-bye")
@@ -164,7 +166,7 @@ class ProxySession:
     def _take_challenge(self, message: Any, now: float) -> list[Event]:
         wanted = prove(self._token, NODE_LABEL, self._nonce, message.nonce)
         if not hmac.compare_digest(wanted, message.proof):
-            self.out += encode(Trouble(code="BAD_TOKEN", text="the tokens of the two ends differ"))
+            self.out += encode(Error(code="BAD_TOKEN", text="the tokens of the two ends differ"))
             raise SessionError("it has another token: the token files of the two ends differ", "BAD_TOKEN")
         self.out += encode(Proof(proof=prove(self._token, PROXY_LABEL, message.nonce, self._nonce)))
         self._expect = (Info,)
@@ -174,7 +176,7 @@ class ProxySession:
         files = tuple(File(name=e.name, length=e.length, sha256=e.sha256) for e in self._bundle.entries)
         self.out += encode(Offer(bundle=self._bundle.hash, files=files))
         self._expect = (Want,)
-        return [Met(facts=message.facts)]
+        return [Authenticated(facts=message.facts)]
 
     def _take_want(self, message: Any, now: float) -> list[Event]:
         if message.offset > self._bundle.length:
@@ -207,16 +209,16 @@ class ProxySession:
             raise SessionError(f"it is ready with the dtype {dtype!r} and a queue of {queue!r}")
         self._dtype, self.queue = np.dtype(dtype), queue
         self.out += encode(Reset(epoch=self._epoch))
-        self._expect, self.ready, self._answered = (Answer,), True, now
-        return [Began(facts=facts)]
+        self._expect, self.ready, self._answered = (Result,), True, now
+        return [Serving(facts=facts)]
 
-    def call(self, places: tuple[tuple[int, int], ...], x: NDArray[Any], now: float) -> int:
+    def call(self, positions: tuple[tuple[int, int], ...], x: NDArray[Any], now: float) -> int:
         """Ask for tokens ``x`` [tokens, embed], one of each place (slot, position) or all of one; gives the request's
         number."""
         assert self.ready and len(self._open) < self.queue, "not ready, or too many calls"
         self._requests += 1
-        ask = Ask(
-            epoch=self._epoch, request=self._requests, places=places, prefill=len(x) != len(places),
+        ask = Request(
+            epoch=self._epoch, request=self._requests, positions=positions, prefill=len(x) != len(positions),
             x=np.ascontiguousarray(x, dtype=self._dtype),
         )  # fmt: skip
         self._open.append(_Open(ask, now))
@@ -243,7 +245,7 @@ class ProxySession:
             raise SessionError("an answer to nothing")
         first = self._open.popleft()
         ask = first.ask
-        if (message.epoch, message.request, message.places) != (ask.epoch, ask.request, ask.places):
+        if (message.epoch, message.request, message.positions) != (ask.epoch, ask.request, ask.positions):
             raise SessionError(f"an answer to request {message.request} or to other positions, not to {ask.request}")
         if message.y.shape != ask.x.shape or message.y.dtype != ask.x.dtype:
             raise SessionError(f"an answer of {message.y.dtype} {message.y.shape}")
@@ -268,5 +270,5 @@ class ProxySession:
 TAKERS: dict[type[Message], Callable[[ProxySession, Any, float], list[Event]]] = {
     Challenge: ProxySession._take_challenge, Info: ProxySession._take_info, Want: ProxySession._take_want,
     Stored: ProxySession._take_stored, Loading: ProxySession._take_loading, Ready: ProxySession._take_ready,
-    Answer: ProxySession._take_answer,
+    Result: ProxySession._take_answer,
 }  # fmt: skip

@@ -22,8 +22,17 @@ from typing import get_args
 from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError
 from mpgpt.transport.doorbell import Doorbell
-from mpgpt_ios.protocol.proxy_session import Began, Event, Health, Met, Parcel, Progress, ProxySession, Reply
-from mpgpt_ios.protocol.session import SessionError
+from mpgpt_ios.protocol.auth import SessionError
+from mpgpt_ios.protocol.proxy_session import (
+    Authenticated,
+    BundleReader,
+    Event,
+    Health,
+    Progress,
+    ProxySession,
+    Reply,
+    Serving,
+)
 from mpgpt_ios.proxy.stage import Call, Values
 
 DIAL_S = 5.0
@@ -38,10 +47,10 @@ THERMALS = get_args(Thermal)
 
 
 class Client:
-    """A ``stage.Line`` over TCP."""
+    """A ``stage.DeviceConnection`` over TCP."""
 
     def __init__(
-        self, address: tuple[str, int], token: bytes, bundle: Parcel, bell: Doorbell, *, timeout_s: float,
+        self, address: tuple[str, int], token: bytes, bundle: BundleReader, bell: Doorbell, *, timeout_s: float,
         report: Callable[[str], None],
     ) -> None:  # fmt: skip
         """Begins to dial. ``bell`` rings when an answer has come or the iPad went away; ``report`` hears, on the
@@ -53,8 +62,8 @@ class Client:
         self.facts: dict[str, object] = {}
         """What the iPad said when it was ready last."""
         self._lock = threading.Lock()
-        self._life: int | None = None
-        self._lives = 0
+        self._epoch: int | None = None
+        self._epochs = 0
         self._asked: deque[Call | int] = deque()
         """Calls, and between them the numbers of lives that begin there on the same connection."""
         self._answers: deque[Values] = deque()
@@ -63,7 +72,7 @@ class Client:
         self._falls = 0
         self._thermal: Thermal = "unknown"
         self._closing = threading.Event()
-        self._stirred = threading.Event()
+        self._redial_now = threading.Event()
         self._settled = threading.Event()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -74,33 +83,33 @@ class Client:
     # -- for the ring's thread
 
     @property
-    def life(self) -> int | None:
-        return self._life
+    def epoch(self) -> int | None:
+        return self._epoch
 
-    def submit(self, life: int, call: Call) -> None:
+    def submit(self, epoch: int, call: Call) -> None:
         with self._lock:
-            if life == self._life:
+            if epoch == self._epoch:
                 self._asked.append(call)
         self._wake()
 
-    def take(self, life: int) -> Values | None:
+    def take(self, epoch: int) -> Values | None:
         with self._lock:
-            return self._answers.popleft() if life == self._life and self._answers else None
+            return self._answers.popleft() if epoch == self._epoch and self._answers else None
 
-    def renew(self, life: int) -> int | None:
+    def renew(self, epoch: int) -> int | None:
         with self._lock:
-            if life != self._life:
+            if epoch != self._epoch:
                 return None
-            self._lives += 1
-            self._life = self._lives
-            self._asked.append(self._lives)
+            self._epochs += 1
+            self._epoch = self._epochs
+            self._asked.append(self._epochs)
         self._wake()
-        return self._lives
+        return self._epochs
 
-    def settle(self) -> bool:
+    def wait_until_ready(self) -> bool:
         """Wait until the first attempt has succeeded or failed, however long loading takes; whether it is ready."""
         self._settled.wait()
-        return self._life is not None
+        return self._epoch is not None
 
     def account(self) -> DeviceAccount:
         with self._lock:
@@ -108,7 +117,8 @@ class Client:
             away = self._away_s + (now - self._away_since if self._away_since is not None else 0.0)
             account = DeviceAccount(
                 requests=self._requests, compute_s=self._compute_s, network_s=self._network_s, sent=self._sent,
-                received=self._received, falls=self._falls, away_s=away, thermal=self._thermal, away=self._life is None,
+                received=self._received, falls=self._falls, away_s=away,
+                thermal=self._thermal, away=self._epoch is None,
             )  # fmt: skip
             self._begin_account(now)
             if self._away_since is not None:
@@ -120,12 +130,12 @@ class Client:
         self._compute_s = self._network_s = self._away_s = 0.0
 
     def redial(self) -> None:
-        self._stirred.set()
+        self._redial_now.set()
 
     def close(self) -> None:
         """Hang up, and end the thread."""
         self._closing.set()
-        self._stirred.set()
+        self._redial_now.set()
         self._wake()
         self._thread.join(5.0)
         self._wake_read.close()
@@ -148,17 +158,17 @@ class Client:
                     self._serve(connection)
                 return
             except (OSError, MpgptError) as error:
-                ready_at = self._began_at if self._life is not None else None
+                ready_at = self._began_at if self._epoch is not None else None
                 self._lose(_sentence(error))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
-            self._stirred.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
-            self._stirred.clear()
+            self._redial_now.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
+            self._redial_now.clear()
 
     def _serve(self, connection: socket.socket) -> None:
         """Until ``close``; raises when the iPad goes away."""
-        self._stirred.clear()  # asked for while it was there
+        self._redial_now.clear()  # asked for while it was there
         session = ProxySession(
-            self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._lives + 1,
+            self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._epochs + 1,
             timeout_s=self._timeout,
         )  # fmt: skip
         try:
@@ -210,25 +220,25 @@ class Client:
                     self._network_s += max(0.0, event.seconds - event.compute_s)
                     self._answers.append(event.y)
                 self._bell.ring()
-            case Began():
+            case Serving():
                 self._begin(dict(event.facts))
             case Progress():
                 self._report(f"{self.name}: {event.text}")
             case Health():
                 thermal = event.facts.get("thermal")
                 self._thermal = thermal if thermal in THERMALS else "unknown"  # type: ignore[assignment]
-            case Met():
+            case Authenticated():
                 pass
 
     def _begin(self, facts: dict[str, object]) -> None:
         with self._lock:
             now = time.monotonic()
-            self._lives += 1
-            self._life, self._began_at, self.facts = self._lives, now, facts
+            self._epochs += 1
+            self._epoch, self._began_at, self.facts = self._epochs, now, facts
             if self._away_since is not None:
                 self._away_s += now - self._away_since
             self._away_since = None
-            again = self._lives > 1 or self._settled.is_set()
+            again = self._epochs > 1 or self._settled.is_set()
         self._report(f"{self.name} is {'back' if again else 'ready'}: {facts.get('unit', 'unknown')}")
         self._settled.set()
         self._bell.ring()
@@ -236,7 +246,7 @@ class Client:
     def _lose(self, why: str) -> None:
         """The iPad is away; said once, not at every attempt to reach it again."""
         with self._lock:
-            was, self._life = self._life, None
+            was, self._epoch = self._epoch, None
             self._asked.clear()
             self._answers.clear()
             first = was is not None or not self._settled.is_set()

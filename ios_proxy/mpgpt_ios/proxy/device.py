@@ -21,18 +21,18 @@ from mpgpt.machines import Speed
 from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt.transport.doorbell import Doorbell, wait
 from mpgpt_ios.bundle import Bundle, slice_hash
-from mpgpt_ios.protocol.secret import read_token
+from mpgpt_ios.protocol.auth import read_token
 from mpgpt_ios.proxy.client import Client
-from mpgpt_ios.proxy.stage import Call, IPadStage
+from mpgpt_ios.proxy.stage import Call, IPadStage, StageSizes
 
 TRIES = 3
 
 
-class IPad:
+class IPadDevice:
     """One iPad, or its stand-in."""
 
     def __init__(self, settings: Mapping[str, Any], bell: Doorbell, report: Callable[[str], None]) -> None:
-        """``settings`` are ``mpgpt.config.IPad``. Dials, and waits until it is ready or cannot be. Raises
+        """``settings`` are ``mpgpt.config.IPadDevice``. Dials, and waits until it is ready or cannot be. Raises
         ``ModelError`` or ``UsageError`` for its package and its token, and ``LinkError`` when it is away and nobody
         may compute in its stead."""
         token, self._bundle = read_token(Path(settings["token_file"])), Bundle.at(Path(settings["package"]))
@@ -44,7 +44,7 @@ class IPad:
         self._client = Client(
             (host.strip("[]"), int(port)), token, self._bundle, bell, timeout_s=settings["timeout_s"], report=report
         )
-        if not self._client.settle() and not self.fallback:
+        if not self._client.wait_until_ready() and not self.fallback:
             self._client.close()
             raise LinkError(f"{self._client.trouble}; `fallback: none` lets nobody compute its layers")
 
@@ -60,37 +60,37 @@ class IPad:
     def speed(self) -> Speed | None:
         """Seconds for one token, for one of each slot, and for a chunk of one, the network included; None if it is
         away."""
-        life, manifest = self._client.life, self._bundle.manifest
-        if life is None:
+        epoch, manifest = self._client.epoch, self._bundle.manifest
+        if epoch is None:
             return None
         points: list[tuple[int, float]] = []
         for slots, tokens in ((1, 1), (manifest.slots, 1), (1, manifest.chunk)):
             rows = slots * tokens
             x = np.full((rows, manifest.embed), 0.5, np.float32)
             call = Call(slots=tuple(range(slots)), positions=(0,) * slots, x=x)
-            times = [self._seconds(life, call) for _ in range(TRIES)]
+            times = [self._seconds(epoch, call) for _ in range(TRIES)]
             if None in times:
                 return None
             if rows > max((known for known, _ in points), default=0):
                 points.append((rows, statistics.median(time for time in times if time is not None) / len(self.span)))
         return Speed(layer_s=tuple(points), head_s=((1, 0.0),))
 
-    def _seconds(self, life: int, call: Call) -> float | None:
+    def _seconds(self, epoch: int, call: Call) -> float | None:
         """How long a call takes; None when the iPad goes away."""
         begun, answers = time.perf_counter(), list[object]()
 
         def answered() -> bool:
-            if (y := self._client.take(life)) is not None:
+            if (y := self._client.take(epoch)) is not None:
                 answers.append(y)
-            return bool(answers) or self._client.life != life
+            return bool(answers) or self._client.epoch != epoch
 
-        self._client.submit(life, call)
+        self._client.submit(epoch, call)
         wait(answered, self._bell)
         return time.perf_counter() - begun if answers else None
 
     def stage(self, own: TorchStage | None, *, slots: int, context: int, dtype: torch.dtype) -> Stage:
         manifest = self._bundle.manifest
         return IPadStage(
-            self.span, self._client, own, self._bell, slots=slots, context=context, embed=manifest.embed,
-            chunk=manifest.chunk, dtype=dtype,
+            self.span, self._client, own, self._bell,
+            StageSizes(slots=slots, context=context, embed=manifest.embed, chunk=manifest.chunk, dtype=dtype),
         )  # fmt: skip

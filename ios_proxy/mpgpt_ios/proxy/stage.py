@@ -58,20 +58,20 @@ class Call:
         return self.slots[token], self.positions[token]
 
 
-class Line(Protocol):
+class DeviceConnection(Protocol):
     """The way to the iPad (``client.Client``). It looks after itself: it dials again when the iPad went away."""
 
     @property
-    def life(self) -> int | None:
+    def epoch(self) -> int | None:
         """Which life of the iPad's cache this is; None while it is away. A new life begins with an empty cache."""
 
-    def submit(self, life: int, call: Call) -> None:
+    def submit(self, epoch: int, call: Call) -> None:
         """Send a call; nothing happens when that life is over."""
 
-    def take(self, life: int) -> Values | None:
+    def take(self, epoch: int) -> Values | None:
         """The answer to the first call of that life that is not answered yet, [tokens, embed], if it is here."""
 
-    def renew(self, life: int) -> int | None:
+    def renew(self, epoch: int) -> int | None:
         """Begin another life, with an empty cache, once all calls of this one are answered; None when it is over."""
 
     @property
@@ -88,7 +88,7 @@ class Line(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class Owed:
+class PendingStep:
     """A step that is under way."""
 
     step: Step
@@ -102,7 +102,7 @@ class Owed:
 
 
 @dataclass(slots=True, kw_only=True)
-class Filled:
+class CacheExtent:
     """How far each slot of a cache is what the sequence in it is now."""
 
     upto: list[int] = field(default_factory=list)
@@ -120,22 +120,34 @@ class Filled:
             yield Row(slot=row.slot, start=start, ids=(0,) * min(CHUNK, row.start - start))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSizes:
+    """The sizes of a stage's cache and of its calls."""
+
+    slots: int
+    context: int
+    embed: int
+    chunk: int
+    """Tokens in one call at most."""
+    dtype: torch.dtype
+    """Of the ring's hidden states."""
+
+
 class IPadStage:
     """A span that an iPad runs, or this rank for it."""
 
     def __init__(
-        self, span: Span, line: Line, own: TorchStage | None, bell: Doorbell, *, slots: int, context: int, embed: int,
-        chunk: int, dtype: torch.dtype,
-    ) -> None:  # fmt: skip
-        """``own`` is None if nobody is to compute while the iPad is away; ``chunk`` tokens are the most in one call;
-        ``dtype`` is that of the ring's hidden states. ``bell`` rings when an answer has come, or none will."""
+        self, span: Span, connection: DeviceConnection, own: TorchStage | None, bell: Doorbell, sizes: StageSizes
+    ) -> None:
+        """``own`` is None if nobody is to compute while the iPad is away; ``bell`` rings when an answer has come, or
+        none will."""
         self.span: Span | None = span
-        self._line, self._own, self._bell, self._chunk = line, own, bell, chunk
-        self._kept = torch.zeros(slots, context, embed, dtype=dtype)
-        self._there, self._here = Filled(upto=[0] * slots), Filled(upto=[0] * slots)
-        self._life: int | None = None
-        self._owed: deque[Owed] = deque()
-        self._calls: deque[tuple[Owed, Call, list[int]]] = deque()
+        self._connection, self._own, self._bell, self._chunk = connection, own, bell, sizes.chunk
+        self._kept = torch.zeros(sizes.slots, sizes.context, sizes.embed, dtype=sizes.dtype)
+        self._there, self._here = (CacheExtent(upto=[0] * sizes.slots) for _ in range(2))
+        self._epoch: int | None = None
+        self._pending: deque[PendingStep] = deque()
+        self._calls: deque[tuple[PendingStep, Call, list[int]]] = deque()
         """What is asked of the iPad, in order: for which step, and where its tokens go; nowhere for a gap."""
         self._apart: dict[int, int] = {}
         """Slots whose sequence is kept from the iPad, and from which position on: there it is not finite, or was not
@@ -146,46 +158,46 @@ class IPadStage:
     def forward(self, step: Step) -> Step | Result | None:
         x_TE = self._keep(step)
         self._look()
-        if not self._owed and self._line.life is not None:
+        if not self._pending and self._connection.epoch is not None:
             self._begin_life()
-        if self._life is not None and self._spoilt & {row.slot for row in step.rows} - self._apart.keys():
+        if self._epoch is not None and self._spoilt & {row.slot for row in step.rows} - self._apart.keys():
             self._renew()
-        if self._life is None and not self._owed:
+        if self._epoch is None and not self._pending:
             return self._compute(step)
         copied = Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=bytearray(step.hidden))
-        owed = Owed(step=copied, y=torch.full_like(x_TE, math.nan), lost=self._life is None)
-        self._owed.append(owed)
-        if not owed.lost:
-            self._ask(owed, x_TE)
+        pending = PendingStep(step=copied, y=torch.full_like(x_TE, math.nan), lost=self._epoch is None)
+        self._pending.append(pending)
+        if not pending.lost:
+            self._ask(pending, x_TE)
         return None
 
     def done(self) -> bool:
         self._look()
-        return bool(self._owed) and (self._owed[0].lost or not self._owed[0].missing)
+        return bool(self._pending) and (self._pending[0].lost or not self._pending[0].missing)
 
     def finish(self) -> Step | Result:
         wait(self.done, self._bell)
-        owed = self._owed.popleft()
-        if owed.lost:
-            return self._compute(owed.step)
-        self._mend(owed)
-        step = owed.step
-        return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(owed.y))
+        pending = self._pending.popleft()
+        if pending.lost:
+            return self._compute(pending.step)
+        self._mend(pending)
+        step = pending.step
+        return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(pending.y))
 
     def account(self) -> DeviceAccount:
-        return self._line.account()
+        return self._connection.account()
 
     def redial(self) -> None:
-        self._line.redial()
+        self._connection.redial()
 
     def close(self) -> None:
-        self._line.close()
+        self._connection.close()
 
     # -- with the iPad
 
     def _begin_life(self) -> None:
-        if self._life != self._line.life:
-            self._life = self._line.life
+        if self._epoch != self._connection.epoch:
+            self._epoch = self._connection.epoch
             self._empty()
 
     def _renew(self) -> None:
@@ -196,8 +208,8 @@ class IPadStage:
             return not self._calls
 
         wait(quiet, self._bell)
-        if self._life is not None:
-            self._life = self._line.renew(self._life)
+        if self._epoch is not None:
+            self._epoch = self._connection.renew(self._epoch)
             self._empty()
 
     def _empty(self) -> None:
@@ -206,78 +218,78 @@ class IPadStage:
 
     def _look(self) -> None:
         """Take in what has come. When the iPad went away, what it owes is lost."""
-        life = self._life
-        if life is None:
+        epoch = self._epoch
+        if epoch is None:
             return
-        while self._calls and (y := self._line.take(life)) is not None:
-            owed, call, places = self._calls.popleft()
-            owed.missing -= 1
+        while self._calls and (y := self._connection.take(epoch)) is not None:
+            pending, call, tokens = self._calls.popleft()
+            pending.missing -= 1
             for i in np.flatnonzero(~np.isfinite(y).all(axis=1)).tolist():
                 self._spoil(*call.place(i))
-            if places:
-                owed.y[places] = torch.from_numpy(y).to(owed.y.dtype)
-        if self._line.life != life:
-            self._life = None
+            if tokens:
+                pending.y[tokens] = torch.from_numpy(y).to(pending.y.dtype)
+        if self._connection.epoch != epoch:
+            self._epoch = None
             self._calls.clear()
-            for owed in self._owed:
-                owed.lost = owed.lost or bool(owed.missing)
+            for pending in self._pending:
+                pending.lost = pending.lost or bool(pending.missing)
 
     def _spoil(self, slot: int, position: int) -> None:
         """What the iPad computed there is not finite."""
         self._spoilt.add(slot)
         self._apart[slot] = min(position, self._apart.get(slot, position))
 
-    def _ask(self, owed: Owed, x_TE: Tensor) -> None:
+    def _ask(self, pending: PendingStep, x_TE: Tensor) -> None:
         """Rows of one token in one call, all others piece by piece, each after what the iPad has missed of it."""
         single: list[tuple[Row, int]] = []
-        for row, places in _placed(owed.step):
+        for row, tokens in _placed(pending.step):
             if row.slot in self._apart:
                 continue
             for gap in self._there.gap(row):
-                self._submit(owed, gap, self._kept[gap.slot, gap.start : gap.stop], [])
+                self._submit(pending, gap, self._kept[gap.slot, gap.start : gap.stop], [])
             if len(row.ids) == 1:
-                single.append((row, places[0]))
+                single.append((row, tokens[0]))
             else:
-                self._submit(owed, row, x_TE[places.start : places.stop], places)
+                self._submit(pending, row, x_TE[tokens.start : tokens.stop], tokens)
             self._there.wrote(row)
             self._here.missed(row)
         if single:
             where = [at for _, at in single]
             slots, positions = tuple(row.slot for row, _ in single), tuple(row.start for row, _ in single)
-            self._call(owed, Call(slots=slots, positions=positions, x=_values(x_TE[where])), where)
+            self._call(pending, Call(slots=slots, positions=positions, x=_values(x_TE[where])), where)
 
-    def _submit(self, owed: Owed, row: Row, x_TE: Tensor, places: Sequence[int]) -> None:
+    def _submit(self, pending: PendingStep, row: Row, x_TE: Tensor, tokens: Sequence[int]) -> None:
         for start in range(0, len(row.ids), self._chunk):
             piece = slice(start, start + self._chunk)
             call = Call(slots=(row.slot,), positions=(row.start + start,), x=_values(x_TE[piece]))
-            self._call(owed, call, list(places[piece]))
+            self._call(pending, call, list(tokens[piece]))
 
-    def _call(self, owed: Owed, call: Call, places: list[int]) -> None:
-        assert self._life is not None
-        self._calls.append((owed, call, places))
-        owed.missing += 1
-        self._line.submit(self._life, call)
+    def _call(self, pending: PendingStep, call: Call, tokens: list[int]) -> None:
+        assert self._epoch is not None
+        self._calls.append((pending, call, tokens))
+        pending.missing += 1
+        self._connection.submit(self._epoch, call)
 
     # -- without
 
-    def _mend(self, owed: Owed) -> None:
+    def _mend(self, pending: PendingStep) -> None:
         """Compute here what the iPad did not, or not in finite numbers; where nobody is to, it stays as it is."""
-        finite_T = owed.y.isfinite().all(-1).tolist()
-        bad = [(row, places) for row, places in _placed(owed.step) if not all(finite_T[places.start : places.stop])]
+        finite_T = pending.y.isfinite().all(-1).tolist()
+        bad = [(row, tokens) for row, tokens in _placed(pending.step) if not all(finite_T[tokens.start : tokens.stop])]
         if bad and self._own:
-            where = [at for _, places in bad for at in places]
-            hidden_TE = self._hidden(owed.step)[where]
+            where = [at for _, tokens in bad for at in tokens]
+            hidden_TE = self._hidden(pending.step)[where]
             rows = tuple(row for row, _ in bad)
             answer = self._compute(
-                Step(epoch=owed.step.epoch, number=owed.step.number, rows=rows, hidden=_to_bytes(hidden_TE))
+                Step(epoch=pending.step.epoch, number=pending.step.number, rows=rows, hidden=_to_bytes(hidden_TE))
             )
             assert isinstance(answer, Step), "an iPad has neither the first nor the last layer"
-            owed.y[where] = self._hidden(answer)
+            pending.y[where] = self._hidden(answer)
 
     def _compute(self, step: Step) -> Step | Result:
         """Here and now. Raises ``LinkError`` where that is not wanted."""
         if self._own is None:
-            raise LinkError(f"{self._line.trouble}; `fallback: none` lets nobody compute its layers")
+            raise LinkError(f"{self._connection.trouble}; `fallback: none` lets nobody compute its layers")
         for row in step.rows:
             for gap in self._here.gap(row):
                 hidden = _to_bytes(self._kept[gap.slot, gap.start : gap.stop])
@@ -292,11 +304,11 @@ class IPadStage:
         """Keep the step's hidden states for whoever misses them, as [T, E], and notice what is not finite."""
         x_TE = self._hidden(step)
         finite_T = x_TE.isfinite().all(-1).tolist()
-        for row, places in _placed(step):
-            self._kept[row.slot, row.start : row.stop] = x_TE[places.start : places.stop]
+        for row, tokens in _placed(step):
+            self._kept[row.slot, row.start : row.stop] = x_TE[tokens.start : tokens.stop]
             if row.start <= self._apart.get(row.slot, -1):
                 del self._apart[row.slot]
-            if row.slot not in self._apart and not all(finite := finite_T[places.start : places.stop]):
+            if row.slot not in self._apart and not all(finite := finite_T[tokens.start : tokens.stop]):
                 self._apart[row.slot] = row.start + finite.index(False)
         return x_TE
 
