@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mpgpt.config import DtypeName
+from mpgpt.display import counted
 from mpgpt.model.pull import model_home, pull
 
 SEQUENCES = (1, 8, 16)
@@ -78,8 +79,8 @@ def one_round(dtypes: Sequence[str], folder: Path) -> tuple[Round, float]:
     for dtype in dtypes:
         for ranks in (1, 2):
             found |= bench(dtype, ranks, SEQUENCES, ["--model", str(folder)])
-            said = {n: round(found[dtype, ranks, n]["decode_tokens_per_s"], 1) for n in SEQUENCES}
-            print(f"{dtype}, {ranks} rank{'s' * (ranks > 1)}: {said}", file=sys.stderr, flush=True)
+            speeds = {n: round(found[dtype, ranks, n]["decode_tokens_per_s"], 1) for n in SEQUENCES}
+            print(f"{dtype}, {counted(ranks, 'rank')}: {speeds}", file=sys.stderr, flush=True)
     return found, transformers_run(folder)
 
 

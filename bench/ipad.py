@@ -49,7 +49,7 @@ ENV = os.environ | {
 
 
 def ring(folder: Path, model: Path, settings: dict[str, Any], name: str) -> tuple[dict[int, list[int]], str]:
-    """Every prompt's tokens on three ranks, and what was said on standard error."""
+    """Every prompt's tokens on three ranks, and the output on standard error."""
     config, out = folder / f"{name}.yaml", folder / f"{name}.jsonl"
     config.write_text(yaml.safe_dump(settings | {"hf_model_name": str(model)}))
     mpirun = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
@@ -102,13 +102,13 @@ def run(options: Any, model: Path, span: Span, folder: Path) -> None:
         ipad = {
             "rank": 1, "address": f"127.0.0.1:{port}", "token_file": str(folder / "token"), "package": str(package)
         }  # fmt: skip
-        found, said = ring(folder, model, plain | {"ipad": ipad}, "ipad")
+        found, errors = ring(folder, model, plain | {"ipad": ipad}, "ipad")
         node.terminate()
     agreed = {key: agreement(found[key], ids) for key, ids in truth.items()}
     for key, count in sorted(agreed.items()):
         print(f"prompt {key:2}: {count} of {len(truth[key])} tokens" + (" and then another" * (count < NEW)))
     print(f"in all {sum(agreed.values()) / sum(map(len, truth.values())):.1%}")
-    print(next(line for line in said.splitlines() if line.startswith("[iPad")))
+    print(next(line for line in errors.splitlines() if line.startswith("[iPad")))
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from mpgpt.model.autotune import microseconds, products
-from mpgpt.model.kernels import DTYPES, FLOATS, candidates
+from mpgpt.model.candidates import candidates
+from mpgpt.model.kernels import DTYPES, FLOATS
 
 ROWS = (1, 2, 4, 8, 16, 32, 96, 128)
 COLD_BYTES = 150 << 20

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from mpgpt.core import Row, Span
-from mpgpt.model.kernels import DTYPES, Kernels
+from mpgpt.model.kernels import DTYPES
+from mpgpt.model.linear import Kernels
 from mpgpt.model.pull import model_home, pull
 from mpgpt.model.slice import Slice
 from mpgpt.model.tokenizer import Tokenizer

@@ -26,15 +26,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from even_split import divide
 from mpgpt.cluster.bootstrap import negotiate, probe_cluster
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingConfig, RingOptions
 from mpgpt.core import Request, Span
 from mpgpt.engine.engine import Engine, IdsOnly, Stream
 from mpgpt.machines import Workload
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.weights import model_config
-from mpgpt.placement.plan import Objective, divide, place, predict
+from mpgpt.placement.plan import Objective, place, predict
 from mpgpt.transport.mpi import MPIWorld
 from ring import FOLDER, make_model, prompt
 
@@ -72,12 +73,12 @@ def whole(engine: Engine) -> float:
     end of the first ``sequences`` of them to that of the last that has as many beside it."""
     ends: list[float] = []
 
-    def hear(stream: Stream, piece: str) -> None:
+    def on_event(stream: Stream, piece: str) -> None:
         if stream.finish_reason:
             ends.append(time.perf_counter())
 
     for n in range(REQUESTS * WORK.sequences):
-        engine.submit(request(n), IdsOnly(), hear)
+        engine.submit(request(n), IdsOnly(), on_event)
     engine.drain()
     first, last = WORK.sequences - 1, (REQUESTS - 1) * WORK.sequences - 1
     return (last - first) * WORK.new_tokens / (ends[last] - ends[first])
@@ -104,7 +105,7 @@ def measure_rank(rounds: int, objective: Objective) -> None:
     if world.rank == 1:
         (GROUP / "cgroup.procs").write_text(str(os.getpid()))
     kernels = Kernels(dtype="float32")
-    ground = probe_cluster(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
+    profile = probe_cluster(world, model_config(FOLDER), kernels, slots=WORK.sequences, context=256, threads=1)
     options = RingOptions(
         dtype="float32",
         slots=WORK.sequences,
@@ -113,20 +114,17 @@ def measure_rank(rounds: int, objective: Objective) -> None:
         spans=lambda config: divide(config.layers, world.size),
     )
     settings = negotiate(world, FOLDER, options)
-    splits: dict[str, Sequence[Span | None]] = {"even": divide(ground.shape.layers, world.size)}
-    plan = place(ground.shape, ground.nodes, ground.links, WORK, objective)
+    splits: dict[str, Sequence[Span | None]] = {"even": divide(profile.shape.layers, world.size)}
+    plan = place(profile, WORK, objective)
     # The plan is rank 0's, whatever another rank's arithmetic says.
     pairs = json.loads(world.broadcast(json.dumps([s and [s.start, s.stop] for s in plan.spans]).encode()))
     splits["chosen"] = [pair and Span(start=pair[0], stop=pair[1]) for pair in pairs]
-    predicted = {
-        name: predict(spans, ground.shape, ground.nodes, ground.links, WORK, objective)
-        for name, spans in splits.items()
-    }
+    predicted = {name: predict(spans, profile, WORK, objective) for name, spans in splits.items()}
     measured = [{name: run_spans(world, settings, spans) for name, spans in splits.items()} for _ in range(rounds)]
     if world.rank == 0:
         result = {
             "spans": {name: [str(span or "-") for span in spans] for name, spans in splits.items()},
-            "predicted": {name: {"one": p.one, "whole": p.whole} for name, p in predicted.items()},
+            "predicted": {name: {"one": p.single_rate, "whole": p.overall_rate} for name, p in predicted.items()},
             "measured": measured,
         }
         print(json.dumps(result))
@@ -162,10 +160,10 @@ def report(result: dict[str, Any]) -> None:
             )
         factors = [round_["chosen"][key] / round_["even"][key] for round_ in result["measured"]]
         found = statistics.median(factors)
-        said = result["predicted"]["chosen"][key] / result["predicted"]["even"][key]
+        predicted = result["predicted"]["chosen"][key] / result["predicted"]["even"][key]
         print(
             f"{key:5} chosen / even: measured {found:.2f} ({min(factors):.2f} to {max(factors):.2f}), "
-            f"predicted {said:.2f}: off by {100 * abs(said / found - 1):.0f}%"
+            f"predicted {predicted:.2f}: off by {100 * abs(predicted / found - 1):.0f}%"
         )
 
 

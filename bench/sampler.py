@@ -9,6 +9,7 @@ Knows: the sampler. Must not know: models.
 
 from __future__ import annotations
 
+import argparse
 import os
 import timeit
 from dataclasses import replace
@@ -31,14 +32,15 @@ STRATEGIES = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {0})
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     logits = torch.stack([-1.3 * torch.log(1 + torch.randperm(VOCAB, generator=generator)) for _ in range(ROWS)])
     sampler = Sampler(slots=ROWS, context=2 * HISTORY, vocab=VOCAB)
-    said = torch.randint(0, VOCAB, (ROWS, HISTORY), generator=generator).tolist()
-    sampler.observe([Row(slot=slot, start=0, ids=tuple(ids)) for slot, ids in enumerate(said)])
+    history = torch.randint(0, VOCAB, (ROWS, HISTORY), generator=generator).tolist()
+    sampler.observe([Row(slot=slot, start=0, ids=tuple(ids)) for slot, ids in enumerate(history)])
     for name, sampling in STRATEGIES.items():
         rows = [
             Row(slot=n, start=HISTORY - 1, ids=(5,), outputs=1, sampling=replace(sampling, seed=n)) for n in range(ROWS)

@@ -22,6 +22,7 @@ import sys
 import time
 from typing import Any
 
+from even_split import divide
 from mpgpt.bench.measure import TokenTimes
 from mpgpt.cluster.bootstrap import negotiate, probe_cluster
 from mpgpt.cluster.ring import Ring
@@ -29,10 +30,9 @@ from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.core import Request
 from mpgpt.engine.engine import IdsOnly
 from mpgpt.machines import Workload
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.weights import model_config
-from mpgpt.placement.plan import divide
-from mpgpt.placement.simulator import run
+from mpgpt.placement.simulator import Traffic, run
 from mpgpt.transport.mpi import MPIWorld
 from ring import FOLDER, make_model, prompt
 
@@ -71,7 +71,7 @@ def measure_rank() -> None:
     os.sched_setaffinity(0, {cores[world.rank % len(cores)]} if world.size <= len(cores) else cores)
     slots = max(work.sequences for work in WORKS)
     config = model_config(FOLDER)
-    ground = probe_cluster(world, config, Kernels(dtype="float32"), slots=slots, context=CONTEXT, threads=1)
+    profile = probe_cluster(world, config, Kernels(dtype="float32"), slots=slots, context=CONTEXT, threads=1)
     spans = divide(config.layers, world.size)
     options = RingOptions(dtype="float32", slots=slots, context=CONTEXT, threads=1, spans=lambda config: spans)
     settings = negotiate(world, FOLDER, options)
@@ -86,8 +86,9 @@ def measure_rank() -> None:
     found = []
     for work in WORKS:
         ours = real(ring, engine, work)
-        told = run(spans, ground.shape, ground.nodes, ground.links, work, slots=slots, context=CONTEXT)
-        found.append([ours, [told.decode_tokens_per_s or 0.0, told.tokens_per_s, told.ttft_s[0]]])
+        simulated = run(spans, profile, Traffic(workload=work), slots=slots, context=CONTEXT)
+        rates = [simulated.decode_tokens_per_s or 0.0, simulated.tokens_per_s]
+        found.append([ours, [*rates, simulated.ttft_s[0]]])
     engine.stop()
     print(json.dumps(found))
     world.close()
@@ -124,10 +125,10 @@ def main() -> None:
         for at, work in enumerate(WORKS):
             for which, name in enumerate(FIGURES):
                 pairs = [(r[count][at][0][which], r[count][at][1][which]) for r in rounds]
-                ours, told = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-                off = statistics.median(b / a - 1 for a, b in pairs if a and b) if ours and told else 0.0
+                ours, simulated = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+                off = statistics.median(b / a - 1 for a, b in pairs if a and b) if ours and simulated else 0.0
                 sizes = f"{work.prompt_tokens} + {work.new_tokens}"
-                print(f"| {count} | {work.sequences} | {sizes} | {name} | {ours:.3g} | {told:.3g} | {off:+.0%} |")
+                print(f"| {count} | {work.sequences} | {sizes} | {name} | {ours:.3g} | {simulated:.3g} | {off:+.0%} |")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Soak:
     tokens: int = 0
     """Of whole answers."""
     wrong: list[str] = field(default_factory=list)
-    """What was said instead of the right answer."""
+    """The answer that came instead of the right one."""
     health_s: list[float] = field(default_factory=list)
     memory: list[list[int]] = field(default_factory=list)
     """Bytes of each rank, once a second."""
@@ -110,10 +110,10 @@ async def ask(client: httpx.AsyncClient, prompt: str, how: str) -> AsyncIterator
         async for line in response.aiter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
-            told = json.loads(line.removeprefix("data: "))
-            if "error" in told:
-                raise RuntimeError(str(told["error"]))
-            yield told.get("token", "") if how == "chat" else told["choices"][0]["delta"].get("content", "")
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise RuntimeError(str(event["error"]))
+            yield event.get("token", "") if how == "chat" else event["choices"][0]["delta"].get("content", "")
 
 
 async def soak(url: str, *, clients: int, seconds: float, processes: list[psutil.Process], seed: int = 0) -> Soak:

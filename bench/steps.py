@@ -10,6 +10,7 @@ Knows: the model's blocks. Must not know: links, schedulers.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ import time
 import torch
 
 from mpgpt.core import Row, Span
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
 from ring import FOLDER, make_model
@@ -51,8 +52,10 @@ def step(model: Slice, count: int) -> float:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        measure(int(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("core", nargs="?", type=int, help=argparse.SUPPRESS)
+    if (core := parser.parse_args().core) is not None:
+        measure(core)
         return
     make_model()
     for cores in ((1,), (0, 1)):

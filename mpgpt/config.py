@@ -1,11 +1,9 @@
 """A run's settings: a YAML file that becomes a checked, frozen ``RunConfig``.
 
-Knows: the file's keys and their bounds; how layers are written down for ranks, in the file and on the command line;
-how settings become bytes for the broadcast.
+Knows: the file's keys and their bounds; how layers are written down for ranks, in the file and on the command line.
 Must not know: torch, MPI, models (a layer count is told to it), nor YAML.
 
-All that is wrong with a file is reported at once, one sentence a line: who fixes one mistake only to meet the
-next has to start a cluster twice.
+All that is wrong with a file is reported at once: who fixes one mistake to meet the next starts a cluster twice.
 """
 
 from __future__ import annotations
@@ -343,8 +341,7 @@ def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
 def check_spans(
     spans: Iterable[Span | None], ranks: int, layers: int, source: str, counted: str = ""
 ) -> tuple[Span | None, ...]:
-    """Prove that ``spans`` are one per rank (None for a rank without layers), contiguous from layer 0, disjoint,
-    and complete.
+    """Prove that ``spans`` are one per rank (None: without layers), contiguous from layer 0, disjoint and complete.
 
     ``source`` is where the user wrote them, ``counted`` says where there are so many ranks, if not under mpirun.
     Raises UsageError that names the source, the rank and the layers.
@@ -375,8 +372,7 @@ def check_spans(
 
 
 def parse_layers(text: str, option: str = "--layers") -> tuple[Span | None, ...]:
-    """The command line's ``0-3,4-7,-,8``, for each rank a span, or ``-`` for none. UsageError says where it is
-    wrong."""
+    """The command line's ``0-3,4-7,-,8``: a span for each rank, or ``-``. UsageError says where it is wrong."""
     spans: list[Span | None] = []
     column = 1
     for rank, piece in enumerate(text.split(",")):
@@ -393,8 +389,7 @@ def parse_layers(text: str, option: str = "--layers") -> tuple[Span | None, ...]
 
 
 def load(path: Path, text: str | None = None) -> RunConfig:
-    """Read and check a settings file, or its ``text`` if it lies on another machine. The UsageError holds all that is
-    wrong with it, one sentence a line."""
+    """A checked settings file, or its ``text`` if it lies elsewhere. UsageError has all that is wrong, line by line."""
     tree, wrong = read_yaml(path) if text is None else parse_yaml(text, path)
     try:
         config = RunConfig.model_validate(tree)

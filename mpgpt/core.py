@@ -85,11 +85,11 @@ class Row:
     start: int
     ids: tuple[int, ...]
     outputs: int = 0
-    """For how many of the last positions a token is wanted: 0 inside a prompt, 1 at its end and in decoding."""
+    """After how many of the last positions a token is sampled: 0 inside a prompt, 1 at its end and in decoding."""
     prompt: int = 0
     """How many of the sequence's first tokens were given to it; it said those behind them."""
     logprobs: int = 0
-    """How many logprobs are wanted with each token: its own first, then those of the likeliest; 0 for none."""
+    """How many logprobs each sampled token comes with: its own first, then those of the likeliest; 0 for none."""
     sampling: Sampling = GREEDY
 
     @property
@@ -205,7 +205,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the text and is not part of it."""
     logprobs: int = 0
-    """How many logprobs are wanted with each new token, up to ``MAX_LOGPROBS``: its own, and those of the likeliest."""
+    """How many logprobs each new token comes with, up to ``MAX_LOGPROBS``: its own, and those of the likeliest."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

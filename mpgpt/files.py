@@ -146,7 +146,7 @@ def _overwrite(path: Path, data: bytes) -> None:
         file.truncate(len(data))
 
 
-def write_whole(path: Path, data: bytes, what: str = "") -> None:
+def write_atomically(path: Path, data: bytes, what: str = "") -> None:
     """Write ``data`` to where ``path`` leads: whoever looks sees the old file or the new one.
 
     Raises ``OutputError``, in which ``what`` names the file.
@@ -165,7 +165,7 @@ def write_whole(path: Path, data: bytes, what: str = "") -> None:
         raise output_error(error, what or str(path)) from None
 
 
-def writable(path: Path, option: str) -> None:
+def check_writable(path: Path, option: str) -> None:
     """Raises ``UsageError`` when what ``option`` names cannot be written. Nothing is changed or left behind."""
     try:
         target = destination(path)

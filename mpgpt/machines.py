@@ -6,14 +6,15 @@ Must not know: how any of these is measured, or what is made of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mpgpt.core import Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What a rank reports of itself."""
+    """A rank's report of itself."""
 
     rank: int
     host: str
@@ -69,15 +70,18 @@ class Edge:
         return self.latency_s + nbytes / self.bytes_per_s
 
 
+Links = Mapping[tuple[int, int], Edge]
+"""Every ordered pair of ranks; none is looked up where one rank does everything."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a plan has to know of a model, as it is held: bytes."""
+    """A model's sizes as it is held, in bytes."""
 
     layers: int
     layer_bytes: int
     """The weights of one layer."""
     head_bytes: int
-    embedding_bytes: int
     kv_bytes: int
     """The cache of one layer: all slots, the whole context."""
     token_bytes: int
@@ -86,8 +90,20 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a plan is made for: so many sequences at once, each with a prompt and new tokens."""
+    """The work that a plan is made for: sequences that run at once, each with a prompt and new tokens."""
 
     sequences: int = 8
     prompt_tokens: int = 256
     new_tokens: int = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterProfile:
+    """A model's shape, and the nodes and links that are to run it."""
+
+    shape: Shape
+    nodes: Sequence[Node]
+    """By rank."""
+    links: Links = field(repr=False)
+    others: Mapping[str, Shape] = field(default_factory=dict)
+    """The same model held in fewer bytes, by dtype, the largest first."""

@@ -17,7 +17,7 @@ from mpgpt.config import IPad, RunConfig, check_spans, load, parse_layers
 from mpgpt.core import Sampling, Span, signed_seed
 from mpgpt.errors import UsageError
 from mpgpt.model.sampler import check
-from mpgpt.transport.launcher import beside
+from mpgpt.transport.mpirun import beside
 
 HOSTFILES = Path(__file__).parent.parent / "hostfiles"
 HYBRID = "{rank_0: [0, 1, 2, 3], rank_1: [4, 5, 6, 7], rank_2: [8, 9, 10, 11]}"

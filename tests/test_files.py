@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mpgpt.errors import OutputError, ReaderGone, UsageError
-from mpgpt.files import append, destination, open_at_end, replace, writable, write_whole
+from mpgpt.files import append, check_writable, destination, open_at_end, replace, write_atomically
 
 
 def mode(path: Path) -> int:
@@ -69,7 +69,7 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to("far/real")
     for content in (b"new", b"newer"):
-        write_whole(tmp_path / "link", content)
+        write_atomically(tmp_path / "link", content)
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "far" / "real").read_bytes() == content
     assert only(tmp_path) == ["far", "link"] and only(tmp_path / "far") == ["real"]
@@ -81,7 +81,7 @@ def test_a_mode_is_kept(tmp_path: Path, bits: int) -> None:
     path.write_bytes(b"old")
     path.chmod(bits)
     number = path.stat().st_ino
-    write_whole(path, b"new")
+    write_atomically(path, b"new")
     assert mode(path) == bits and path.read_bytes() == b"new"
     assert path.stat().st_ino != number, "replaced, so that nobody sees half of it"
 
@@ -89,7 +89,7 @@ def test_a_mode_is_kept(tmp_path: Path, bits: int) -> None:
 def test_a_new_file_has_the_mode_that_is_usual(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        write_whole(tmp_path / "out", b"x")
+        write_atomically(tmp_path / "out", b"x")
     finally:
         os.umask(before)
     assert mode(tmp_path / "out") == 0o640
@@ -101,7 +101,7 @@ def test_an_owner_is_kept(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     path.chmod(0o600)
     os.chown(path, 12345, 23456)
-    write_whole(path, b"new")
+    write_atomically(path, b"new")
     there = path.stat()
     assert (there.st_uid, there.st_gid, mode(path), path.read_bytes()) == (12345, 23456, 0o600, b"new")
 
@@ -115,9 +115,9 @@ def test_an_owner_that_cannot_be_kept_keeps_the_file(tmp_path: Path, monkeypatch
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "replace", mine)
-    write_whole(path, b"much newer")
+    write_atomically(path, b"much newer")
     assert (path.stat().st_ino, path.read_bytes()) == (number, b"much newer")
-    write_whole(path, b"n")
+    write_atomically(path, b"n")
     assert path.read_bytes() == b"n" and only(tmp_path) == ["out"]
 
 
@@ -126,7 +126,7 @@ def test_hard_links_stay_one_file(tmp_path: Path) -> None:
     path.write_bytes(b"some old content")
     other.hardlink_to(path)
     for content in (b"new", b"new, and longer than before"):
-        write_whole(path, content)
+        write_atomically(path, content)
         assert other.read_bytes() == content and path.samefile(other)
     assert only(tmp_path) == ["other", "out"]
 
@@ -134,8 +134,8 @@ def test_hard_links_stay_one_file(tmp_path: Path) -> None:
 def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 127)
     for content in (b"1", b"2"):
-        writable(path, "--json")
-        write_whole(path, content)
+        check_writable(path, "--json")
+        write_atomically(path, content)
         assert path.read_bytes() == content
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_old_content(tmp_path: Path, linked: bool) -> Non
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OutputError, match=r"--json x cannot be written: File too large"):
-            write_whole(path, b"new" * 1000, "--json x")
+            write_atomically(path, b"new" * 1000, "--json x")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old" * 100 and only(tmp_path) == before
@@ -177,8 +177,8 @@ def test_a_pipe_gets_it_all_and_stays(tmp_path: Path) -> None:
     os.mkfifo(path)
     reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
     reader.start()
-    writable(path, "--json")
-    write_whole(path, b"x" * 300_000)
+    check_writable(path, "--json")
+    write_atomically(path, b"x" * 300_000)
     reader.join()
     assert got == [b"x" * 300_000] and path.is_fifo() and only(tmp_path) == ["pipe"]
 
@@ -188,7 +188,7 @@ def test_what_is_open_already_is_appended_to(tmp_path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         file.write(b"before ")
         number = path.stat().st_ino
-        write_whole(Path(f"/dev/fd/{file.fileno()}"), b"between ")
+        write_atomically(Path(f"/dev/fd/{file.fileno()}"), b"between ")
         file.write(b"after")
     assert path.read_bytes() == b"before between after" and path.stat().st_ino == number
 
@@ -197,7 +197,7 @@ def test_a_reader_that_has_gone_is_no_error_to_tell_of() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with pytest.raises(ReaderGone, match=r"^$"):
-        write_whole(Path(f"/dev/fd/{writing}"), b"x")
+        write_atomically(Path(f"/dev/fd/{writing}"), b"x")
     os.close(writing)
 
 
@@ -212,11 +212,11 @@ def test_replacing_needs_a_file_that_can_be(tmp_path: Path) -> None:
 def test_devices_can_be_written_and_stay(tmp_path: Path) -> None:
     (tmp_path / "null").symlink_to(os.devnull)
     for path in (Path(os.devnull), tmp_path / "null"):
-        writable(path, "--json")
-        write_whole(path, b"x")
+        check_writable(path, "--json")
+        write_atomically(path, b"x")
     assert Path(os.devnull).is_char_device() and (tmp_path / "null").is_symlink()
     with pytest.raises(OutputError, match=r"/dev/full cannot be written: No space left"):
-        write_whole(Path("/dev/full"), b"x")
+        write_atomically(Path("/dev/full"), b"x")
 
 
 def test_what_cannot_be_written_is_found_before(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_what_cannot_be_written_is_found_before(tmp_path: Path) -> None:
         (Path("/dev/fd/999"), "cannot be written: Bad file descriptor"),
     ):
         with pytest.raises(UsageError, match=f"^--plot {path}.*{said}"):
-            writable(path, "--plot")
-    writable(Path(f"/dev/fd/{writing}"), "--plot")
+            check_writable(path, "--plot")
+    check_writable(Path(f"/dev/fd/{writing}"), "--plot")
     os.close(reading)
     os.close(writing)

@@ -48,5 +48,6 @@ def test_what_is_installed_is_not_installed_again(fresh: Path) -> None:
     (fresh / ".venv").mkdir()
     (fresh / ".venv/installed").touch()
     assert not [line for line in would_run(fresh, "install") if "pip" in line or "setup" in line]
-    os.utime(fresh / "pyproject.toml")
+    later = (fresh / ".venv/installed").stat().st_mtime + 2
+    os.utime(fresh / "pyproject.toml", (later, later))
     assert positions(would_run(fresh, "install"), "pip install")

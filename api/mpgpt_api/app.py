@@ -25,7 +25,7 @@ from mpgpt import __version__
 from mpgpt.cluster.ring import RankReport
 from mpgpt.cluster.session import Session
 from mpgpt.engine.engine import Engine
-from mpgpt.transport.heartbeat import Silence
+from mpgpt.transport.link import Silence
 from mpgpt_api import openai, reference
 from mpgpt_api.cors import Cors
 from mpgpt_api.guard import API, MOST_REQUESTS, Access, Guard

@@ -94,71 +94,39 @@ class Reconnected(BaseModel):
 def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtype: str) -> APIRouter:
     router = APIRouter()
 
-    async def submit(body: QueryBody) -> Job:
-        continues = False
-        if body.messages is not None:
-            ids = await service.encode_chat([message.plain for message in body.messages])
-        elif continues := bool(body.raw or not service.session.chat):
-            ids = await service.encode(body.text or "")
-        else:
-            ids = await service.encode_chat([{"role": "user", "content": body.text or ""}])
-        return service.open([_wanted(service, body, ids, continues)])
-
     @router.post("/chat", response_class=Response, responses=documented("/chat", *REFUSALS) | {200: STREAM})
     async def chat(body: QueryBody) -> Response:
         """An answer as it comes: events of tokens, and a last one with the whole and its figures."""
-        job = await submit(body)
+        job = await _submit(service, body)
         return Events(job, _events(job, body))
 
     @router.post("/query", responses=documented("/query", *REFUSALS))
     async def query(body: QueryBody, request: Request) -> Answered:
         """The same, in one answer."""
-        with await submit(body) as job:
+        with await _submit(service, body) as job:
             await unless_gone(request, job.whole())
             return _answered(job.streams[0], body)
 
     @router.get("/config", responses=documented("/config", 401, 403))
     async def config() -> Config:
         """What the server was started with."""
-        session = service.session
-        sampling = session.sampling({}, 0)
-        return Config(
-            model=model, strategy=session.strategy, max_new_tokens=session.max_new_tokens, context=service.context,
-            chat=session.chat, system=session.system, nodes=len(watch.reports), version=__version__, dtype=dtype,
-            parameters=Parameters(
-                temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
-                repetition_penalty=sampling.repetition_penalty,
-            ),
-        )  # fmt: skip
+        return _config(service, len(watch.reports), model, dtype)
 
     @router.get("/health", responses=documented("/health", 403) | {
         503: {"model": Health, "description": "No answers can be expected; the body says why."}
     })  # fmt: skip
     async def health(response: Response) -> Health:
         """Whether answers can be expected: 200, or 503. Needs no key, asks no rank, and is answered at once."""
-        silent = watch.silent()
-        ranks = [
-            RankHealth(
-                rank=rank.rank, host=rank.host, kind=rank.kind, state=rank.state,
-                silent_s=round(silent.get(rank.rank, 0.0), 1),
-            )
-            for rank in watch.ranks()
-        ]  # fmt: skip
         status = _status(service, watch)
         healthy = status not in ("stalled", "stopping")
         response.status_code = 200 if healthy else 503
-        return Health(status=status, healthy=healthy, model=model, ranks=ranks)
+        return Health(status=status, healthy=healthy, model=model, ranks=_rank_health(watch))
 
     @router.get("/cluster", responses=documented("/cluster", 401, 403))
     async def cluster() -> Cluster:
         """The ring as it is: what each rank has, and what it did since somebody last looked."""
         await watch.look()
-        engine, spans = service.engine, [place.span for place in watch.reports if place.span]
-        return Cluster(
-            model=model, dtype=dtype, layers=max(span.stop for span in spans), slots=service.slots,
-            context=service.context, running=engine.running, waiting=engine.waiting, queue=service.limits.queue,
-            tokens_per_second=watch.rate, window_s=watch.window_s, ranks=watch.ranks(),
-        )  # fmt: skip
+        return _cluster(service, watch, model, dtype)
 
     @router.post("/reconnect", responses=documented("/reconnect", 401, 403, 408, 413))
     async def reconnect() -> Reconnected:
@@ -174,6 +142,50 @@ def routes(service: Service, watch: Watch, metrics: Metrics, *, model: str, dtyp
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
+
+
+async def _submit(service: Service, body: QueryBody) -> Job:
+    continues = False
+    if body.messages is not None:
+        ids = await service.encode_chat([message.plain for message in body.messages])
+    elif continues := bool(body.raw or not service.session.chat):
+        ids = await service.encode(body.text or "")
+    else:
+        ids = await service.encode_chat([{"role": "user", "content": body.text or ""}])
+    return service.open([_wanted(service, body, ids, continues)])
+
+
+def _config(service: Service, nodes: int, model: str, dtype: str) -> Config:
+    session = service.session
+    sampling = session.sampling({}, 0)
+    return Config(
+        model=model, strategy=session.strategy, max_new_tokens=session.max_new_tokens, context=service.context,
+        chat=session.chat, system=session.system, nodes=nodes, version=__version__, dtype=dtype,
+        parameters=Parameters(
+            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+        ),
+    )  # fmt: skip
+
+
+def _rank_health(watch: Watch) -> list[RankHealth]:
+    silent = watch.silent()
+    return [
+        RankHealth(
+            rank=rank.rank, host=rank.host, kind=rank.kind, state=rank.state,
+            silent_s=round(silent.get(rank.rank, 0.0), 1),
+        )
+        for rank in watch.ranks()
+    ]  # fmt: skip
+
+
+def _cluster(service: Service, watch: Watch, model: str, dtype: str) -> Cluster:
+    engine, spans = service.engine, [place.span for place in watch.reports if place.span]
+    return Cluster(
+        model=model, dtype=dtype, layers=max(span.stop for span in spans), slots=service.slots,
+        context=service.context, running=engine.running, waiting=engine.waiting, queue=service.limits.queue,
+        tokens_per_second=watch.rate, window_s=watch.window_s, ranks=watch.ranks(),
+    )  # fmt: skip
 
 
 def _wanted(service: Service, body: QueryBody, ids: tuple[int, ...], continues: bool) -> AnswerRequest:

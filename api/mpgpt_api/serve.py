@@ -27,8 +27,8 @@ from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Explain, Session
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import MpgptError, UsageError
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import Server, most_connections, most_requests
 from mpgpt_api.guard import Access, is_loopback, origins, read_keys

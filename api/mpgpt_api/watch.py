@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from mpgpt.cluster.ring import RankReport
 from mpgpt.core import StageStats, Thermal
 from mpgpt.engine.engine import Engine
-from mpgpt.transport.heartbeat import Silence
+from mpgpt.transport.link import Silence
 
 FRESH_S = 1.0
 ANSWER_S = 0.5

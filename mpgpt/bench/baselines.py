@@ -1,6 +1,6 @@
-"""Whom a bench is compared with, and the first of them: transformers' ``generate`` in a process of its own.
+"""Baselines for a bench, and the first of them: transformers' ``generate`` in a process of its own.
 
-Knows: what a peer is asked to do, how its process is started, how fast ``generate`` is.
+Knows: what a baseline measures, how its process is started, how fast ``generate`` is.
 Must not know: our own rings, how figures are put together or shown.
 
 ``python -m mpgpt.bench.baselines`` is the process: it loads the model once and prints a JSON object for every
@@ -27,13 +27,13 @@ from typing import Any, Protocol
 from mpgpt.cluster.processes import environment, listen
 
 LIMIT_S = 3600.0
-"""After so long a peer is taken to hang."""
+"""The time after which a baseline counts as hanging, seconds."""
 WARM_UP_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What is the same for every peer and every round."""
+class BaselineSettings:
+    """The settings that are the same for every baseline and every round."""
 
     folder: Path
     """The model that our own rings load."""
@@ -48,29 +48,29 @@ class Task:
     env: Mapping[str, str]
 
     def cores(self, rank: int) -> tuple[int, ...] | None:
-        """Those to which rank ``rank`` of this host is bound; None where none is. Ranks may share cores."""
+        """The cores to which rank ``rank`` of this host is bound; None if unbound. Ranks may share cores."""
         if not self.pin:
             return None
         cores, threads = sorted(os.sched_getaffinity(0)), self.threads or 1
         return tuple(cores[(rank * threads + n) % len(cores)] for n in range(min(threads, len(cores))))
 
     def threads_of(self, ranks: int) -> int:
-        """Threads of each of so many ranks on this host."""
+        """The threads of each of ``ranks`` ranks on this host."""
         return self.threads or max(1, (os.cpu_count() or 1) // ranks)
 
 
 class Baseline(Protocol):
-    """Somebody else's program for the same work."""
+    """Another program for the same workload."""
 
     name: str
 
     def compared(self, dtype: str, ranks: int) -> tuple[str, int]:
-        """The dtype and the number of processes that our ring of ``dtype`` and ``ranks`` is compared with."""
+        """The baseline's dtype and number of processes to compare with our ring of ``dtype`` and ``ranks``."""
 
-    def run(self, dtype: str, ranks: int, hear: Callable[[dict[str, Any]], None]) -> None:
-        """Measure once, for every concurrency; ``hear`` gets each run's figures, as ``report.py`` names them.
+    def run(self, dtype: str, ranks: int, on_run: Callable[[dict[str, Any]], None]) -> None:
+        """Measure once, for every concurrency; ``on_run`` gets each run's figures, as ``report.py`` names them.
 
-        Raises ``MpgptError`` with the peer's last words when it fails, and leaves no process behind.
+        Raises ``MpgptError`` with the program's last output when it fails, and leaves no process behind.
         """
 
 
@@ -79,24 +79,24 @@ class Transformers:
 
     name = "transformers"
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, settings: BaselineSettings) -> None:
+        self._settings = settings
 
     def compared(self, dtype: str, ranks: int) -> tuple[str, int]:
         return ("float32" if dtype in ("int8", "int4") else dtype), 1
 
-    def run(self, dtype: str, ranks: int, hear: Callable[[dict[str, Any]], None]) -> None:
-        task = self._task
+    def run(self, dtype: str, ranks: int, on_run: Callable[[dict[str, Any]], None]) -> None:
+        settings = self._settings
         given = {
-            "model": task.folder, "dtype": dtype, "concurrency": ",".join(map(str, task.concurrency)),
-            "prompt-tokens": task.prompt_tokens, "new-tokens": task.new_tokens, "repeats": task.repeats,
-            "threads": task.threads_of(1),
+            "model": settings.folder, "dtype": dtype, "concurrency": ",".join(map(str, settings.concurrency)),
+            "prompt-tokens": settings.prompt_tokens, "new-tokens": settings.new_tokens, "repeats": settings.repeats,
+            "threads": settings.threads_of(1),
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in given.items()]
         who = {"peer": self.name, "version": version("transformers"), "dtype": dtype, "ranks": ranks}
         listen(
-            [sys.executable, "-m", "mpgpt.bench.baselines", *words], environment(task.env),
-            lambda said: hear(who | said), cores=task.cores(0), limit_s=LIMIT_S,
+            [sys.executable, "-m", "mpgpt.bench.baselines", *words], environment(settings.env),
+            lambda figures: on_run(who | figures), cores=settings.cores(0), limit_s=LIMIT_S,
         )  # fmt: skip
 
 
@@ -109,10 +109,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     for name in ("prompt-tokens", "new-tokens", "repeats", "threads"):
         parser.add_argument(f"--{name}", required=True, type=int)
-    asked = parser.parse_args()
-    model = load(Path(asked.model), asked.dtype, asked.threads)
-    for concurrency in map(int, asked.concurrency.split(",")):
-        figures = measure(model, concurrency, asked.prompt_tokens, asked.new_tokens, asked.repeats)
+    options = parser.parse_args()
+    model = load(Path(options.model), options.dtype, options.threads)
+    for concurrency in map(int, options.concurrency.split(",")):
+        figures = measure(model, concurrency, options.prompt_tokens, options.new_tokens, options.repeats)
         print(json.dumps({"concurrency": concurrency, **figures}), flush=True)
 
 

@@ -1,7 +1,8 @@
 """A model folder as a GGUF file, so that llama.cpp runs the same weights.
 
-Knows: how llama.cpp names, turns and types the tensors of the families that we run, what it cannot be told.
-Must not know: who runs the file, ranks, tokenizers (the file has none: only speed is asked of it).
+Knows: how llama.cpp lays out and types tensors, and what it cannot be told of a model.
+Must not know: what differs from family to family (``families/`` has it), who runs the file, ranks, tokenizers (the file
+has none: only speed is measured with it).
 
 A file is finished or it is not there: it is written beside its place and renamed. Its name says of which weights it
 is made, so that it is used again as long as they are what they were. One tensor at a time is in memory.
@@ -23,12 +24,14 @@ from gguf import GGMLQuantizationType, LlamaFileType, quants
 from numpy.typing import NDArray
 
 from mpgpt.errors import ModelError
-from mpgpt.model.architecture import ModelConfig, read_config, rope_parameters
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.family import GgufArchitecture
 from mpgpt.model.folder import read_json, weight_files
+from mpgpt.model.known_families import FAMILIES, family_of, read_config
+from mpgpt.model.rope import rope_parameters
 from mpgpt.model.slice import HEAD, has_another_head, tables
 from mpgpt.model.weights import Checkpoint
 
-ARCHITECTURES = {"gpt2": "GPT2", "llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 TYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
@@ -36,10 +39,6 @@ TYPES = {
     "int8": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "int4": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-"""What old checkpoints hold beside their weights."""
-INPUT_FIRST = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
-"""GPT-2's products, stored [I, O]."""
 
 
 def gguf_file(folder: Path, dtype: str, home: Path, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -78,18 +77,27 @@ def _digest(folder: Path) -> int:
 
 
 def _check(raw: dict[str, Any], config: ModelConfig, folder: Path) -> None:
-    activations = ("gelu_new", "gelu_pytorch_tanh") if config.family == "gpt2" else ("silu", "swish")
-    if config.activation not in activations:
+    if config.activation not in family_of(config).gguf.activations:
         what = f"the activation {config.activation}"
     elif len(set(config.scales)) > 1 or config.scales[0] != config.head_dim**-0.5:
         what = "attention scores that are scaled in another way than by the heads' size"
     elif config.rope_gain != 1.0:
         what = "YaRN's rotary positions"
-    elif raw["model_type"].startswith("qwen") and _factors(raw, config) is not None:
+    elif not _architecture(raw).rotary_factors and _factors(raw, config) is not None:
         what = f"scaled rotary positions for {raw['model_type']}"
     else:
         return
     raise ModelError(f"{folder}: llama.cpp cannot be told of {what}, so it would not run the same model")
+
+
+def _architecture(raw: dict[str, Any]) -> GgufArchitecture:
+    kind = raw["model_type"]
+    return FAMILIES[kind].architectures[kind]
+
+
+def _id(raw: dict[str, Any]) -> Any:
+    """The architecture's constant in ``gguf``."""
+    return getattr(gguf.MODEL_ARCH, _architecture(raw).name.upper())
 
 
 def _theta(raw: dict[str, Any]) -> float:
@@ -97,7 +105,7 @@ def _theta(raw: dict[str, Any]) -> float:
 
 
 def _factors(raw: dict[str, Any], config: ModelConfig) -> NDArray[np.float32] | None:
-    """By what llama.cpp is to divide each rotary frequency, [head_dim / 2]; None where all are unscaled."""
+    """llama.cpp's divisor of each rotary frequency, [head_dim / 2]; None where all are unscaled."""
     plain = _theta(raw) ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
     factors = (plain / np.array(config.inv_freq)).astype(np.float32) if config.inv_freq else np.ones(1, np.float32)
     return None if np.allclose(factors, 1.0, rtol=1e-5) else factors
@@ -113,7 +121,7 @@ class _Tensor:
     type: GGMLQuantizationType
     transpose: bool
     heads: int
-    """Of which each has its rotary halves side by side in our file, and in turn in theirs; 0 for none."""
+    """Of which each has its rotary halves one after the other in our file, and interleaved in theirs; 0 for none."""
 
     @property
     def bytes_shape(self) -> tuple[int, ...]:
@@ -129,20 +137,20 @@ class _Tensor:
 
 def _tensors(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig, dtype: str) -> dict[str, _Tensor]:
     """By their names in the file, in its order."""
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, ARCHITECTURES[raw["model_type"]]), config.layers)
-    interleaved = ARCHITECTURES[raw["model_type"]] == "LLAMA"
+    names = gguf.get_tensor_name_map(_id(raw), config.layers)
+    layout, interleaved = family_of(config).gguf, _architecture(raw).interleaved_rotary
     tensors = {}
     one = tables(config, checkpoint)[0] == HEAD
     """Whether what the checkpoint calls its head is the embedding too, which is how llama.cpp has them both."""
     superfluous = config.tied and not one and not has_another_head(config, checkpoint)
     for source, stored in checkpoint.shapes().items():
-        if source.endswith(BUFFERS) or (source == HEAD and superfluous):
+        if source.endswith(layout.superfluous) or (source == HEAD and superfluous):
             continue
         known = names.get_name(source, try_suffixes=(".weight", ".bias"))
         name = "token_embd.weight" if source == HEAD and one else known
         if name is None:
             raise ModelError(f"llama.cpp has no place for the tensor {source}, so it would not run the same model")
-        transpose = config.family == "gpt2" and source.endswith(INPUT_FIRST)
+        transpose = source.endswith(layout.input_first)
         shape = stored[::-1] if transpose else stored
         heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name.split(".")[-2], 0) if interleaved else 0
         tensors[name] = _Tensor(
@@ -154,14 +162,12 @@ def _tensors(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig, d
 def _type(name: str, shape: tuple[int, ...], dtype: str) -> GGMLQuantizationType:
     if len(shape) < 2 or name.startswith("position_embd"):
         return GGMLQuantizationType.F32
-    wanted: GGMLQuantizationType = TYPES[dtype][0]
-    return wanted if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
+    usual: GGMLQuantizationType = TYPES[dtype][0]
+    return usual if shape[-1] % gguf.GGML_QUANT_SIZES[usual][0] == 0 else GGMLQuantizationType.F16
 
 
 def _write(checkpoint: Checkpoint, raw: dict[str, Any], config: ModelConfig, dtype: str, path: Path) -> None:
-    writer: Any = gguf.GGUFWriter(
-        path, gguf.MODEL_ARCH_NAMES[getattr(gguf.MODEL_ARCH, ARCHITECTURES[raw["model_type"]])]
-    )
+    writer: Any = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_id(raw)])
     try:
         _describe(writer, raw, config)
         writer.add_file_type(TYPES[dtype][1])
@@ -192,12 +198,4 @@ def _describe(writer: Any, raw: dict[str, Any], config: ModelConfig) -> None:
     writer.add_head_count(config.heads)
     writer.add_vocab_size(config.vocab)
     writer.add_tokenizer_model("no_vocab")
-    if config.family == "gpt2":
-        writer.add_layer_norm_eps(config.eps)
-        return
-    writer.add_layer_norm_rms_eps(config.eps)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(_theta(raw))
+    family_of(config).gguf.describe(writer, raw, config)

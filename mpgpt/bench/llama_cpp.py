@@ -1,11 +1,11 @@
 """llama.cpp over its RPC, on the weights and cores of a ring of ours.
 
-Knows: llama.cpp's programs, their options, and how they say what they measured.
+Knows: llama.cpp's programs, their options, and their output.
 Must not know: our own rings, how speeds are compared or shown.
 
 ``llama-bench`` measures one sequence and ``llama-batched-bench`` several. That program is the first rank and keeps the
-first layers; every other rank is an RPC server, and llama.cpp shares the other layers out among them. All that is not
-said here is as llama.cpp has it by default: its cache, its batches.
+first layers; every other rank is an RPC server, and llama.cpp shares the other layers out among them. Everything
+else, such as its cache and its batches, is llama.cpp's default.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mpgpt.bench.baselines import LIMIT_S, Task
+from mpgpt.bench.baselines import LIMIT_S, BaselineSettings
 from mpgpt.bench.gguf_export import gguf_file
 from mpgpt.cluster.processes import cause, end, listen, start
 from mpgpt.errors import MpgptError, UsageError
 
 BENCH, BATCHED = "llama-bench", "llama-batched-bench"
 SERVERS = ("rpc-server", "ggml-rpc-server")
-"""What the server was called first, and is called now."""
+"""The server's earlier name, and its present one."""
 START_S = 20.0
 """How long a server may take until it can be reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Programs:
-    """Those of llama.cpp that are run."""
+    """The programs of llama.cpp that are run."""
 
     bench: Path
     batched: Path
@@ -45,7 +45,7 @@ class Programs:
 
 
 def programs(folder: Path) -> Programs:
-    """Those in ``folder``. Raises ``UsageError`` where one is absent or does not run."""
+    """The programs in ``folder``. Raises ``UsageError`` if one is absent or does not run."""
 
     def find(*names: str) -> Path:
         for name in names:
@@ -58,10 +58,10 @@ def programs(folder: Path) -> Programs:
 
     bench, batched, server = find(BENCH), find(BATCHED), find(*SERVERS)
     try:
-        said = subprocess.run([batched, "--version"], capture_output=True, text=True, timeout=START_S, check=False)
+        done = subprocess.run([batched, "--version"], capture_output=True, text=True, timeout=START_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"--against llama-rpc: {batched} does not run: {error}") from None
-    version = re.search(r"version: (.+)", said.stdout + said.stderr)
+    version = re.search(r"version: (.+)", done.stdout + done.stderr)
     return Programs(bench=bench, batched=batched, server=server, version=version[1].strip() if version else "")
 
 
@@ -71,66 +71,72 @@ class LlamaRpc:
     name = "llama-rpc"
 
     def __init__(
-        self, task: Task, its: Programs, dtypes: Sequence[str], home: Path, report: Callable[[str], None]
+        self,
+        settings: BaselineSettings,
+        its: Programs,
+        dtypes: Sequence[str],
+        home: Path,
+        report: Callable[[str], None],
     ) -> None:
         """Writes the GGUF files for ``dtypes`` under ``home``, where they are not there yet."""
-        self._task, self._its = task, its
-        self._files = {dtype: gguf_file(task.folder, dtype, home, report) for dtype in dtypes}
+        self._settings, self._its = settings, its
+        self._files = {dtype: gguf_file(settings.folder, dtype, home, report) for dtype in dtypes}
 
     def compared(self, dtype: str, ranks: int) -> tuple[str, int]:
         return dtype, ranks
 
-    def run(self, dtype: str, ranks: int, hear: Callable[[dict[str, Any]], None]) -> None:
-        task = self._task
+    def run(self, dtype: str, ranks: int, on_run: Callable[[dict[str, Any]], None]) -> None:
+        settings = self._settings
         who = {"peer": self.name, "version": self._its.version, "dtype": dtype, "ranks": ranks}
-        units = task.layers + 1  # it counts the head as a layer, and those that are offloaded from the end
+        units = settings.layers + 1  # it counts the head as a layer, and those that are offloaded from the end
         offloaded = units - round(units / ranks)
-        with servers(self._its.server, ranks, task) as ends:
+        with servers(self._its.server, ranks, settings) as ends:
             there = ["--rpc", ",".join(ends)] if ends else []
             common = [
-                "-m", str(self._files[dtype]), "-t", str(task.threads_of(ranks)), "-ngl", str(offloaded), *there
+                "-m", str(self._files[dtype]), "-t", str(settings.threads_of(ranks)), "-ngl", str(offloaded), *there
             ]  # fmt: skip
-            for concurrency in task.concurrency:
+            for concurrency in settings.concurrency:
                 decode, prompt = self._one(common) if concurrency == 1 else self._several(common, concurrency)
                 figures = {"decode_tokens_per_s": decode, "prompt_tokens_per_s": prompt}
-                hear(who | {"concurrency": concurrency} | figures)
+                on_run(who | {"concurrency": concurrency} | figures)
 
     def _one(self, common: list[str]) -> tuple[float, float]:
         """Decoding and prompt tokens/s of one sequence: new tokens after a prompt, and the prompt."""
-        task, options = self._task, [*common, "-o", "jsonl", "-r", self._task.repeats]
-        after = self._said(self._its.bench, *options, "-p", 0, "-n", task.new_tokens - 1, "-d", task.prompt_tokens)
-        prompt = self._said(self._its.bench, *options, "-p", task.prompt_tokens, "-n", 0)
+        settings, options = self._settings, [*common, "-o", "jsonl", "-r", self._settings.repeats]
+        after = self._output(
+            self._its.bench, *options, "-p", 0, "-n", settings.new_tokens - 1, "-d", settings.prompt_tokens
+        )
+        prompt = self._output(self._its.bench, *options, "-p", settings.prompt_tokens, "-n", 0)
         decode, first = (
-            _median(self._its.bench, [speed for said in runs for speed in said.get("samples_ts", ())])
+            _median(self._its.bench, [speed for run in runs for speed in run.get("samples_ts", ())])
             for runs in (after, prompt)
         )
         return decode, first
 
     def _several(self, common: list[str], concurrency: int) -> tuple[float, float]:
         """The same of several sequences at once, each with a prompt of its own."""
-        task = self._task
-        runs = self._said(
+        settings = self._settings
+        runs = self._output(
             self._its.batched, *common, "--output-format", "jsonl",
-            "-c", concurrency * (task.prompt_tokens + task.new_tokens), "-npp", task.prompt_tokens,
-            "-ntg", task.new_tokens - 1, "-npl", ",".join([str(concurrency)] * task.repeats),
+            "-c", concurrency * (settings.prompt_tokens + settings.new_tokens), "-npp", settings.prompt_tokens,
+            "-ntg", settings.new_tokens - 1, "-npl", ",".join([str(concurrency)] * settings.repeats),
         )  # fmt: skip
         decode, first = (
-            _median(self._its.batched, [said[name] for said in runs if name in said])
-            for name in ("speed_tg", "speed_pp")
+            _median(self._its.batched, [run[name] for run in runs if name in run]) for name in ("speed_tg", "speed_pp")
         )
         return decode, first
 
-    def _said(self, program: Path, *options: object) -> list[dict[str, Any]]:
-        """What ``program`` printed, an object a line."""
-        said: list[dict[str, Any]] = []
+    def _output(self, program: Path, *options: object) -> list[dict[str, Any]]:
+        """The output of ``program``, one object a line."""
+        output: list[dict[str, Any]] = []
         try:
             listen(
-                [str(program), *map(str, options)], self._task.env, said.append, cores=self._task.cores(0),
+                [str(program), *map(str, options)], self._settings.env, output.append, cores=self._settings.cores(0),
                 limit_s=LIMIT_S,
             )  # fmt: skip
         except MpgptError as error:
             raise MpgptError(f"{program.name}: {error}") from None
-        return said
+        return output
 
 
 def _median(program: Path, speeds: list[Any]) -> float:
@@ -140,7 +146,7 @@ def _median(program: Path, speeds: list[Any]) -> float:
 
 
 @contextlib.contextmanager
-def servers(program: Path, ranks: int, task: Task) -> Iterator[list[str]]:
+def servers(program: Path, ranks: int, settings: BaselineSettings) -> Iterator[list[str]]:
     """An RPC server for every rank but the first, on this host's own address; gives host:port of each.
 
     Raises ``MpgptError`` when one does not come up. They are killed whatever happens; when something fails and one
@@ -152,8 +158,8 @@ def servers(program: Path, ranks: int, task: Task) -> Iterator[list[str]]:
         for rank in range(1, ranks):
             log = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             port = _free_port()
-            words = ["-H", "127.0.0.1", "-p", str(port), "-t", str(task.threads_of(ranks))]
-            process = start([str(program), *words], task.env, stdout=log, stderr=log, cores=task.cores(rank))
+            words = ["-H", "127.0.0.1", "-p", str(port), "-t", str(settings.threads_of(ranks))]
+            process = start([str(program), *words], settings.env, stdout=log, stderr=log, cores=settings.cores(rank))
             stack.callback(_kill, process)
             _reach(program.name, process, port, log)
             running.append((process, log))
@@ -163,8 +169,8 @@ def servers(program: Path, ranks: int, task: Task) -> Iterator[list[str]]:
         except MpgptError as error:
             for server, its_log in running:
                 if server.poll() is not None:
-                    said = f"{program.name} ended with status {server.returncode}: {cause(its_log)}"
-                    raise MpgptError(f"{error}\n{said}") from None
+                    ended = f"{program.name} ended with status {server.returncode}: {cause(its_log)}"
+                    raise MpgptError(f"{error}\n{ended}") from None
             raise
 
 

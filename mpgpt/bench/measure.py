@@ -1,4 +1,4 @@
-"""Measuring one ring from within: its speed under a given work, and where its stages' time goes.
+"""Measurements of one ring from within: its speed for a workload, and where its stages' time goes.
 
 Knows: an engine, clocks, what the figures mean.
 Must not know: how rings are started, options, files.
@@ -23,7 +23,7 @@ from mpgpt.errors import MpgptError
 from mpgpt.machines import Workload
 
 REPEATS = 3
-"""How often the same work is done in one measurement."""
+"""The number of passes over the workload in one measurement."""
 WARM_UP_TOKENS = 8
 BUFFER_BYTES = 256 << 20
 """What is read to find the memory's speed: many times the largest cache."""
@@ -32,7 +32,7 @@ MEGA = 1e6
 
 
 class TokenTimes:
-    """The Text of whoever wants nothing but the time of each token."""
+    """A ``Detokenizer`` that makes no text and keeps the time of each token."""
 
     stopped = False
     text = ""
@@ -50,7 +50,7 @@ class TokenTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """The work done once. Times in seconds from when all of it was handed in."""
+    """One pass over the workload. Times in seconds from the submission of all its requests."""
 
     decoded: int
     """New tokens between ``all_decode_s`` and ``one_done_s``."""
@@ -70,31 +70,31 @@ class Pass:
 
 
 def measure(engine: Engine, ring: Ring, work: Workload, repeats: int = REPEATS) -> dict[str, Any]:
-    """One run's figures as they stand in the JSON (``report.py`` says what each of them is).
+    """One run's figures under their keys in the JSON, which ``report.py`` describes.
 
-    Warms up first. The stages' accounts are those of the measured repeats alone, all of them together.
+    Warms up first. The stages' statistics cover the measured passes alone, all of them together.
     """
     vocab = ring.config.vocab
-    _go(engine, replace(work, new_tokens=min(work.new_tokens, WARM_UP_TOKENS)), vocab, seed=0)
+    _one_pass(engine, replace(work, new_tokens=min(work.new_tokens, WARM_UP_TOKENS)), vocab, seed=0)
     engine.stats_round()
-    goes = [_go(engine, work, vocab, seed) for seed in range(1, repeats + 1)]
+    passes = [_one_pass(engine, work, vocab, seed) for seed in range(1, repeats + 1)]
     accounts = engine.stats_round()
     reports = {place.node.rank: place for place in ring.reports}
-    speeds = [go.speed for go in goes if go.speed is not None]
+    speeds = [one.speed for one in passes if one.speed is not None]
     prompts = work.sequences * work.prompt_tokens
     return {
         "decode_tokens_per_s": statistics.median(speeds) if speeds else None,
-        "prompt_tokens_per_s": statistics.median(prompts / go.all_decode_s for go in goes),
-        "ttft_ms": _percentiles([s for go in goes for s in go.first_s]),
-        "tpot_ms": _percentiles([s for go in goes for s in go.gaps_s]),
+        "prompt_tokens_per_s": statistics.median(prompts / one.all_decode_s for one in passes),
+        "ttft_ms": _percentiles([s for one in passes for s in one.first_s]),
+        "tpot_ms": _percentiles([s for one in passes for s in one.gaps_s]),
         "stages": [_stage(account, reports[account.rank]) for account in accounts],
     }
 
 
-def _go(engine: Engine, work: Workload, vocab: int, seed: int) -> Pass:
+def _one_pass(engine: Engine, work: Workload, vocab: int, seed: int) -> Pass:
     """All sequences at once, once. The ids differ between sequences and seeds, and are the same every time.
 
-    Raises ``MpgptError`` when one of them ends with an error: its figures would be none.
+    Raises ``MpgptError`` if one of them ends with an error: its figures would be meaningless.
     """
     dice = random.Random(seed)
     texts = [TokenTimes() for _ in range(work.sequences)]

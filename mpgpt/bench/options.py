@@ -1,4 +1,4 @@
-"""What `mpgpt bench` is asked for: its options as one checked value.
+"""The options of `mpgpt bench` as one checked value.
 
 Knows: what the options mean together, and with a model of so many layers and positions.
 Must not know: how rings are started or measured.
@@ -14,16 +14,16 @@ from typing import Any, get_args
 
 from mpgpt.bench import plot
 from mpgpt.bench.measure import REPEATS
-from mpgpt.bench.report import writable
 from mpgpt.config import DtypeName, check_spans, parse_layers
 from mpgpt.core import Span
 from mpgpt.errors import UsageError
+from mpgpt.files import check_writable
 from mpgpt.model.architecture import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What the options ask for."""
+    """The checked options of `mpgpt bench`."""
 
     model: str
     random: bool
@@ -47,7 +47,7 @@ class BenchOptions:
     plot: Path | None
 
     def header(self, config: ModelConfig) -> dict[str, Any]:
-        """The part of the JSON that says what was asked."""
+        """The part of the JSON that holds the model and the settings."""
         settings = {
             "prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens, "threads": self.threads,
             "pin": self.pin, "rounds": self.rounds, "repeats": REPEATS, "max_sequences": self.slots,
@@ -58,8 +58,8 @@ class BenchOptions:
         return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
 
 
-def read(options: Mapping[str, Any], size: int | None) -> BenchOptions:
-    """Everything that can be found wrong without a model. ``size`` is that of the mpirun that we are in, if any.
+def parse(options: Mapping[str, Any], size: int | None) -> BenchOptions:
+    """The options, checked as far as no model is needed. ``size`` is that of the mpirun that we are in, if any.
 
     Raises ``UsageError``.
     """
@@ -119,14 +119,14 @@ def _check_pin(options: Mapping[str, Any], ranks: tuple[int, ...]) -> None:
 
 
 def _check_against(options: Mapping[str, Any], size: int | None) -> None:
-    asked, folder = options["against"], options["llama_bin"]
-    if asked and size is not None and not options["child"]:
+    against, folder = options["against"], options["llama_bin"]
+    if against and size is not None and not options["child"]:
         raise UsageError("--against is run in turn with rings, and mpirun has started this one: leave mpirun out")
-    if asked and options["hostfile"]:
+    if against and options["hostfile"]:
         raise UsageError("--against runs on this host alone, so it cannot be compared with the rings of a --hostfile")
-    if "llama-rpc" in asked and folder is None:
+    if "llama-rpc" in against and folder is None:
         raise UsageError("--against llama-rpc needs --llama-bin, the folder of llama.cpp's programs")
-    if folder is not None and "llama-rpc" not in asked:
+    if folder is not None and "llama-rpc" not in against:
         raise UsageError("--llama-bin is for --against llama-rpc, which is not asked for")
 
 
@@ -152,22 +152,22 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def fit(wanted: BenchOptions, config: ModelConfig) -> None:
-    """Raises ``UsageError`` when the model is too small for what is asked of it."""
-    if max(wanted.ranks) > config.layers:
-        raise UsageError(f"--ranks {max(wanted.ranks)}: the model has {config.layers} layers")
-    if wanted.context > config.positions:
+def fit(options: BenchOptions, config: ModelConfig) -> None:
+    """Raise ``UsageError`` if the model is too small for the options."""
+    if max(options.ranks) > config.layers:
+        raise UsageError(f"--ranks {max(options.ranks)}: the model has {config.layers} layers")
+    if options.context > config.positions:
         raise UsageError(
-            f"{wanted.prompt_tokens} prompt and {wanted.new_tokens} new tokens, or a context of {wanted.context}, are "
-            f"more than the model's {config.positions} positions"
+            f"{options.prompt_tokens} prompt and {options.new_tokens} new tokens, or a context of {options.context}, "
+            f"are more than the model's {config.positions} positions"
         )
-    for ranks in wanted.ranks if wanted.spans else ():
-        check_spans(wanted.spans or (), ranks, config.layers, "--layers")
+    for ranks in options.ranks if options.spans else ():
+        check_spans(options.spans or (), ranks, config.layers, "--layers")
 
 
-def writing(options: Mapping[str, Any]) -> None:
-    """Raises ``UsageError`` when a file that is asked for cannot be written."""
+def check_outputs(options: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` if a file of the options cannot be written."""
     if options["json"]:
-        writable(options["json"], "--json")
+        check_writable(options["json"], "--json")
     if options["plot"]:
         plot.check(options["plot"])

@@ -12,8 +12,10 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpgpt.bench.report import by_line, writable
+from mpgpt.bench.report import by_line
+from mpgpt.display import counted
 from mpgpt.errors import UsageError
+from mpgpt.files import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +27,12 @@ INK = "#30363d"
 
 
 def check(path: Path) -> None:
-    """Raises ``UsageError`` when there will be no picture at ``path``, before anything is measured."""
+    """Raise ``UsageError`` if no picture can be made at ``path``, before anything is measured."""
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"--plot {path}: a picture's name ends with {', '.join(ENDINGS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib, which is not installed: pip install matplotlib")
-    writable(path, "--plot")
+    check_writable(path, "--plot")
 
 
 def plot(document: dict[str, Any], ending: str) -> bytes:
@@ -55,7 +57,7 @@ def plot(document: dict[str, Any], ending: str) -> bytes:
 
 def _title(document: dict[str, Any]) -> str:
     settings, machine = document["settings"], document["machine"]
-    threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}" if settings["threads"] else "all cores"
+    threads = counted(settings["threads"], "thread") if settings["threads"] else "all cores"
     where = "each rank bound to its cores" if settings["pin"] else "not bound"
     return (
         f"{document['model']['name']}: {settings['prompt_tokens']} prompt + {settings['new_tokens']} new tokens\n"
@@ -75,7 +77,7 @@ def _speeds(axes: Axes, document: dict[str, Any], dtype: str) -> None:
         above = [greatest - speed for speed, (_, greatest) in zip(speeds, ends, strict=True)]
         axes.errorbar(
             ranks, speeds, yerr=[below, above], color=colour, marker="o", ms=5, lw=1.8, capsize=4, zorder=3,
-            label=_count(concurrency, "sequence"),
+            label=counted(concurrency, "sequence"),
         )  # fmt: skip
         for x, speed in zip(ranks, speeds, strict=True):
             axes.annotate(
@@ -121,7 +123,7 @@ def _shares(axes: Axes, document: dict[str, Any], dtype: str) -> None:
                     )  # fmt: skip
                 begun += share
             first, stop = stage["layers"]
-            of = f"{_count(run['concurrency'], 'sequence')}, {_count(run['ranks'], 'rank')}:  " * (stage["rank"] == 0)
+            of = f"{counted(run['concurrency'], 'sequence')}, {counted(run['ranks'], 'rank')}:  " * (stage["rank"] == 0)
             reports.append(at)
             names.append(f"{of}rank {stage['rank']}, layers {first}-{stop - 1}")
             at += 1.0
@@ -148,7 +150,3 @@ def _halo() -> Any:
     from matplotlib.patheffects import withStroke
 
     return withStroke(linewidth=2.5, foreground="white")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number > 1)}"

@@ -1,6 +1,6 @@
 """Random weights for a known shape, so that speed can be measured where nothing can be fetched.
 
-Knows: a few shapes by name, what transformers makes of a configuration, where such folders are kept.
+Knows: which known shapes are small, what transformers makes of a configuration, where such folders are kept.
 Must not know: ranks, spans, or what is measured.
 
 A folder is finished or it is not there: it is made beside its place and renamed. It has no tokenizer.
@@ -14,28 +14,20 @@ import re
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mpgpt.errors import ModelError, UsageError
-from mpgpt.model.architecture import read_config
 from mpgpt.model.folder import read_json
+from mpgpt.model.known_families import read_config
+from mpgpt.model.known_shapes import INVENTED, PUBLISHED
 
 SEED = 0
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"model_type": "gpt2"},
-    "gpt2-medium": {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16},
-    "smollm2-135m": {
-        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-    },
-    "llama-small": {
-        "model_type": "llama", "vocab_size": 32000, "hidden_size": 512, "intermediate_size": 1408,
-        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096,
-    },
-}  # fmt: skip
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    name: {**PUBLISHED, **INVENTED}[name] for name in ("gpt2", "gpt2-medium", "smollm2-135m", "llama-small")
+}
+"""The known shapes that are small enough to be made on any machine."""
 
 
 def random_model(name: str, home: Path, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -70,8 +62,8 @@ def _move(fresh: Path, folder: Path) -> None:
             raise
 
 
-def _shape(name: str) -> tuple[dict[str, Any], str]:
-    """A configuration as transformers reads it, and what to call it."""
+def _shape(name: str) -> tuple[Mapping[str, Any], str]:
+    """A configuration as transformers reads it, and the stem of its folder's name."""
     if name in SHAPES:
         return SHAPES[name], name
     path = Path(name)
@@ -85,8 +77,8 @@ def _shape(name: str) -> tuple[dict[str, Any], str]:
     return raw, f"{re.sub(r'[^A-Za-z0-9._-]', '-', stem)}-{digest:08x}"
 
 
-def _make(raw: dict[str, Any], folder: Path) -> None:
-    """As transformers initialises it, from a fixed seed, in float32."""
+def _make(raw: Mapping[str, Any], folder: Path) -> None:
+    """Write a model as transformers initialises it, from a fixed seed, in float32."""
     import torch
     import transformers
 

@@ -1,7 +1,7 @@
-"""What a bench found: several rounds as medians, in a JSON file, a table and a line.
+"""The results of a bench: several rounds as medians, in a JSON file, a table and a line.
 
 Knows: how rounds become one figure, how a file is written whole, what a person sees.
-Must not know: how anything was measured or started, MPI, torch.
+Must not know: how anything was measured or started, MPI.
 
 The JSON, whose numbers are medians over the rounds (times in the unit that the key ends with; MB are 10^6 bytes):
 
@@ -63,9 +63,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mpgpt import __version__
-from mpgpt.files import destination
-from mpgpt.files import writable as writable
-from mpgpt.files import write_whole as write_whole
+from mpgpt.display import counted
+from mpgpt.files import destination, write_atomically
+from mpgpt.model.autotune import processor_name
 
 SPEEDS = ("decode_tokens_per_s", "prompt_tokens_per_s")
 FIGURES = (*SPEEDS, "ttft_ms", "tpot_ms")
@@ -76,7 +76,7 @@ Key = tuple[str, int, int]
 
 
 class Results:
-    """Runs, as they come in; ``document`` is all of it at any time."""
+    """The runs so far; ``document`` is all of them at any time."""
 
     def __init__(self, header: dict[str, Any], file: Path | None) -> None:
         """``header`` has the keys ``model`` and ``settings``; ``file`` is written anew after every run.
@@ -157,7 +157,7 @@ class Results:
 
     def _write(self) -> None:
         if self._file and (self._anew or self.complete):
-            write_whole(self._file, json.dumps(self.document(), indent=1).encode() + b"\n", f"--json {self._file}")
+            write_atomically(self._file, json.dumps(self.document(), indent=1).encode() + b"\n", f"--json {self._file}")
 
 
 def _fold(values: list[Any], how: Callable[[list[float]], Any]) -> Any:
@@ -189,19 +189,10 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = ""
     host = {
-        "host": socket.gethostname(), "system": platform.platform(), "processor": _processor(),
+        "host": socket.gethostname(), "system": platform.platform(), "processor": processor_name(),
         "cores": os.cpu_count() or 1, "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
     }  # fmt: skip
     return {"machine": host, "versions": versions}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # -- on the terminal
@@ -250,7 +241,7 @@ def _table(document: dict[str, Any]) -> Table:
 
 
 def _against(document: dict[str, Any], run: dict[str, Any]) -> str:
-    """How often as fast as each peer the run was, a line each."""
+    """The run's speed over that of each peer, a line each."""
     lines = []
     for peer in document["peers"]:
         for ratio in peer["ratios"] if peer["concurrency"] == run["concurrency"] else ():
@@ -265,11 +256,11 @@ def peers(document: dict[str, Any]) -> list[str]:
     lines = []
     for peer in document["peers"]:
         least, greatest = peer["spread"]["decode_tokens_per_s"]
-        processes = f"{peer['ranks']} rank{'s' * (peer['ranks'] > 1)}"
-        who = f"{peer['concurrency']} sequence{'s' * (peer['concurrency'] > 1)}"
+        processes, sequences = counted(peer["ranks"], "rank"), counted(peer["concurrency"], "sequence")
         lines.append(
-            f"{peer['peer']} {peer['version']}, {peer['dtype']}, {processes}, {who}: {peer['decode_tokens_per_s']:.1f} "
-            f"({least:.1f} to {greatest:.1f}) tokens/s, {peer['prompt_tokens_per_s']:.0f} prompt tokens/s"
+            f"{peer['peer']} {peer['version']}, {peer['dtype']}, {processes}, {sequences}: "
+            f"{peer['decode_tokens_per_s']:.1f} ({least:.1f} to {greatest:.1f}) tokens/s, "
+            f"{peer['prompt_tokens_per_s']:.0f} prompt tokens/s"
         )
     return lines
 
@@ -297,9 +288,9 @@ def sparklines(document: dict[str, Any]) -> list[str]:
         speeds = [run["decode_tokens_per_s"] for run in runs]
         if len(speeds) > 1:
             ranks = ", ".join(str(run["ranks"]) for run in runs)
-            said = ", ".join(f"{speed:.1f}" for speed in speeds)
-            who = f"{concurrency} sequence{'s' * (concurrency > 1)}"
-            lines.append(f"{dtype}, {who}: {_spark(speeds)}  {said} tokens/s on {ranks} ranks")
+            figures = ", ".join(f"{speed:.1f}" for speed in speeds)
+            sequences = counted(concurrency, "sequence")
+            lines.append(f"{dtype}, {sequences}: {_spark(speeds)}  {figures} tokens/s on {ranks} ranks")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""`mpgpt bench`: rings of several sizes, one after the other, several times, and what they did.
+"""`mpgpt bench`: rings of several sizes, started one after the other, several times, and measured.
 
 Knows: which rings are started in which order, what happens in each, and what to do when one fails or is interrupted.
 Must not know: what the options mean together, how speed is measured, how figures are put.
@@ -15,29 +15,30 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from mpgpt import config as configs
 from mpgpt import stdio
 from mpgpt.bench import plot
-from mpgpt.bench.baselines import Baseline, Task, Transformers
+from mpgpt.bench.baselines import Baseline, BaselineSettings, Transformers
 from mpgpt.bench.llama_cpp import LlamaRpc, programs
 from mpgpt.bench.measure import REPEATS, measure, read_bandwidth
-from mpgpt.bench.options import fit, read, writing
+from mpgpt.bench.options import check_outputs, fit, parse
 from mpgpt.bench.random_model import random_model
-from mpgpt.bench.report import Results, show, write_whole
+from mpgpt.bench.report import Results, show
 from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model, local_rank, negotiate
 from mpgpt.cluster.processes import environment, listen, mpirun
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions
+from mpgpt.display import ProgressBar, counted
 from mpgpt.errors import MpgptError, OutputError
+from mpgpt.files import write_atomically
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import model_config
+from mpgpt.placement.costs import by_host
 from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import SoloWorld, World
 
@@ -54,7 +55,7 @@ class RingMeasurement:
         ipad = on_all_ranks(world, lambda: self._prepare(world))[0]
         device = connect_device(world, ipad, self._device_factory)
         wanted = self._wanted
-        report = _say if world.rank == 0 and not self._options["child"] else _silent
+        report = _notify if world.rank == 0 and not self._options["child"] else _silent
         folder = self._locate(world, report)
         on_rank0(world, lambda: fit(wanted, model_config(folder)))
         options = RingOptions(
@@ -66,9 +67,9 @@ class RingMeasurement:
         return Ring(world, settings, folder, device, report)
 
     def _prepare(self, world: World) -> dict[str, Any] | None:
-        self._wanted = read(self._options, world.size)
+        self._wanted = parse(self._options, world.size)
         if world.rank == 0:
-            writing(self._options)
+            check_outputs(self._options)
         if self._wanted.pin and not world.launched:
             cores = sorted(os.sched_getaffinity(0))[: self._wanted.threads]
             os.sched_setaffinity(0, cores)  # those to which mpirun would bind its first rank
@@ -94,15 +95,15 @@ class RingMeasurement:
                     "oversubscribed": _crowded(ring), **measure(engine, ring, work),
                 }  # fmt: skip
                 if child:
-                    _print({"run": run})
+                    _emit({"run": run})
                 else:
                     results.add(run)
-                    _say(f"round {n + 1} of {wanted.rounds}: {_line(run)}")
+                    _notify(f"round {n + 1} of {wanted.rounds}: {_line(run)}")
         # Last, because its buffer would be the most memory that this rank ever had.
         speed, way = read_bandwidth()
         engine.stop()
         if child:
-            _print({"read_bandwidth_gb_s": speed, "read_by": way})
+            _emit({"read_bandwidth_gb_s": speed, "read_by": way})
         else:
             results.add_bandwidth(wanted.dtypes[0], ring.world.size, speed, way)
             try:
@@ -115,7 +116,7 @@ class RingMeasurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is started once in each round: a ring of ours, or a peer."""
+    """A program that is started once in each round: a ring of ours, or a peer."""
 
     dtype: str
     ranks: int
@@ -124,11 +125,11 @@ class Case:
     """Dtype and ranks of our rings that the peer's figures are for."""
 
     def __str__(self) -> str:
-        return f"{_whose(self.peer.name if self.peer else '')}{_count(self.ranks, 'rank')}, {self.dtype}"
+        return f"{_whose(self.peer.name if self.peer else '')}{counted(self.ranks, 'rank')}, {self.dtype}"
 
 
 class Bench:
-    """The command outside any ring: start each in turn, several rounds, and put together what they say."""
+    """The command outside any ring: start each in turn, several rounds, and put their figures together."""
 
     def __init__(self, options: Mapping[str, Any], *, home: Path, env: Mapping[str, str]) -> None:
         """``env`` is this process's environment."""
@@ -136,19 +137,19 @@ class Bench:
 
     def run(self) -> int:
         """The exit status. Raises ``MpgptError`` for the first ring that fails, after showing what others did."""
-        wanted = self._wanted = read(self._options, None)
-        writing(self._options)
+        wanted = self._wanted = parse(self._options, None)
+        check_outputs(self._options)
         self._llama = programs(wanted.llama_bin) if wanted.llama_bin else None
         folder = self._locate()
         config = model_config(folder)
         fit(wanted, config)
         results = Results(wanted.header(config), wanted.json)
-        turns = self._turns(folder, config)
+        cases = self._cases(folder, config)
         try:
-            with Bar(wanted.rounds * len(turns) * len(wanted.concurrency)) as bar:
+            with RunProgress(wanted.rounds * len(cases) * len(wanted.concurrency)) as bar:
                 for _ in range(wanted.rounds):
-                    for turn in turns:
-                        self._start(turn, results, bar)
+                    for case in cases:
+                        self._start(case, results, bar)
             results.finish()
         finally:
             publish(results, wanted.plot)
@@ -157,37 +158,37 @@ class Bench:
     def _locate(self) -> Path:
         wanted = self._wanted
         if wanted.random:
-            return random_model(wanted.model, self._home, _say)
+            return random_model(wanted.model, self._home, _notify)
         alone = SoloWorld()
         try:
-            return ensure_model(alone, wanted.model, self._home, _say)
+            return ensure_model(alone, wanted.model, self._home, _notify)
         finally:
             alone.close()
 
-    def _turns(self, folder: Path, config: ModelConfig) -> list[Case]:
-        """A round's. A peer runs once for all that it is compared with, right after the first of it."""
+    def _cases(self, folder: Path, config: ModelConfig) -> list[Case]:
+        """The cases of a round. A peer runs once for all rings that it is compared with, right after the first."""
         wanted, peers = self._wanted, self._peers(folder, config)
         rings = [(dtype, ranks) for dtype in wanted.dtypes for ranks in wanted.ranks]
-        turns: dict[tuple[str, int, Baseline | None], Case] = {}
+        cases: dict[tuple[str, int, Baseline | None], Case] = {}
         for dtype, ranks in rings:
-            turns[dtype, ranks, None] = Case(dtype=dtype, ranks=ranks)
+            cases[dtype, ranks, None] = Case(dtype=dtype, ranks=ranks)
             for peer in peers:
                 theirs = peer.compared(dtype, ranks)
                 same = tuple(ring for ring in rings if peer.compared(*ring) == theirs)
-                turns.setdefault((*theirs, peer), Case(dtype=theirs[0], ranks=theirs[1], peer=peer, compared=same))
-        return list(turns.values())
+                cases.setdefault((*theirs, peer), Case(dtype=theirs[0], ranks=theirs[1], peer=peer, compared=same))
+        return list(cases.values())
 
     def _peers(self, folder: Path, config: ModelConfig) -> list[Baseline]:
         wanted = self._wanted
-        task = Task(
+        settings = BaselineSettings(
             folder=folder, layers=config.layers, concurrency=wanted.concurrency, prompt_tokens=wanted.prompt_tokens,
             new_tokens=wanted.new_tokens, repeats=REPEATS, threads=wanted.threads, pin=wanted.pin, env=self._env,
         )  # fmt: skip
         peers: list[Baseline] = []
         if Transformers.name in wanted.against:
-            peers.append(Transformers(task))
+            peers.append(Transformers(settings))
         if self._llama:
-            peers.append(LlamaRpc(task, self._llama, wanted.dtypes, self._home, _say))
+            peers.append(LlamaRpc(settings, self._llama, wanted.dtypes, self._home, _notify))
         return peers
 
     def _command(self, dtype: str, ranks: int) -> list[str]:
@@ -207,96 +208,77 @@ class Bench:
         flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
         return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
 
-    def _start(self, turn: Case, results: Results, bar: Bar) -> None:
-        def hear(said: dict[str, Any]) -> None:
-            if "peer" in said:
-                results.add_peer(said, turn.compared)
-                bar.done(_line(said))
-            elif "run" in said:
-                results.add(said["run"])
-                bar.done(_line(said["run"]))
+    def _start(self, case: Case, results: Results, bar: RunProgress) -> None:
+        def on_output(figures: dict[str, Any]) -> None:
+            if "peer" in figures:
+                results.add_peer(figures, case.compared)
+                bar.done(_line(figures))
+            elif "run" in figures:
+                results.add(figures["run"])
+                bar.done(_line(figures["run"]))
             else:
-                results.add_bandwidth(turn.dtype, turn.ranks, said["read_bandwidth_gb_s"], said["read_by"])
+                speed, how = figures["read_bandwidth_gb_s"], figures["read_by"]
+                results.add_bandwidth(case.dtype, case.ranks, speed, how)
 
-        bar.begin(str(turn))
+        bar.show(str(case))
         try:
-            if turn.peer:
-                turn.peer.run(turn.dtype, turn.ranks, hear)
+            if case.peer:
+                case.peer.run(case.dtype, case.ranks, on_output)
             else:
-                listen(self._command(turn.dtype, turn.ranks), environment(self._env), hear)
+                listen(self._command(case.dtype, case.ranks), environment(self._env), on_output)
         except MpgptError as error:
-            raise MpgptError(f"{turn}: {error}") from None
+            raise MpgptError(f"{case}: {error}") from None
 
 
-class Bar:
-    """Runs done and time left, on standard error; where nobody watches, a line for each run."""
+class RunProgress(ProgressBar):
+    """A bar of a bench's runs; where standard error is no terminal, a line for each run."""
 
     def __init__(self, total: int) -> None:
-        console = Console(stderr=True)
-        self._watched = console.is_terminal
-        self._bar = Progress(
-            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=console, disable=not self._watched, speed_estimate_period=3600,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def begin(self, what: str) -> None:
-        self._bar.update(self._task, description=what)
+        super().__init__("runs", total=total, window_s=3600)
 
     def done(self, line: str) -> None:
-        self._bar.advance(self._task)
-        if not self._watched:
-            _say(line)
+        self.advance()
+        if not self.watched:
+            _notify(line)
 
 
 def publish(results: Results, picture: Path | None) -> None:
-    """The table, and the picture, of whatever there is."""
+    """Print the table, and write the picture, of the runs so far."""
     document = results.document()
     if not document["runs"]:
         return
     try:
         show(document)
-    finally:  # whoever reads the table may have read enough of it
+    finally:  # the table's pipe may be closed
         if picture:
-            write_whole(picture, plot.plot(document, picture.suffix), f"--plot {picture}")
+            write_atomically(picture, plot.plot(document, picture.suffix), f"--plot {picture}")
 
 
 def _crowded(ring: Ring) -> bool:
-    """Whether the threads of the ranks on this host are more than its cores."""
-    here = ring.reports[0].node.host
-    return sum(place.node.threads for place in ring.reports if place.node.host == here) > (os.cpu_count() or 1)
+    """Whether the ranks on this host have more threads than it has cores; one rank alone may, too."""
+    here = ring.reports[0].node
+    return sum(node.threads for node in by_host(report.node for report in ring.reports)[here.host]) > here.cores
 
 
 def _line(run: Mapping[str, Any]) -> str:
     speed = run["decode_tokens_per_s"]
     shared = ", sharing cores" if run.get("oversubscribed") else ""
-    who = f"{_whose(run.get('peer', ''))}{_count(run['ranks'], 'rank')}{shared}, {run['dtype']}"
-    said = f"{speed:.1f} tokens/s" if speed else "no time at which all of them decode; more --new-tokens would help"
-    return f"{who}, {_count(run['concurrency'], 'sequence')}: {said}"
+    who = f"{_whose(run.get('peer', ''))}{counted(run['ranks'], 'rank')}{shared}, {run['dtype']}"
+    figure = f"{speed:.1f} tokens/s" if speed else "no time at which all of them decode; more --new-tokens would help"
+    return f"{who}, {counted(run['concurrency'], 'sequence')}: {figure}"
 
 
 def _whose(peer: str) -> str:
     return f"{peer}, " if peer else ""
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number > 1)}"
+def _emit(figures: Mapping[str, Any]) -> None:
+    print(json.dumps(figures), flush=True)
 
 
-def _print(said: Mapping[str, Any]) -> None:
-    print(json.dumps(said), flush=True)
-
-
-def _say(line: str) -> None:
+def _notify(line: str) -> None:
     click.echo(line, err=True)
 
 
 def _silent(line: str) -> None:
-    """For the ranks that do not speak."""
+    """Nothing, for the ranks that print nothing."""

@@ -7,35 +7,32 @@ Must not know: options, prompts, how layers are loaded or run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from mpgpt.cluster.rank_probe import probe_ranks
 from mpgpt.cluster.ring_config import RingConfig, RingOptions, Spans, plain
-from mpgpt.config import DtypeName
 from mpgpt.core import Span
 from mpgpt.engine.stage import Device
 from mpgpt.errors import ModelError, PullError, UsageError
-from mpgpt.machines import Node, Shape
-from mpgpt.model.architecture import ModelConfig, read_config
+from mpgpt.machines import ClusterProfile
+from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.autotune import KernelTiming, timing_from, tune
 from mpgpt.model.folder import read_json
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
+from mpgpt.model.known_families import read_config
+from mpgpt.model.linear import Kernels
 from mpgpt.model.pull import find, place_of, pull
 from mpgpt.model.slice import weights_of
 from mpgpt.model.weights import lean_heap
-from mpgpt.placement.costs import Links, held_bytes
-from mpgpt.placement.plan import AT_HOME, place
-from mpgpt.placement.what_if import DTYPES, shape_of
+from mpgpt.placement.costs import held_bytes
+from mpgpt.placement.plan import RANK0_TOLERANCE, place
 from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import World
-
-MAX_CONTEXT = 4096
-"""The context that is taken when none is asked for and the model would allow more."""
 
 DeviceFactory = Callable[[dict[str, Any], World], Device]
 """Reaches for the iPad of a ``config.IPad`` in JSON (``mpgpt_ios``)."""
@@ -47,19 +44,8 @@ class TuningResults:
 
     chosen: list[dict[str, str]]
     """By rank."""
-    trials: dict[str, list[KernelTiming]]
+    timings: dict[str, list[KernelTiming]]
     """By host."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterProfile:
-    """What a plan stands on."""
-
-    shape: Shape
-    nodes: list[Node]
-    links: Links = field(repr=False)
-    others: Mapping[str, Shape]
-    """The same model held in fewer bytes, by dtype."""
 
 
 def connect_device(world: World, ipad: dict[str, Any] | None, device_factory: DeviceFactory) -> Device | None:
@@ -139,14 +125,14 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
         if local_rank(world):
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
-            kernels, trials = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
-        return {"chosen": dict(kernels.chosen), "trials": [asdict(trial) for trial in trials]}
+            kernels, timings = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
+        return {"chosen": dict(kernels.chosen), "trials": [asdict(timing) for timing in timings]}
 
     answers = on_all_ranks(world, mine)
     of_host = {host: answers[world.hosts.index(host)] for host in world.hosts}
     return TuningResults(
         chosen=[of_host[host]["chosen"] for host in world.hosts],
-        trials={host: [timing_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
+        timings={host: [timing_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
     )
 
 
@@ -219,13 +205,11 @@ def place_layers(
 ) -> Spans:
     """Every rank's layers, as they suit the objective and the workload best. Called on rank 0."""
     workload = replace(options.workload, sequences=min(options.workload.sequences, slots))
-    plan = place(
-        profile.shape, profile.nodes, profile.links, workload, options.objective, others=profile.others, home=AT_HOME,
-        ranks=ranks if options.everyone else None,
-    )  # fmt: skip
+    wanted = ranks if options.everyone else None
+    plan = place(profile, workload, options.objective, ranks=wanted, rank0_tolerance=RANK0_TOLERANCE)
     for node, span in zip(profile.nodes, plan.spans, strict=True):
         if span is None:
-            fits = not node.free or held_bytes(profile.shape, 1, first=False, last=False) <= node.free
+            fits = not node.free or held_bytes(profile.shape, 1, last=False) <= node.free
             why = "the ring is faster without it" if fits else "its free memory does not hold one"
             report(f"rank {node.rank} on {node.host} has no layers: {why}")
     return plain(plan.spans)
@@ -246,9 +230,8 @@ def probe_cluster(
     nodes, links = probe_ranks(
         world, config, kernels=kernels, threads=share_cores(world, threads), context=context, device=device
     )  # fmt: skip
-    shapes = {name: shape_of(config, name, slots, context) for name in get_args(DtypeName)}
-    shape = shapes[kernels.dtype]
-    others = {str(name): shapes[name] for name in DTYPES if shapes[name].layer_bytes < shape.layer_bytes}
+    shape = shape_of(config, kernels.dtype, slots, context)
+    others = smaller_shapes(config, kernels.dtype, slots, context)
     return ClusterProfile(shape=shape, nodes=nodes, links=links, others=others)
 
 

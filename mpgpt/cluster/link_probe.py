@@ -19,8 +19,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from mpgpt.errors import LinkError
-from mpgpt.machines import Edge
-from mpgpt.placement.costs import Links
+from mpgpt.machines import Edge, Links
 from mpgpt.transport.collective import on_all_ranks
 from mpgpt.transport.link import Link, World
 

@@ -50,10 +50,10 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def listen(
-    command: list[str], env: Mapping[str, str], hear: Callable[[dict[str, Any]], None], *,
+    command: list[str], env: Mapping[str, str], on_line: Callable[[dict[str, Any]], None], *,
     cores: Iterable[int] | None = None, limit_s: float | None = None,
 ) -> None:  # fmt: skip
-    """Run ``command`` to its end; ``hear`` gets every JSON object that it prints on a line of its own, at once.
+    """Run ``command`` to its end; ``on_line`` gets every JSON object that it prints on a line of its own, at once.
 
     ``cores`` are those to which it is bound; after ``limit_s`` it is ended. Raises ``MpgptError`` with what it said
     on standard error when it fails. Whatever else ends this call, an interrupt above all, ends the process too: it
@@ -74,7 +74,7 @@ def listen(
             assert process.stdout is not None
             for line in process.stdout:
                 if line.startswith("{"):
-                    hear(_read(line))
+                    on_line(_read(line))
             status = process.wait()
         finally:
             clock.cancel()
@@ -87,10 +87,10 @@ def listen(
 
 def _read(line: str) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = json.loads(line)
+        parsed: dict[str, Any] = json.loads(line)
     except ValueError as error:
         raise MpgptError(f"it printed what is no JSON: {line.strip()[:200]}") from error
-    return said
+    return parsed
 
 
 def start(
@@ -133,6 +133,6 @@ def cause(errors: IO[str]) -> str:
     starts = [n for n, line in enumerate(lines) if line.startswith(OURS)]
     if not starts:
         return "\n".join(lines[-8:])
-    said = lines[starts[0] :]
-    stop = next((n for n, line in enumerate(said) if line.startswith(("---", "prterun", "mpirun"))), len(said))
-    return "\n".join(said[:stop]).removeprefix(OURS)
+    words = lines[starts[0] :]
+    stop = next((n for n, line in enumerate(words) if line.startswith(("---", "prterun", "mpirun"))), len(words))
+    return "\n".join(words[:stop]).removeprefix(OURS)

@@ -1,8 +1,8 @@
-"""What every rank can do, and what the way from one to another costs, measured in about a second.
+"""The speed of every rank and of every link between two, measured in about a second.
 
 Knows: how long layers, the head and a step's rest take here, and how memory is shared by the ranks of a host;
-how every rank is asked for it, so that they disturb one another as little or as much as they will at work.
-Must not know: what is made of the figures, nor the model's weights: it multiplies with its own.
+in which order ranks measure, so that they disturb one another as little or as much as they will at work.
+Must not know: what a plan makes of the figures, nor the model's weights: it multiplies with its own.
 
 What is timed is a ``TorchStage`` with some layers of the model's shape, enough of them that no cache holds their
 weights, and a part of the head. Several ranks of one host share its memory, and slow each other down where both
@@ -34,13 +34,13 @@ from mpgpt.cluster.link_probe import measure_links
 from mpgpt.core import Row, Span, Step
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.engine.stage import Device, TorchStage
-from mpgpt.machines import Node, Speed
+from mpgpt.machines import Links, Node, Speed
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.known_families import family_of
+from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import lean_heap
-from mpgpt.placement.costs import Links
 from mpgpt.transport.collective import on_all_ranks
 from mpgpt.transport.link import World
 from mpgpt.transport.wire import Codec
@@ -59,7 +59,7 @@ LONG = 1024
 WINDOW_S = 0.06
 """How long one row count is timed, if three steps do not take longer."""
 INTERRUPTED = 1.25
-"""A rank that alone needs so many times its processor time by the clock does not have its core for itself."""
+"""The ratio of time by the clock to processor time above which a rank alone does not have its core for itself."""
 NAP_S, NAPS = 0.008, 9
 """How long, and how often, a rank sleeps before a step to find out what sleeping costs: as long as others have work."""
 BLOCK = 1 << 21
@@ -70,24 +70,17 @@ class SyntheticWeights:
     page, and denormal numbers are slow."""
 
     def __init__(self, config: ModelConfig) -> None:
-        c, queries, keys = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self._embed, self._dim = c.embed, c.head_dim
+        family = family_of(config)
+        self._embed, self._head = config.embed, (config.vocab, config.embed)
+        self._shapes = family.shapes(config)
+        self._positions, self._position_count = family.positions, config.positions
         self._generator = torch.Generator().manual_seed(1)
-        self._shapes = {
-            "attn.c_attn": (3 * c.embed, c.embed), "attn.c_proj": (c.embed, c.embed),
-            "mlp.c_fc": (c.inner, c.embed), "mlp.c_proj": (c.embed, c.inner),
-            "self_attn.q_proj": (queries, c.embed), "self_attn.k_proj": (keys, c.embed),
-            "self_attn.v_proj": (keys, c.embed), "self_attn.o_proj": (c.embed, queries),
-            "mlp.gate_proj": (c.inner, c.embed), "mlp.up_proj": (c.inner, c.embed),
-            "mlp.down_proj": (c.embed, c.inner),
-        }  # fmt: skip
-        self._head, self._positions = (c.vocab, c.embed), c.positions
 
-    def _shape(self, name: str) -> tuple[int, int]:
-        return self._shapes.get(".".join(name.split(".")[-3:-1]), self._head)
+    def _shape(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        return self._shapes.get(".".join(name.split(".")[-3:-1]), default)
 
     def blocks(self, name: str, *, transpose: bool = False) -> Iterator[Tensor]:
-        outputs, inputs = self._shape(name)
+        outputs, inputs = self._shape(name, self._head)
         row_I = self._some(inputs) / math.sqrt(inputs)
         for column_O in torch.split(self._some(outputs), max(1, BLOCK // inputs)):
             yield torch.outer(column_O, row_I)
@@ -96,12 +89,9 @@ class SyntheticWeights:
         return True
 
     def vector(self, name: str) -> Tensor:
-        if name == "wpe.weight":
-            return self._some(self._embed).expand(self._positions, self._embed)
-        if name.endswith(("q_norm.weight", "k_norm.weight")):
-            return self._some(self._dim)
-        bias = name.endswith(".bias") and self._shape(name) is not self._head
-        return self._some(self._shape(name)[0] if bias else self._embed)
+        if name == self._positions:
+            return self._some(self._embed).expand(self._position_count, self._embed)
+        return self._some(self._shape(name, (self._embed,))[0])
 
     def mapped(self, name: str) -> Tensor:
         return self._some(self._head[1]).expand(self._head)
@@ -162,7 +152,7 @@ class Probe:
         self._stage = TorchStage(model, sampler, lambda: self._marks.append(time.thread_time()))
 
     def decode(self, rows: int) -> dict[str, float]:
-        """A step of so many rows with hardly anything in the cache."""
+        """A step of ``rows`` rows with hardly anything in the cache."""
         return self._time([Row(slot=0, start=i, ids=(1,), outputs=1) for i in range(rows)])
 
     def alone(self) -> dict[str, float]:
@@ -233,17 +223,29 @@ class Probe:
 
 
 def _thinned(config: ModelConfig, weights: int) -> ModelConfig:
-    """The same with layers of fewer heads and a narrower MLP, if one has more than so many weights.
+    """The same with layers of fewer heads and a narrower MLP, if one has more than ``weights`` weights.
 
-    A GPT-2 layer has as many heads as its width needs, and its MLP alone is narrowed; the largest has 31 million.
+    Not where heads must fill the width of the hidden states, as in GPT-2; its largest layer has 31 million weights.
     """
-    if config.family == "gpt2":
+    if not family_of(config).heads_reducible:
         return config
     parts = [n for n in range(1, config.kv_heads + 1) if config.kv_heads % n == config.heads % n == 0]
     part = next((n for n in parts if config.layer_weights / n <= weights), parts[-1])
     return replace(
         config, heads=config.heads // part, kv_heads=config.kv_heads // part, inner=max(1, config.inner // part)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostShare:
+    """One rank's part of its host."""
+
+    free: int
+    """Bytes that are its to use."""
+    local_rank: int
+    """Its place among the ranks of its host."""
+    crowd: float
+    """How many threads want each of the host's cores."""
 
 
 def probe_ranks(
@@ -256,19 +258,10 @@ def probe_ranks(
     """
     mine, cores = world.hosts[world.rank], os.cpu_count() or 1
     reports = on_all_ranks(world, lambda: (psutil.virtual_memory().available, min(threads, cores)))
-    spare, wanted = zip(
-        *(report for report, host in zip(reports, world.hosts, strict=True) if host == mine), strict=True
-    )
+    spare, busy = zip(*(report for report, host in zip(reports, world.hosts, strict=True) if host == mine), strict=True)
     free, local = min(spare) // len(spare), world.hosts[: world.rank].count(mine)
-    speed = measure_speed(
-        world,
-        config,
-        kernels=kernels,
-        context=context,
-        free=free,
-        turn=local,
-        crowd=max(1.0, sum(wanted) / cores),
-    )
+    share = HostShare(free=free, local_rank=local, crowd=max(1.0, sum(busy) / cores))
+    speed = measure_speed(world, config, kernels=kernels, context=context, share=share)
     node = Node(
         rank=world.rank, host=mine, kind="cpu", memory=psutil.virtual_memory().total,
         local_rank=local, threads=threads, cores=cores, free=free, speed=speed,
@@ -288,28 +281,27 @@ def probe_ranks(
 
 
 def measure_speed(
-    world: World, config: ModelConfig, *, kernels: Kernels, context: int, free: int, turn: int, crowd: float
+    world: World, config: ModelConfig, *, kernels: Kernels, context: int, share: HostShare
 ) -> Speed:  # fmt: skip
-    """What this rank can do. ``turn`` is its place among the ranks of its host, ``free`` bytes are its to use, and
-    ``crowd`` threads want each of the host's cores."""
+    """This rank's speed, beside the other ranks of its host. All ranks must call it."""
     probes: list[Probe] = []
-    on_all_ranks(world, lambda: probes.append(Probe(config, kernels, context, free)))
+    on_all_ranks(world, lambda: probes.append(Probe(config, kernels, context, share.free)))
     probe = probes[0]
-    turns = max(world.hosts.count(host) for host in world.hosts)
+    most = max(world.hosts.count(host) for host in world.hosts)
 
-    def ask(work: Callable[[], Any]) -> Any:
+    def here(work: Callable[[], Any]) -> Any:
         return on_all_ranks(world, work)[world.rank]
 
     alone, cold = [
-        ask(lambda: (probe.alone(), probe.cold()) if turn == now else None)  # noqa: B023
-        for now in range(turns)
-    ][turn]
-    full = {rows: ask(partial(probe.decode, rows)) for rows in ROWS} | {CHUNK // 2: ask(probe.short_prompt)}
-    chunk = ask(probe.prompt)
+        here(lambda: (probe.alone(), probe.cold()) if share.local_rank == now else None)  # noqa: B023
+        for now in range(most)
+    ][share.local_rank]
+    full = {rows: here(partial(probe.decode, rows)) for rows in ROWS} | {CHUNK // 2: here(probe.short_prompt)}
+    chunk = here(probe.prompt)
     # What the ranks of one host take from each other is left out: a plan knows their cores, and how many take part.
     # Nor is it one core's own if its processor time differs from the others' of the host: a neighbour was reading.
     # But a rank that has to give its core away all the time finds its caches cold, and that is its own.
-    first, rest = _stretch([alone]), max(1.0, _stretch([*full.values(), chunk]) / crowd)
+    first, rest = _stretch([alone]), max(1.0, _stretch([*full.values(), chunk]) / share.crowd)
     found = on_all_ranks(world, lambda: [[0, alone], *full.items(), [CHUNK, chunk]])
     host = world.hosts[world.rank]
     alike = [dict(report) for report, other in zip(found, world.hosts, strict=True) if other == host]
@@ -330,7 +322,7 @@ def measure_speed(
 
 
 def _stretch(steps: Sequence[Mapping[str, float]]) -> float:
-    """How much longer these steps took by the clock than they had the processor."""
+    """The ratio of these steps' time by the clock to their processor time, at least 1."""
     return max(1.0, sum(step["wall"] for step in steps) / max(1e-9, sum(step["cpu"] for step in steps)))
 
 

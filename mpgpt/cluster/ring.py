@@ -26,7 +26,7 @@ from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.engine.stage import Device, PassStage, Stage, TorchStage
 from mpgpt.engine.stage_timer import OTHER, WAIT, StageTimer
 from mpgpt.machines import Node
-from mpgpt.model.architecture import read_config
+from mpgpt.model.known_families import read_config
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, has_another_head
 from mpgpt.model.weights import Checkpoint, lean_heap
@@ -168,14 +168,14 @@ class Ring:
         # One step more than stages, so that the first stage has the next chunk in hand while results are under way;
         # alone, a second step would only wait.
         depth = 1 if len(s.members) == 1 else s.stages + 1
-        ledger = StageTimer(self.world.rank)
-        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, ledger, self._idle)
+        timer = StageTimer(self.world.rank)
+        pipeline = Pipeline(self._stage, self._codec, self._outbound, self._inbound, timer, self._idle)
 
         def sleep() -> None:
-            ledger.enter(WAIT)  # for requests, here
+            timer.enter(WAIT)  # for requests, here
             bell.sleep(60.0)
             world.check()
-            ledger.enter(OTHER)
+            timer.enter(OTHER)
 
         return Engine(pipeline, scheduler, vocab=self.config.vocab, depth=depth, wake=bell.ring, sleep=sleep)
 

@@ -15,7 +15,7 @@ from mpgpt.config import DtypeName
 from mpgpt.core import Span
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.placement.plan import Objective
 
 Spans = list[tuple[int, int] | None]

@@ -28,8 +28,8 @@ from mpgpt.model.sampler import check
 from mpgpt.model.tokenizer import Message, Tokenizer
 from mpgpt.placement.plan import Objective
 from mpgpt.transport.collective import on_rank0
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]
@@ -180,9 +180,9 @@ class Session:
             raise UsageError("--system needs a chat, and this is a raw completion")
         self.system: str | None = system or self.config.system
 
-    def _explain(self, tried: TuningResults) -> None:
+    def _explain(self, tuning: TuningResults) -> None:
         if self._given("explain"):
-            self._show_kernels(tried.trials)
+            self._show_kernels(tuning.timings)
 
     @staticmethod
     def _report(line: str) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from mpgpt.display import counted
 from mpgpt.errors import OutputError, ReaderGone, UsageError
 from mpgpt.files import append, destination, open_at_end, replace
 from mpgpt.model.tokenizer import Message
@@ -145,10 +146,11 @@ def _unique(prompts: Iterator[Prompt]) -> list[Prompt]:
 
 def record(
     prompt: Prompt, *, text: str = "", token_ids: list[int] | None = None, prompt_tokens: int = 0,
-    finish_reason: str | None = None, error: str | None = None, ttft_s: float | None = None, seconds: float = 0.0,
+    finish_reason: str | None = None, error: str | None = None, times: tuple[float | None, float] = (None, 0.0),
 ) -> dict[str, Any]:  # fmt: skip
-    """What is written of one prompt; ``token_ids`` are the new tokens only, times are seconds."""
-    ids = token_ids or []
+    """The line of one prompt. ``token_ids`` are the new tokens only; ``times`` are the seconds to the first of them,
+    and to the last."""
+    ids, (ttft_s, seconds) = token_ids or [], times
     values = (
         prompt.id, prompt.prompt, text, ids, prompt_tokens, len(ids), finish_reason, error,
         None if ttft_s is None else round(ttft_s, 6), round(seconds, 6),
@@ -212,7 +214,7 @@ class Records:
         failure = output_error(error, f"--out {self._path}")
         if isinstance(failure, ReaderGone) or not self._regular:
             return failure
-        records = f"{self._kept} record{'s' * (self._kept != 1)}"
+        records = counted(self._kept, "record")
         return OutputError(f"{failure}; it holds {records}, and the same command goes on from there")
 
 

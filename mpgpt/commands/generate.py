@@ -24,8 +24,8 @@ from mpgpt.commands.batch_files import Prompt, Records, as_line, read_prompts, r
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import OutputError, RequestError, UsageError
 from mpgpt.model.tokenizer import Message
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 
 
 class Generate:
@@ -219,5 +219,5 @@ def _record_of(prompt: Prompt, stream: Stream) -> dict[str, Any]:
     error = f"{where}{stream.error}" if stream.error else None
     return record(
         prompt, text=stream.text, token_ids=stream.ids, prompt_tokens=len(stream.request.ids),
-        finish_reason=stream.finish_reason, error=error, ttft_s=stream.ttft_s, seconds=stream.seconds,
+        finish_reason=stream.finish_reason, error=error, times=(stream.ttft_s, stream.seconds),
     )  # fmt: skip

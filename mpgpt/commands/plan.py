@@ -15,26 +15,20 @@ from rich.console import Console
 
 from mpgpt import config as configs
 from mpgpt import stdio
-from mpgpt.cluster.bootstrap import (
-    ClusterProfile,
-    DeviceFactory,
-    connect_device,
-    context_of,
-    probe_cluster,
-    tune_kernels,
-)
+from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, context_of, probe_cluster, tune_kernels
 from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.commands.plan_report import check_target, plan_tree, save, show
 from mpgpt.commands.terminal import explain
 from mpgpt.errors import OutputError, UsageError
-from mpgpt.model.architecture import read_config
+from mpgpt.machines import ClusterProfile
 from mpgpt.model.folder import read_json
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.known_families import read_config
+from mpgpt.model.linear import Kernels
 from mpgpt.model.pull import find
-from mpgpt.placement.plan import AT_HOME, alternatives, choose
+from mpgpt.placement.plan import RANK0_TOLERANCE, alternatives, choose
 from mpgpt.transport.collective import on_rank0
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import World
+from mpgpt.transport.mpirun import SettingsFile
 
 
 class Planning:
@@ -66,7 +60,7 @@ class Planning:
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options["explain"]:
-            explain(tuning.trials)
+            explain(tuning.timings)
         kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
         self._ground: ClusterProfile = probe_cluster(
             world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads, device=device
@@ -109,14 +103,12 @@ class Planning:
         workload = replace(config.workload, **given)
         workload = replace(workload, sequences=min(workload.sequences, self._slots))
         objective = options["objective"] or config.plan.objective
-        plans = alternatives(
-            profile.shape, profile.nodes, profile.links, workload, objective, others=profile.others, home=AT_HOME
-        )
+        plans = alternatives(profile, workload, objective, rank0_tolerance=RANK0_TOLERANCE)
         plan = choose(plans)
         try:
-            show(plan, plans, profile.nodes, profile.shape, self._console, workload=workload)
+            show(plan, plans, profile, workload, self._console)
             if options["json"]:
-                tree = plan_tree(plan, plans, profile.nodes, profile.shape, workload)
+                tree = plan_tree(plan, plans, profile, workload)
                 save(options["json"], tree | {"measured": _measured(profile)})
         except OutputError as error:
             return stdio.parting(error)

@@ -1,4 +1,4 @@
-"""`mpgpt plan --what-if` and `mpgpt simulate`: from a file and options to tables and JSON.
+"""`mpgpt plan --what-if` and `mpgpt simulate`: tables and JSON, made from a file and options.
 
 Knows: what the options mean together, how a plan and a simulation are shown and written down.
 Must not know: MPI, how anything is measured, planned or simulated.
@@ -15,15 +15,17 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mpgpt.config import check_spans, parse_layers
-from mpgpt.files import writable, write_whole
-from mpgpt.machines import Node, Shape, Workload
-from mpgpt.placement.infeasible import gigabytes
-from mpgpt.placement.plan import Plan, alternatives, choose, needs, predict
-from mpgpt.placement.simulator import Report, run
+from mpgpt.core import Span
+from mpgpt.display import counted, gigabytes
+from mpgpt.files import check_writable, write_atomically
+from mpgpt.machines import ClusterProfile, Node, Workload
+from mpgpt.placement.costs import needs
+from mpgpt.placement.plan import Plan, alternatives, choose, predict
+from mpgpt.placement.simulator import Report, Traffic, run
 from mpgpt.placement.what_if import SLOTS, Scene, WhatIf, load_cluster
 
 OTHER_COLUMNS = 66
@@ -40,86 +42,90 @@ def what_if(path: Path, options: Mapping[str, Any], console: Console) -> None:
     scene = replace(scene, workload=replace(workload, sequences=min(workload.sequences, scene.slots)))
     plans = _plans(cluster, scene, options)
     plan = choose(plans)
-    show(plan, plans, scene.nodes, scene.shape, console, workload=scene.workload)
+    show(plan, plans, scene.profile, scene.workload, console)
     if target:
-        save(target, plan_tree(plan, plans, scene.nodes, scene.shape, scene.workload))
+        save(target, plan_tree(plan, plans, scene.profile, scene.workload))
 
 
 def simulation(path: Path, options: Mapping[str, Any], console: Console, progress: Console) -> None:
-    """Simulate the ring of a file's machines and show what comes of it; a bar on ``progress`` if it is a terminal."""
+    """Simulate the ring of a file's machines and show the figures; with a bar on ``progress`` if it is a terminal."""
     cluster, target = load_cluster(path), check_target(options["json"])
     asked = _workload(cluster, options)
     scene = cluster.scene(options["dtype"], asked, cluster.slots or max(SLOTS, cluster.workload.sequences))
     # The plan is made for as many as run at once; the simulation serves them all.
     scene = replace(scene, workload=replace(asked, sequences=min(asked.sequences, scene.slots)))
+    profile = scene.profile
     if options["spans"]:
-        there = len(scene.nodes)
-        spans = check_spans(
-            parse_layers(options["spans"], "--spans"), there, scene.shape.layers, "--spans", f"{path} has {there}"
-        )
-        objective = options["objective"] or cluster.objective
-        plan = predict(spans, scene.shape, scene.nodes, scene.links, scene.workload, objective)
+        spans = _given_spans(path, options["spans"], profile)
+        plan = predict(spans, profile, scene.workload, options["objective"] or cluster.objective)
     else:
         plan = choose(_plans(cluster, scene, options))
+    traffic = Traffic(workload=asked, arrival=options["arrival"], seed=options["seed"])
     with Progress(
-        TextColumn("simulating"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} tokens"),
-        TimeRemainingColumn(), console=progress, disable=not progress.is_terminal, transient=True,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("", total=asked.sequences * asked.new_tokens)
-        report = run(
-            plan.spans, scene.shape, scene.nodes, scene.links, asked, slots=scene.slots, context=scene.context,
-            arrival=options["arrival"], seed=options["seed"], progress=_sometimes(bar, task),
-        )  # fmt: skip
-    show_report(report, plan, scene.nodes, console)
+        TextColumn("simulating"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} tokens"),
+        TimeRemainingColumn(),
+        console=progress,
+        disable=not progress.is_terminal,
+        transient=True,
+    ) as bar:
+        update = _sometimes(bar, bar.add_task("", total=asked.sequences * asked.new_tokens))
+        report = run(plan.spans, profile, traffic, slots=scene.slots, context=scene.context, progress=update)
+    show_report(report, plan, profile.nodes, console)
     if target:
         tree = {"workload": asdict(asked), "slots": scene.slots, "context": scene.context, **asdict(report)}
-        save(target, tree | {"plan": plan_tree(plan, [plan], scene.nodes, scene.shape, scene.workload)})
+        save(target, tree | {"plan": plan_tree(plan, [plan], profile, scene.workload)})
 
 
-def _sometimes(bar: Progress, task: Any) -> Callable[[int], None]:
-    """A listener that does not let the bar slow the simulation down."""
+def _given_spans(path: Path, text: str, profile: ClusterProfile) -> tuple[Span | None, ...]:
+    """The spans of ``--spans``, checked against the machines of the file ``path``."""
+    ranks = len(profile.nodes)
+    spans = parse_layers(text, "--spans")
+    return check_spans(spans, ranks, profile.shape.layers, "--spans", f"{path} has {ranks}")
+
+
+def _sometimes(bar: Progress, task: TaskID) -> Callable[[int], None]:
+    """A function that advances the bar every few hundred tokens, so that it does not slow the simulation down."""
     shown_at = 0
 
-    def hear(tokens: int) -> None:
+    def update(tokens: int) -> None:
         nonlocal shown_at
         if tokens - shown_at >= 500:
             shown_at = tokens
             bar.update(task, completed=tokens)
 
-    return hear
+    return update
 
 
 def _workload(cluster: WhatIf, options: Mapping[str, Any]) -> Workload:
-    """The file's, and over it what is given on the command line."""
+    """The file's workload, with the command line's values over it."""
     given = {key: options[key] for key in ("sequences", "prompt_tokens", "new_tokens") if options[key] is not None}
     return replace(cluster.work, **given)
 
 
 def _plans(cluster: WhatIf, scene: Scene, options: Mapping[str, Any]) -> list[Plan]:
     objective = options["objective"] or cluster.objective
-    return alternatives(scene.shape, scene.nodes, scene.links, scene.workload, objective, others=scene.others)
+    return alternatives(scene.profile, scene.workload, objective)
 
 
 # -- showing
 
 
-def show(
-    plan: Plan, plans: Sequence[Plan], nodes: Sequence[Node], shape: Shape, console: Console, *, workload: Workload
-) -> None:
-    """A plan, what is predicted of it, and what other numbers of ranks would give (``plans``, fewest first)."""
-    many = f"{workload.sequences} sequence{'s' * (workload.sequences > 1)}"
-    console.print(_ranks_table(plan, nodes))
-    _say(console, f"The model needs {gigabytes(needs(shape))} with its cache and headroom. Predicted:")
-    _say(console, f"  one sequence     {plan.one:8.1f} tokens/s")
-    _say(
-        console,
-        f"  {many:16} {plan.many:8.1f} tokens/s while all decode, {plan.whole:.1f} with their prompts counted in",
-    )
-    _say(console, f"  first token      {plan.first_token_s:8.3f} s after a prompt of {workload.prompt_tokens} tokens\n")
+def show(plan: Plan, plans: Sequence[Plan], profile: ClusterProfile, workload: Workload, console: Console) -> None:
+    """A plan, its prediction, and what other numbers of ranks would give (``plans``, fewest first)."""
+    sequences = counted(workload.sequences, "sequence")
+    console.print(_ranks_table(plan, profile.nodes))
+    _print(console, f"The model needs {gigabytes(needs(profile.shape))} with its cache and headroom. Predicted:")
+    _print(console, f"  one sequence     {plan.single_rate:8.1f} tokens/s")
+    decode = f"{plan.decode_rate:8.1f} tokens/s while all decode"
+    _print(console, f"  {sequences:16} {decode}, {plan.overall_rate:.1f} with their prompts counted in")
+    after = f"after a prompt of {workload.prompt_tokens} tokens"
+    _print(console, f"  first token      {plan.first_token_s:8.3f} s {after}\n")
     if len(plans) > 1:
         console.print(_plans_table(plan, plans, workload, console.width))
     for sentence in sentences(plan, plans, workload):
-        _say(console, sentence)
+        _print(console, sentence)
 
 
 def _rate(value: float) -> str:
@@ -127,8 +133,8 @@ def _rate(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
-def _say(console: Console, line: str) -> None:
-    """A line that is left as it is: not wrapped, no word of it taken for colour."""
+def _print(console: Console, line: str) -> None:
+    """Print a line as it is: not wrapped, without markup."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -175,7 +181,7 @@ def _plans_table(plan: Plan, plans: Sequence[Plan], workload: Workload, width: i
         layers = ",".join(str(span) if span else "-" for span in other.spans)
         table.add_row(
             str(other.ranks), layers if len(layers) <= room else f"{layers[: room - 3]}...",
-            _rate(other.one), _rate(other.many), _rate(other.whole), f"{other.first_token_s:.3f}",
+            _rate(other.single_rate), _rate(other.decode_rate), _rate(other.overall_rate), f"{other.first_token_s:.3f}",
             "taken" if other == plan else "",
         )  # fmt: skip
     return table
@@ -185,25 +191,26 @@ def sentences(plan: Plan, plans: Sequence[Plan], workload: Workload) -> list[str
     """Where fewer ranks are faster than all, and what one sequence gains or loses by the plan, in plain words."""
     if len(plans) < 2:
         return []
-    said = []
-    one = [(plan.one, plan.ranks) for plan in plans]
-    whole = [(plan.whole, plan.ranks) for plan in plans]
-    for what, values in (("one sequence", one), (f"{workload.sequences} sequences with their prompts", whole)):
+    found = []
+    single = [(plan.single_rate, plan.ranks) for plan in plans]
+    overall = [(plan.overall_rate, plan.ranks) for plan in plans]
+    for what, values in (("one sequence", single), (f"{workload.sequences} sequences with their prompts", overall)):
         (best, ranks), (last, all_ranks) = max(values), values[-1]
         if best > 1.01 * last:
             verb = "rank is" if ranks == 1 else "ranks are"
-            said.append(
+            found.append(
                 f"{ranks} {verb} faster than {all_ranks} for {what}: {_rate(best)} against {_rate(last)} tokens/s."
             )
     first = plans[0]
     if plan.ranks > first.ranks:
-        word = "gains" if plan.one > first.one else "loses"
-        said.append(
-            f"With {plan.ranks} ranks one sequence {word} {abs(plan.one / first.one - 1):.0%} against {first.ranks} "
-            f"({_rate(plan.one)} and {_rate(first.one)} tokens/s); {workload.sequences} make "
-            f"{plan.whole / first.whole:.2f} times as many, prompts counted in."
+        gain = plan.single_rate / first.single_rate - 1
+        word = "gains" if plan.single_rate > first.single_rate else "loses"
+        found.append(
+            f"With {plan.ranks} ranks one sequence {word} {abs(gain):.0%} against {first.ranks} "
+            f"({_rate(plan.single_rate)} and {_rate(first.single_rate)} tokens/s); {workload.sequences} make "
+            f"{plan.overall_rate / first.overall_rate:.2f} times as many, prompts counted in."
         )
-    return said
+    return found
 
 
 def show_report(report: Report, plan: Plan, nodes: Sequence[Node], console: Console) -> None:
@@ -220,54 +227,65 @@ def show_report(report: Report, plan: Plan, nodes: Sequence[Node], console: Cons
         )  # fmt: skip
     decoding = f"{report.decode_tokens_per_s:8.1f} tokens/s" if report.decode_tokens_per_s else "   never"
     done = f"{report.requests} requests, {report.new_tokens} new tokens in {report.steps} steps"
-    _say(console, f"{done} and {report.seconds:.3f} s of the ring's time")
-    _say(console, f"  while all decode {decoding}, {plan.many:.1f} predicted")
-    _say(console, f"  over all time    {report.new_tokens_per_s:8.1f} tokens/s, {report.tokens_per_s:.1f} with prompts")
+    _print(console, f"{done} and {report.seconds:.3f} s of the ring's time")
+    _print(console, f"  while all decode {decoding}, {plan.decode_rate:.1f} predicted")
+    _print(
+        console, f"  over all time    {report.new_tokens_per_s:8.1f} tokens/s, {report.tokens_per_s:.1f} with prompts"
+    )
     waits = (("before the ring", report.waited_s), ("to first token", report.ttft_s), ("between tokens", report.tpot_s))
     for name, pair in waits:
         if pair:
-            _say(console, f"  {name:16} {pair[0] * 1e3:8.1f} ms p50, {pair[1] * 1e3:.1f} ms p95")
+            _print(console, f"  {name:16} {pair[0] * 1e3:8.1f} ms p50, {pair[1] * 1e3:.1f} ms p95")
     console.print(table)
 
 
 # -- writing down
 
 
-def plan_tree(
-    plan: Plan, plans: Sequence[Plan], nodes: Sequence[Node], shape: Shape, workload: Workload
-) -> dict[str, Any]:
+def plan_tree(plan: Plan, plans: Sequence[Plan], profile: ClusterProfile, workload: Workload) -> dict[str, Any]:
     """For JSON: seconds, bytes, tokens a second; layers as [start, stop)."""
-
-    def rates(one: Plan) -> dict[str, Any]:
-        return {
-            "ranks_with_layers": one.ranks,
-            "layers": [[span.start, span.stop] if span else None for span in one.spans],
-            "one_tokens_per_s": one.one, "many_tokens_per_s": one.many, "whole_tokens_per_s": one.whole,
-            "first_token_s": one.first_token_s,
-        }  # fmt: skip
-
     ranks = [
         {
-            "rank": node.rank, "host": node.host, "kind": node.kind,
+            "rank": node.rank,
+            "host": node.host,
+            "kind": node.kind,
             "layers": [share.span.start, share.span.stop] if share.span else None,
-            "memory_bytes": share.memory, "free_bytes": node.free or None, "busy_s": share.busy_s, "one_s": share.one_s,
+            "memory_bytes": share.memory,
+            "free_bytes": node.free or None,
+            "busy_s": share.busy_s,
+            "one_s": share.single_s,
         }
-        for node, share in zip(nodes, plan.shares, strict=True)
-    ]  # fmt: skip
+        for node, share in zip(profile.nodes, plan.shares, strict=True)
+    ]
     return {
-        "objective": plan.objective, "workload": asdict(workload), "needs_bytes": needs(shape), **rates(plan),
-        "ranks": ranks, "alternatives": [rates(one) for one in plans],
+        "objective": plan.objective,
+        "workload": asdict(workload),
+        "needs_bytes": needs(profile.shape),
+        **_rates(plan),
+        "ranks": ranks,
+        "alternatives": [_rates(other) for other in plans],
         "sentences": sentences(plan, plans, workload),
-    }  # fmt: skip
+    }
+
+
+def _rates(plan: Plan) -> dict[str, Any]:
+    return {
+        "ranks_with_layers": plan.ranks,
+        "layers": [[span.start, span.stop] if span else None for span in plan.spans],
+        "one_tokens_per_s": plan.single_rate,
+        "many_tokens_per_s": plan.decode_rate,
+        "whole_tokens_per_s": plan.overall_rate,
+        "first_token_s": plan.first_token_s,
+    }
 
 
 def check_target(path: Path | None) -> Path | None:
-    """Where JSON will go, found impossible before the work and not after it."""
+    """The path for JSON; raises ``UsageError`` before any work if it cannot be written."""
     if path is not None:
-        writable(path, "--json")
+        check_writable(path, "--json")
     return path
 
 
 def save(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a tree as JSON."""
-    write_whole(path, (json.dumps(tree, indent=2) + "\n").encode(), f"--json {path}")
+    write_atomically(path, (json.dumps(tree, indent=2) + "\n").encode(), f"--json {path}")

@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from mpgpt.errors import MpgptError
-from mpgpt.files import write_whole
+from mpgpt.files import write_atomically
 
 BEGIN, END = "# mpgpt's defaults\n", "# end of mpgpt's defaults\n"
 OPENMPI, RUNTIME = "openmpi-mca-params.conf", "prte-mca-params.conf"
@@ -40,7 +40,7 @@ def write() -> list[Path]:
         if path is None:
             raise MpgptError(f"this environment has no mpirun of its own: it lacks {name} of the package openmpi")
         text = path.read_bytes().decode(errors="surrogateescape")
-        write_whole(path, with_block(text, values).encode(errors="surrogateescape"))
+        write_atomically(path, with_block(text, values).encode(errors="surrogateescape"))
         written.append(path)
     return written
 

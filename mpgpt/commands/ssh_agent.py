@@ -5,7 +5,7 @@ Must not know: MPI, what a run does.
 
 mpirun calls it as it would call ssh (``make install`` sees to that). Beside connecting, it takes along the settings
 that lie beside the hostfile, for a first rank on another machine than the one where mpirun was typed, and is that
-rank's guard (``launcher.py``); and it ends the run with a sentence, and not with a wall of text, when a host cannot be
+rank's guard (``guard.py``); and it ends the run with a sentence, and not with a wall of text, when a host cannot be
 reached. It does not outlive mpirun.
 """
 
@@ -24,7 +24,7 @@ from typing import IO, NoReturn
 
 import psutil
 
-from mpgpt.transport import launcher
+from mpgpt.transport import guard, mpirun
 
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=10", "ServerAliveCountMax=6")
 WITH_VALUE = frozenset("BbcDEeFIiJLlmOoPpQRSWw")
@@ -58,7 +58,7 @@ def main() -> NoReturn:
             status = 1  # mpirun is gone, and took the connection with it
         elif (sentence := explain(host, command, status, words)) and above and not _is_of_an_end(status, words, above):
             print(f"mpgpt: {sentence}", file=sys.stderr, flush=True)
-            launcher.end(psutil.Process(above.pid))
+            mpirun.end(psutil.Process(above.pid))
         elif status:
             print(*words, sep="\n", end="\n" * bool(words), file=sys.stderr, flush=True)
     finally:
@@ -137,20 +137,20 @@ def _listen(stderr: IO[str] | None, words: list[str]) -> None:
             sys.stderr.flush()
 
 
-def _with_settings(command: str, above: launcher.Launcher | None) -> str:
+def _with_settings(command: str, above: mpirun.Launcher | None) -> str:
     """The remote command, with the settings in its environment."""
     settings = above.settings if above else None
     if settings is None or not _is_bourne(command):
         return command
     try:
-        return _export(launcher.SETTINGS_VARIABLE, launcher.pack(settings.resolve())) + command
+        return _export(mpirun.SETTINGS_VARIABLE, mpirun.pack(settings.resolve())) + command
     except OSError:  # whoever wants to read them says so
         return command
 
 
-def _remote(command: str, above: launcher.Launcher | None, post: str) -> str:
+def _remote(command: str, above: mpirun.Launcher | None, post: str) -> str:
     """The remote command, with the settings and a guard in its environment."""
-    guarded = _export(launcher.GUARD_VARIABLE, post) if above and _is_bourne(command) else ""
+    guarded = _export(guard.GUARD_VARIABLE, post) if above and _is_bourne(command) else ""
     return guarded + _with_settings(command, above)
 
 
@@ -163,13 +163,13 @@ def _export(name: str, value: str) -> str:
     return f"{name}={shlex.quote(value)};export {name};"
 
 
-def _stand_in(above: launcher.Launcher) -> tuple[int, str]:
-    """A child that guards a rank 0 on the other host (``launcher.py``), and ends mpirun if this process is killed:
+def _stand_in(above: mpirun.Launcher) -> tuple[int, str]:
+    """A child that guards a rank 0 on the other host (``guard.py``), and ends mpirun if this process is killed:
     mpirun alone would end at once with status 0.
 
     Returns the descriptor to write to once all is well; and the variable for rank 0.
     """
-    post = launcher.GuardPost(above)
+    post = guard.GuardPost(above)
     variable = post.variable
     reading, writing = os.pipe()
     if os.fork():
@@ -177,16 +177,16 @@ def _stand_in(above: launcher.Launcher) -> tuple[int, str]:
         post.close()
         return writing, variable
     os.close(writing)
-    for signum in launcher.SIGNALS:
+    for signum in mpirun.SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     post.begin()
     if not os.read(reading, 1):  # without a word: an mpirun that is interrupted kills it too
-        launcher.hurry(above.pid)
+        mpirun.hurry(above.pid)
     post.join()
     os._exit(0)
 
 
-def _is_of_an_end(status: int, words: list[str], above: launcher.Launcher) -> bool:
+def _is_of_an_end(status: int, words: list[str], above: mpirun.Launcher) -> bool:
     """Whether the connection ended because mpirun does: it is gone, or soon."""
     if words or status != FAILED:
         return False
@@ -194,19 +194,19 @@ def _is_of_an_end(status: int, words: list[str], above: launcher.Launcher) -> bo
         process, deadline = psutil.Process(above.pid), time.monotonic() + ENDING_S
     except psutil.Error:
         return True
-    while (running := launcher.is_running(process)) and time.monotonic() < deadline:
+    while (running := mpirun.is_running(process)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not running
 
 
-def _launcher_above(pid: int) -> launcher.Launcher | None:
+def _launcher_above(pid: int) -> mpirun.Launcher | None:
     try:
         process = psutil.Process(pid)
         argv = process.cmdline()
         cwd = Path(process.cwd())
     except (psutil.Error, OSError):
         return None
-    return launcher.Launcher(pid=process.pid, argv=tuple(argv), cwd=cwd) if launcher.is_launcher(argv) else None
+    return mpirun.Launcher(pid=process.pid, argv=tuple(argv), cwd=cwd) if mpirun.is_launcher(argv) else None
 
 
 if __name__ == "__main__":

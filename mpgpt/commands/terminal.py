@@ -10,15 +10,13 @@ import codecs
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mpgpt import stdio
 from mpgpt.core import Span, StageStats
+from mpgpt.display import ProgressBar, counted
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
 from mpgpt.machines import Node
@@ -74,7 +72,7 @@ def devices(accounts: Sequence[StageStats]) -> str:
     for account in accounts:
         if d := account.device:
             each = 1000 / max(d.requests, 1)
-            away = f"away {d.falls} time{'s' * (d.falls != 1)}, {d.away_s:.1f} s" if d.away_s else "never away"
+            away = f"away {counted(d.falls, 'time')}, {d.away_s:.1f} s" if d.away_s else "never away"
             lines.append(
                 f"[iPad of rank {account.rank}: {d.requests} requests of {d.compute_s * each:.1f} ms computing and "
                 f"{d.network_s * each:.1f} ms network, {(d.sent + d.received) / 1e6:.1f} MB, "
@@ -93,26 +91,26 @@ def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
     return len({node.host for node, _ in reports}) > 1
 
 
-def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
+def explain(timings: Mapping[str, Sequence[KernelTiming]]) -> None:
     """The kernels that each host tried, and which one it takes, as a table on standard error; then what it refused."""
     console = Console(stderr=True)
-    for host, every in trials.items():
-        tried = [trial for trial in every if trial.exact]
+    for host, every in timings.items():
+        tried = [timing for timing in every if timing.exact]
         table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
         for heading in ("weight", "kernel"):
             table.add_column(heading, no_wrap=True)
         for rows in ROWS:
-            table.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
+            table.add_column(counted(rows, "row"), justify="right")
         table.add_column("steady bits")
-        for trial in tried:
-            times = [f"{time:.0f}" for time in trial.microseconds]
-            bits = "yes" if trial.batch_invariant else "no"
+        for timing in tried:
+            times = [f"{time:.0f}" for time in timing.microseconds]
+            bits = "yes" if timing.batch_invariant else "no"
             table.add_row(
-                trial.shape, trial.kernel, *times, bits, style="bold" if trial.chosen else "dim",
-                end_section=trial is tried[-1] or tried[tried.index(trial) + 1].shape != trial.shape,
+                timing.shape, timing.kernel, *times, bits, style="bold" if timing.chosen else "dim",
+                end_section=timing is tried[-1] or tried[tried.index(timing) + 1].shape != timing.shape,
             )  # fmt: skip
         console.print(table if tried else f"Kernels on {host}: pinned, so none were tried")
-        wrong = list(dict.fromkeys(trial.kernel for trial in every if not trial.exact))
+        wrong = list(dict.fromkeys(timing.kernel for timing in every if not timing.exact))
         if wrong:
             console.print(
                 f"Not taken on {host}, because their products of integers are inexact on its processor (16-bit sums "
@@ -121,34 +119,23 @@ def explain(trials: Mapping[str, Sequence[KernelTiming]]) -> None:
             )  # fmt: skip
 
 
-class BatchProgress:
-    """A bar on standard error: prompts done, tokens a second, time left. Silent where nobody watches."""
+class BatchProgress(ProgressBar):
+    """A bar of a batch's prompts, with tokens a second; nothing where standard error is no terminal."""
 
     def __init__(self, total: int, done: int) -> None:
-        console = Console(stderr=True)
-        self._bar = Progress(
-            SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
-            TextColumn("{task.fields[speed]:.1f} tokens/s"), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal, refresh_per_second=4,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=done, speed=0.0)
+        super().__init__("prompts", total=total, done=done, text=_speed(0.0), refresh_per_second=4)
         self._begun, self._tokens = time.monotonic(), 0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def done(self, tokens: int) -> None:
         """One more prompt is finished, with so many new tokens."""
         self._tokens += tokens
-        self._bar.advance(self._task)
+        self.advance()
 
     def running(self, tokens: int) -> None:
         """So many new tokens have the prompts that are not finished."""
         seconds = max(time.monotonic() - self._begun, 1e-9)
-        self._bar.update(self._task, speed=(self._tokens + tokens) / seconds)
+        self.show(_speed((self._tokens + tokens) / seconds))
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:.1f} tokens/s"

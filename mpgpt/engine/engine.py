@@ -166,7 +166,7 @@ class Engine:
         self._cancelled: deque[Stream] = deque()
         self._streams: dict[int, Stream] = {}
         self._asking: deque[StatsWaiter] = deque()
-        self._asked: list[StatsWaiter] = []
+        self._waiters: list[StatsWaiter] = []
         """Whose tally is on its way."""
         self._heard = 0.0
         self._closing = False
@@ -231,7 +231,7 @@ class Engine:
 
     @property
     def _out(self) -> bool:
-        return bool(self._scheduler.in_flight or self._asked)
+        return bool(self._scheduler.in_flight or self._waiters)
 
     def close(self) -> None:
         """Let ``run`` return once all that was submitted is done."""
@@ -240,7 +240,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._submitted or self._cancelled or self._asking or self._asked or self._scheduler.busy)
+        return bool(self._submitted or self._cancelled or self._asking or self._waiters or self._scheduler.busy)
 
     def drain(self) -> None:
         """Step until all that was submitted is done."""
@@ -297,14 +297,14 @@ class Engine:
 
     def _send_stats_request(self) -> None:
         """One tally for all who ask; those who come while it is under way have the next one."""
-        if self._asking and not self._asked:
-            self._asked = [self._asking.popleft() for _ in range(len(self._asking))]
-            self._ring.request_stats(self._scheduler.epoch, redial=any(asked.redial for asked in self._asked))
+        if self._asking and not self._waiters:
+            self._waiters = [self._asking.popleft() for _ in range(len(self._asking))]
+            self._ring.request_stats(self._scheduler.epoch, redial=any(waiter.redial for waiter in self._waiters))
 
     def _tell(self, stats_round: StatsRound) -> None:
-        told, self._asked = self._asked, []
-        for asked in told:
-            asked.listener(stats_round.accounts)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.listener(stats_round.accounts)
 
     def _commit(self, result: Result) -> None:
         for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):

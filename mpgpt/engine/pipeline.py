@@ -22,24 +22,24 @@ class Pipeline:
     """Rank 0's end of the ring. Several steps may be in it at once; their results come back in order."""
 
     def __init__(
-        self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, ledger: StageTimer, idle: Sequence[Link] = ()
+        self, stage: Stage, codec: Codec, outbound: Link, inbound: Link, timer: StageTimer, idle: Sequence[Link] = ()
     ) -> None:
         """``idle`` lead to the ranks outside the ring, which wait for its end."""
-        self._stage, self._codec, self._ledger = stage, codec, ledger
+        self._stage, self._codec, self._timer = stage, codec, timer
         self._outbound, self._inbound, self._idle = outbound, inbound, idle
 
     def push(self, step: Step) -> None:
         """Run the first stage on ``step`` and send it on; returns while the send goes on."""
-        answer = _compute(self._stage, step, self._ledger)
+        answer = _compute(self._stage, step, self._timer)
         assert answer is not None, "rank 0 computes for itself"
         self._send(answer)
 
     def pop(self, timeout: float | None = None) -> Result | StatsRound | None:
         """The next result, or the tally that was asked for; None when ``timeout`` seconds have passed without one."""
-        self._ledger.enter(WAIT)
+        self._timer.enter(WAIT)
         frame = self._inbound.recv(timeout)
         self._outbound.progress()
-        self._ledger.enter(OTHER)
+        self._timer.enter(OTHER)
         if frame is None:
             return None
         message = self._codec.decode(frame)
@@ -49,14 +49,14 @@ class Pipeline:
 
     def request_stats(self, epoch: int, *, redial: bool = False) -> None:
         """Send a tally around, behind the steps that are out; ``pop`` gives it."""
-        self._send(StatsRound(epoch=epoch, accounts=(self._ledger.snapshot(),), redial=redial))
+        self._send(StatsRound(epoch=epoch, accounts=(self._timer.snapshot(),), redial=redial))
 
     def stats_round(self, epoch: int) -> tuple[StageStats, ...]:
         """Every stage's account, in the order of the ring; new ones begin. Nothing may be in flight."""
         self.request_stats(epoch)
         message = self.pop()
         assert isinstance(message, StatsRound), "a result that nobody waits for"
-        self._ledger.snapshot()  # the way round is nobody's work
+        self._timer.snapshot()  # the way round is nobody's work
         return message.accounts
 
     def stop(self, epoch: int) -> None:
@@ -71,9 +71,9 @@ class Pipeline:
         self.close()
 
     def _send(self, message: Message) -> None:
-        self._ledger.enter(SEND)
+        self._timer.enter(SEND)
         self._outbound.send(self._codec.encode(message))
-        self._ledger.enter(OTHER)
+        self._timer.enter(OTHER)
 
     def close(self) -> None:
         self._stage.close()
@@ -81,46 +81,46 @@ class Pipeline:
             link.close()
 
 
-def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: StageTimer) -> None:
+def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, timer: StageTimer) -> None:
     """Receive, run the stage, send: until a stop comes by, which is passed on like a tally.
 
     A stage whose answers come later gets the next steps meanwhile; its rank counts as computing as long as one is owed.
     """
 
     def send(message: Message) -> None:
-        ledger.enter(SEND)
+        timer.enter(SEND)
         outbound.send(codec.encode(message))
 
-    def flush(owed: int) -> None:
-        for _ in range(owed):
-            ledger.enter(COMPUTE)
+    def flush(pending: int) -> None:
+        for _ in range(pending):
+            timer.enter(COMPUTE)
             send(stage.finish())
 
     message: Message | None = None
-    owed = 0
+    pending = 0
     while not isinstance(message, Stop):
-        ledger.enter(COMPUTE if owed else WAIT)
-        frame = inbound.recv(until=stage.done if owed else None)
+        timer.enter(COMPUTE if pending else WAIT)
+        frame = inbound.recv(until=stage.done if pending else None)
         if frame is None:
             flush(1)
-            owed -= 1
+            pending -= 1
             continue
-        ledger.enter(OTHER)
+        timer.enter(OTHER)
         message = codec.decode(frame)
         if isinstance(message, Result):
             raise WireError("a result came where steps are expected")
         if isinstance(message, Step):
-            answer = _compute(stage, message, ledger)
-            owed += answer is None
+            answer = _compute(stage, message, timer)
+            pending += answer is None
             if answer is not None:
                 send(answer)
             continue
-        flush(owed)
-        owed = 0
+        flush(pending)
+        pending = 0
         if isinstance(message, StatsRound):
             if message.redial:
                 stage.redial()
-            account = replace(ledger.snapshot(), device=stage.account())
+            account = replace(timer.snapshot(), device=stage.account())
             message = replace(message, accounts=(*message.accounts, account))
         send(message)
     stage.close()
@@ -128,10 +128,10 @@ def relay(stage: Stage, codec: Codec, inbound: Link, outbound: Link, ledger: Sta
     inbound.close()
 
 
-def _compute(stage: Stage, step: Step, ledger: StageTimer) -> Step | Result | None:
-    ledger.enter(COMPUTE)
+def _compute(stage: Stage, step: Step, timer: StageTimer) -> Step | Result | None:
+    timer.enter(COMPUTE)
     answer = stage.forward(step)
-    ledger.count(step.tokens)
+    timer.count(step.tokens)
     return answer
 
 

@@ -31,6 +31,11 @@ DRAFTED_STEP = 16
 """A step that decodes gets no drafts beyond so many tokens: from there on a row costs what it may give."""
 
 
+def next_chunk(left: int, most: int) -> int:
+    """The length of a prompt's next chunk, of ``left`` tokens: half of them, but not under or over a chunk's bounds."""
+    return min(left, most, max(LEAST_CHUNK, -(-left // 2)))
+
+
 NewToken = tuple[Sequence, int, tuple[TokenLogprob, ...]]
 """A sequence's new token, and the logprobs that were wanted with it; ``NO_TOKEN`` if it ends with an error instead."""
 
@@ -58,7 +63,7 @@ class Scheduler:
         one row; it decides how sure a draft has to be.
         """
         self.context, self.epoch = context, epoch
-        self._stages, self._chunk, self._least, self._number = stages, chunk, min(chunk, LEAST_CHUNK), 0
+        self._stages, self._chunk, self._number = stages, chunk, 0
         self._drafts, self._row_cost = drafts, row_cost
         self._slots = slots
         self._free = list(range(slots))
@@ -152,17 +157,17 @@ class Scheduler:
         assert next(ids, None) is None and next(logprobs, None) is None, "a result with more than was asked for"
         return news
 
-    def _take(self, sequence: Sequence, row: Row, said: list[int]) -> list[int]:
-        """What of ``said`` is the sequence's: as far as the drafts were right, one more, and not beyond its end.
+    def _take(self, sequence: Sequence, row: Row, sampled: list[int]) -> list[int]:
+        """What of ``sampled`` is the sequence's: as far as the drafts were right, one more, and not beyond its end.
 
         A ``NO_TOKEN`` among them is its end; one behind a wrong draft is not its own.
         """
         drafts = row.ids[1:] if row.outputs > 1 else ()
         right = 0
-        while right < len(drafts) and drafts[right] == said[right]:
+        while right < len(drafts) and drafts[right] == sampled[right]:
             right += 1
         kept = []
-        for token in said[: right + 1]:
+        for token in sampled[: right + 1]:
             kept.append(token)
             if token == NO_TOKEN:
                 self.finish(sequence, "error")
@@ -227,9 +232,9 @@ class Scheduler:
         return chosen
 
     def _until(self, sequence: Sequence) -> int:
-        """Where the sequence's next row ends: half of what is left, but not under or over a chunk's bounds."""
+        """Where the sequence's next row ends."""
         left = len(sequence.tokens) - sequence.sent
-        return sequence.sent + min(left, self._chunk, max(self._least, -(-left // 2)))
+        return sequence.sent + next_chunk(left, self._chunk)
 
     def _prompt_row(self, sequence: Sequence) -> Row:
         start, stop = sequence.sent, self._until(sequence)

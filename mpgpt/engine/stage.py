@@ -102,12 +102,12 @@ class TorchStage(AtOnce):
         if not model.last:
             return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(x_TE))
         self._sampler.observe(step.rows)
-        wanted = [row for row in step.rows if row.outputs]
-        if not wanted:
+        sampled = [row for row in step.rows if row.outputs]
+        if not sampled:
             return Result(epoch=step.epoch, number=step.number, ids=())
         logits = model.logits(x_TE)
-        ids = self._sampler.sample(wanted, logits)
-        logprobs = self._sampler.logprobs(wanted, logits, ids) if any(row.logprobs for row in wanted) else ()
+        ids = self._sampler.sample(sampled, logits)
+        logprobs = self._sampler.logprobs(sampled, logits, ids) if any(row.logprobs for row in sampled) else ()
         return Result(epoch=step.epoch, number=step.number, ids=tuple(ids), logprobs=tuple(logprobs))
 
 

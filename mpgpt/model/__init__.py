@@ -1,1 +1,1 @@
-"""What one rank computes, from a model's files to a token."""
+"""The computation of one rank, from a model's files to a token."""

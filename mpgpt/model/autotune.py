@@ -17,7 +17,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,36 @@ from torch import Tensor
 
 from mpgpt import __version__
 from mpgpt.errors import OutputError, UsageError
-from mpgpt.files import write_whole
-from mpgpt.model.kernels import DTYPES, Kernel, Kernels, Linear, Weight, candidates, inexact, key
+from mpgpt.files import write_atomically
+from mpgpt.model.candidates import candidates, inexact
+from mpgpt.model.kernels import DTYPES, Kernel
+from mpgpt.model.linear import Kernels, Linear, Weight, key
 
 ROWS = (1, 8, 96)
-"""What decoding, decoding together, and a prompt's chunk bring."""
+"""The rows of a step in decoding, in decoding together, and of a prompt's chunk."""
 MARGIN = 1.1
 """How many times as fast another kernel must be than the first candidate."""
-COLD_BYTES = 40 << 20
-"""Weights in turn at least: more than caches keep, so that each product reads its weight from memory."""
 LARGEST_BYTES = 8 << 20
 """A larger weight is tried by a part of its outputs."""
-BUDGET_S = 1.5
-"""For all shapes of a model; making the weights takes some of it, too."""
 PASSES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The limits of trying kernels."""
+
+    seconds: float = 1.5
+    """For all shapes of a model; making the weights takes some of it, too."""
+    cold_bytes: int = 40 << 20
+    """Weights in turn at least: more than caches keep, so that each product reads its weight from memory."""
+
+
+BUDGET = Budget()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTiming:
-    """What one kernel did with one shape: microseconds for each of ``ROWS``, or none where it is not exact."""
+    """One kernel's times for one shape: microseconds for each of ``ROWS``, or none where it is not exact."""
 
     shape: str
     kernel: str
@@ -57,11 +68,16 @@ class KernelTiming:
 
 
 def tune(
-    dtype: str, weights: Iterable[Weight], *, pinned: str = "auto", memory: Path | None = None
+    dtype: str,
+    weights: Iterable[Weight],
+    *,
+    pinned: str = "auto",
+    memory: Path | None = None,
+    budget: Budget = BUDGET,
 ) -> tuple[Kernels, list[KernelTiming]]:
     """The kernels for a model of these ``weights``: ``pinned`` by name, remembered in ``memory``, or tried now.
 
-    Trying takes ``BUDGET_S`` at most, or little more. Raises ``UsageError`` for a name that is no candidate here.
+    Trying takes the ``budget`` at most, or little more. Raises ``UsageError`` for a name that is no candidate here.
     """
     usual, kinds = Kernels(dtype=dtype), {}
     for weight in weights:
@@ -75,18 +91,18 @@ def tune(
         names = {k: pinned for k, (held, _) in kinds.items() if pinned in _names(held)}
         return Kernels(dtype=dtype, chosen=names), []
     remembered = _read(memory)
-    trials: list[KernelTiming] = []
+    timings: list[KernelTiming] = []
     anew = False
-    deadline = time.perf_counter() + BUDGET_S
+    deadline = time.perf_counter() + budget.seconds
     for number, (shape, (held, weight)) in enumerate(kinds.items()):
         kept = _known(remembered.get(shape), held)
-        share = (deadline - time.perf_counter()) / (len(kinds) - number)
-        trials += kept or _try(shape, held, weight, share)
+        share = replace(budget, seconds=(deadline - time.perf_counter()) / (len(kinds) - number))
+        timings += kept or _try(shape, held, weight, share)
         anew = anew or not kept
     if memory and anew:
-        _write(memory, remembered | _as_json(trials))
-    chosen = {trial.shape: trial.kernel for trial in trials if trial.chosen}
-    return Kernels(dtype=dtype, chosen=chosen), trials
+        _write(memory, remembered | _as_json(timings))
+    chosen = {timing.shape: timing.kernel for timing in timings if timing.chosen}
+    return Kernels(dtype=dtype, chosen=chosen), timings
 
 
 def _names(dtype: str) -> list[str]:
@@ -103,14 +119,14 @@ def _check(pinned: str, dtypes: set[str]) -> None:
         raise UsageError(f"the kernel {pinned} {why}; for {'/'.join(sorted(dtypes))} there are {', '.join(known)}")
 
 
-def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[KernelTiming]:
+def _try(shape: str, dtype: str, weight: Weight, budget: Budget) -> list[KernelTiming]:
     """Every candidate for one shape; the best by the product of its times, so that each row count weighs alike."""
-    kernels, until = candidates(dtype), time.perf_counter() + seconds
+    kernels, until = candidates(dtype), time.perf_counter() + budget.seconds
     activations = Kernels(dtype=dtype).activations
     outputs = max(64, min(weight.outputs, LARGEST_BYTES // (4 * weight.inputs) // 64 * 64))
     with torch.inference_mode():
-        held = [products(k, weight.inputs, outputs, activations, COLD_BYTES) for k in kernels]
-        batch_invariant = [_steady(linears[0]) for linears in held]
+        held = [products(k, weight.inputs, outputs, activations, budget.cold_bytes) for k in kernels]
+        batch_invariant = [_is_batch_invariant(linears[0]) for linears in held]
         best = _times(held, until)
     scores = [math.prod(times) ** (1 / len(times)) for times in best]
     eligible = [i for i in range(len(kernels)) if batch_invariant[i] or not any(batch_invariant)]
@@ -129,14 +145,14 @@ def _try(shape: str, dtype: str, weight: Weight, seconds: float) -> list[KernelT
     ]  # fmt: skip
 
 
-def _steady(linear: Linear) -> bool:
+def _is_batch_invariant(linear: Linear) -> bool:
     x_TI = torch.randn(max(ROWS), linear.in_features).to(linear.dtype)
     whole_TO = linear(x_TI)
     return all(torch.equal(linear(x_TI[:rows].clone()), whole_TO[:rows]) for rows in (1, 2, 3, 8, 17, 48))
 
 
 def _times(held: Sequence[Sequence[Linear]], until: float) -> list[list[float]]:
-    """The least microseconds of each kernel for each of ``ROWS``, in ``PASSES`` turns or until the time is over."""
+    """The least microseconds of each kernel for each of ``ROWS``, in ``PASSES`` passes or until the time is over."""
     inputs, dtype = held[0][0].in_features, held[0][0].dtype
     steps = [torch.randn(rows, inputs).to(dtype) for rows in ROWS]
     for linears in held:
@@ -155,7 +171,7 @@ def _times(held: Sequence[Sequence[Linear]], until: float) -> list[list[float]]:
 
 
 def products(kernel: Kernel, inputs: int, outputs: int, activations: torch.dtype, total_bytes: int) -> list[Linear]:
-    """So many weights that they do not fit the caches: ``total_bytes`` as held, or four."""
+    """Linear layers that together do not fit the caches: ``total_bytes`` as held, or four layers."""
     # The same numbers at other addresses cost the same to read, and less to make.
     weight_OI = torch.randn(outputs, inputs)
     first = Linear([weight_OI], None, kernel, activations)
@@ -177,21 +193,25 @@ def microseconds(linears: Sequence[Linear], x_TI: Tensor, *, passes: int) -> flo
 # -- what is remembered
 
 
-def machine() -> str:
-    """What a choice depends on besides dtype and shape."""
-    name = platform.processor() or platform.machine()
+def processor_name() -> str:
+    """This host's processor by its maker's name."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """What a choice depends on besides dtype and shape."""
     able = " ".join(sorted(feature for feature, has in torch.cpu.get_capabilities().items() if has is True))
     return (
-        f"{name}, {platform.machine()} ({able}; torch uses {torch.backends.cpu.get_cpu_capability()}), "
+        f"{processor_name()}, {platform.machine()} ({able}; torch uses {torch.backends.cpu.get_cpu_capability()}), "
         f"mpgpt {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
 
 
 def _read(memory: Path | None) -> dict[str, Any]:
-    """What was remembered for this machine; nothing when the file is absent, or not to be understood."""
+    """The timings remembered for this machine; none when the file is absent or garbled."""
     if memory is None:
         return {}
     try:
@@ -202,31 +222,31 @@ def _read(memory: Path | None) -> dict[str, Any]:
 
 
 def _known(entry: Any, dtype: str) -> list[KernelTiming]:
-    """The trials of a shape as they were remembered; none when they are not of the kernels that there are now, or
+    """The timings of a shape as they were remembered; none when they are not of the kernels that there are now, or
     one is exact now that was not, or the other way."""
     try:
-        trials = [timing_from(one) for one in entry]
+        timings = [timing_from(one) for one in entry]
     except (TypeError, KeyError):
         return []
     now = [(name, True) for name in _names(dtype)] + [(kernel.name, False) for kernel in inexact(dtype)]
-    whole = sorted((trial.kernel, trial.exact) for trial in trials) == sorted(now)
-    return trials if whole and [trial.exact for trial in trials if trial.chosen] == [True] else []
+    whole = sorted((timing.kernel, timing.exact) for timing in timings) == sorted(now)
+    return timings if whole and [timing.exact for timing in timings if timing.chosen] == [True] else []
 
 
 def timing_from(raw: dict[str, Any]) -> KernelTiming:
-    """A trial out of its JSON."""
+    """A timing out of its JSON."""
     return KernelTiming(**{**raw, "microseconds": tuple(raw["microseconds"])})
 
 
-def _as_json(trials: Sequence[KernelTiming]) -> dict[str, Any]:
+def _as_json(timings: Sequence[KernelTiming]) -> dict[str, Any]:
     table: dict[str, Any] = {}
-    for t in trials:
+    for t in timings:
         table.setdefault(t.shape, []).append(asdict(t))
     return table
 
 
 def _write(memory: Path, known: dict[str, Any]) -> None:
-    """Keep what is known; where that cannot be done, the next run tries again."""
+    """Write the timings to the file; where that fails, the next run tries again."""
     with suppress(OSError, ValueError, OutputError):
         try:
             everything = json.loads(memory.read_bytes())
@@ -234,4 +254,4 @@ def _write(memory: Path, known: dict[str, Any]) -> None:
             everything = {}
         everything = {**everything, machine(): known} if isinstance(everything, dict) else {machine(): known}
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps(everything, indent=1).encode())
+        write_atomically(memory, json.dumps(everything, indent=1).encode())

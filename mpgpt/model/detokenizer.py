@@ -33,9 +33,9 @@ BROKEN = "\ufffd"
 CONTRACTIONS = ((" n't", "n't"), (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 PUNCTUATION = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"))
 TIDY = (*PUNCTUATION, *CONTRACTIONS)
-"""What the decoders WordPiece and CTC replace if they are to clean up, in this order."""
+"""Replacements of the decoders WordPiece and CTC where they clean up, in this order."""
 CLEAN_UP = (*PUNCTUATION, *(pair for pair in CONTRACTIONS if pair[0] != " do not"))
-"""What transformers replaces in the whole text, if a tokenizer asks for it."""
+"""Replacements of transformers in the whole text, where a tokenizer has them on."""
 
 Spec = Mapping[str, Any]
 """A decoder as it stands in a tokenizer.json."""
@@ -46,7 +46,7 @@ class Transducer(Protocol):
 
     def push(self, piece: str) -> Iterable[str]: ...
     def rest(self) -> Iterable[str]:
-        """What would come besides if nothing came in any more; changes nothing."""
+        """The text that would follow if no more tokens came; changes nothing."""
         ...
 
 
@@ -340,7 +340,7 @@ def beginning(text: str, wanted: str) -> int:
 
 
 def library(specs: Sequence[Spec]) -> Callable[[tuple[str, ...]], str]:
-    """What the ``tokenizers`` library itself makes of tokens by these decoders."""
+    """The text that the ``tokenizers`` library itself makes of tokens by these decoders."""
     from tokenizers import Tokenizer
 
     whole: dict[str, Any] = {
@@ -361,7 +361,7 @@ def library(specs: Sequence[Spec]) -> Callable[[tuple[str, ...]], str]:
 
 
 def unpanicked(call: Callable[[], Any]) -> Any:
-    """What ``call`` gives. A panic of the library, which is no Exception, becomes a RequestError."""
+    """The value of ``call()``. A panic of the library, which is no Exception, becomes a RequestError."""
     try:
         return call()
     except BaseException as error:

@@ -85,7 +85,7 @@ def indexed(index: Path) -> list[str]:
 
 
 def _instead(folder: Path) -> str:
-    """What else is there that looks like weights."""
+    """Other files in the folder that look like weights."""
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".safetensors"))]
     return f" (there is {others[0]}, which is not loaded here)" if others else ""

@@ -1,7 +1,8 @@
 """How a linear layer is stored and multiplied on this machine.
 
 Knows: the ways that this torch build has to hold a weight and multiply with it, and what each promises.
-Must not know: what the layer is for, where its weights come from, or which way is fastest (``autotune.py`` measures).
+Must not know: what the layer is for, where its weights come from, which ways work here (``candidates.py`` tries them),
+or which is fastest (``autotune.py`` measures).
 
 Decoding is bound by reading weights, so how they are held decides the speed. Every kernel keeps two promises. Its
 precision is that of its dtype: float32 is never less, ``int8`` is weights of 8 bits with a scale for each output and
@@ -10,9 +11,6 @@ group of 32. And a row's result does not depend on the rows beside it: products 
 floats are so, bit for bit, as long as there are two rows (oneDNN and MKL, x86-64). A single row may take another
 code path and round differently; where a trial at load shows that, it is multiplied as two.
 
-Not every product of integers is exact: FBGEMM and oneDNN add two products of bytes up in 16 bits where an x86-64
-processor has no VNNI, and what does not fit is cut off. A trial shows that, and then such a kernel is none.
-
 Legend: T tokens, I input features, O output features, N groups of input features.
 """
 
@@ -20,24 +18,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HELD_BYTES = 6 << 20
-"""Weights are held in parts of at least this size: while a part is made it exists twice, or somewhat more."""
+from mpgpt.model.footprint import GROUP
+
 ROWS_HINT = 32
 """The row count for which oneDNN chooses its blocking; measured best from 1 to 128 rows."""
-GROUP = 32
-"""Input features that share a scale in int4: 64 are no faster on x86-64, and less exact."""
 WIDENED_BYTES = 4 << 20
-"""What ``Widened`` makes of a weight at a time."""
+"""The part of a weight that ``Widened`` converts at a time."""
 TINY = 1e-30
 """The scale of a row of zeros."""
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -125,13 +120,13 @@ class Packed(Plain):
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """What the 8-bit kernels share: how they round, and what is done after the product of integers.
+    """The rounding before a product of 8-bit integers, and the scaling after it, which all 8-bit kernels share.
 
     Symmetric, by the largest magnitude: of each output's weights, and of each row of activations. A few features
     of a row are often 20 times as large as the rest, which would leave little of 8 bits for those. So weights and
-    rows are first turned by an orthogonal matrix of plus and minus ones in blocks of up to 64 features, which
+    rows are first multiplied by an orthogonal matrix of plus and minus ones in blocks of up to 64 features, which
     spreads the large ones and leaves the product as it is (Ashkboos et al., "QuaRot", 2024). ``bench/LOG.md`` has
-    what that is worth.
+    the measurements.
     """
 
     name: str = ""
@@ -144,23 +139,23 @@ class Int8:
         return True
 
     def reduce(self, weight_OI: Tensor) -> tuple[Tensor, ...]:
-        weight_OI = _spread(weight_OI.float())
+        weight_OI = spread(weight_OI.float())
         scale_O = weight_OI.abs().amax(1).clamp_min_(TINY).div_(127)
         return (weight_OI / scale_O[:, None]).round_().to(torch.int8), scale_O.div_(127)
 
     @staticmethod
     def ready(x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """The rows to be rounded, and the largest magnitude of each, [T, 1]."""
-        x_TI = _spread(x_TI)
+        x_TI = spread(x_TI)
         return x_TI, x_TI.abs().amax(1, keepdim=True).clamp_min_(TINY)
 
-    def apart(self, x_TI: Tensor, zero: int) -> Tensor:
+    def split_rows(self, x_TI: Tensor, zero: int) -> Tensor:
         """The rows as they are multiplied: where split, what is below ``zero``, then what is above, negated."""
         # A byte without a sign that is negated wraps: 256 - 200 is as far below 128 as 200 is above.
         return torch.cat((x_TI.clamp_max(zero), x_TI.clamp_min(zero).neg_())) if self.split else x_TI
 
-    def joined(self, outs: list[Tensor]) -> Tensor:
-        """The products of the rows that ``apart`` made, [T, O]."""
+    def join_rows(self, outs: list[Tensor]) -> Tensor:
+        """The products of the rows that ``split_rows`` made, [T, O]."""
         y_TO = _join(outs)
         if not self.split:
             return y_TO
@@ -189,9 +184,9 @@ class Fbgemm(Int8):
 
     def multiply(self, x_TI: Tensor, parts: Parts, bias_O: Tensor | None) -> Tensor:
         x_TI, scale_T1 = self.ready(x_TI)
-        x_TI = self.apart(x_TI / scale_T1, 0)
+        x_TI = self.split_rows(x_TI / scale_T1, 0)
         linear = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return self.finish(self.joined([linear(x_TI, 1 / 127, 128, part) for part in parts]), scale_T1, bias_O)
+        return self.finish(self.join_rows([linear(x_TI, 1 / 127, 128, part) for part in parts]), scale_T1, bias_O)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +202,13 @@ class OneDNN(Int8):
 
     def multiply(self, x_TI: Tensor, parts: Parts, bias_O: Tensor | None) -> Tensor:
         x_TI, scale_T1 = self.ready(x_TI)
-        x_TI = self.apart(torch.addcdiv(x_TI.new_tensor(128.5), x_TI, scale_T1, value=127).to(torch.uint8), 128)
+        x_TI = self.split_rows(torch.addcdiv(x_TI.new_tensor(128.5), x_TI, scale_T1, value=127).to(torch.uint8), 128)
         linear = torch.ops.onednn.qlinear_pointwise
         outs = [
             linear(x_TI, 1.0, 128, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
             for weight, scale, zeros in parts
         ]
-        return self.finish(self.joined(outs), scale_T1, bias_O)
+        return self.finish(self.join_rows(outs), scale_T1, bias_O)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,19 +312,19 @@ class Kleidi:
         return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
-def _spread(x_TI: Tensor) -> Tensor:
+def spread(x_TI: Tensor) -> Tensor:
     """Each block of features times a Hadamard matrix, [T, I]; blocks are the largest power of two in I, at most 64."""
-    turn = _hadamard(min(64, x_TI.shape[1] & -x_TI.shape[1]))
-    return (x_TI.reshape(-1, len(turn)) @ turn).view(x_TI.shape)
+    hadamard = _hadamard(min(64, x_TI.shape[1] & -x_TI.shape[1]))
+    return (x_TI.reshape(-1, len(hadamard)) @ hadamard).view(x_TI.shape)
 
 
 @cache
 def _hadamard(size: int) -> Tensor:
     """Sylvester's construction, scaled to be its own inverse: [size, size] float32."""
-    turn = torch.ones(1, 1)
-    while len(turn) < size:
-        turn = torch.cat((torch.cat((turn, turn), 1), torch.cat((turn, -turn), 1)))
-    return turn / math.sqrt(size)
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix / math.sqrt(size)
 
 
 def _each(linear: Callable[..., Tensor], x_TI: Tensor, parts: Parts, bias_O: Tensor | None) -> Tensor:
@@ -346,204 +341,3 @@ def _join(outs: list[Tensor]) -> Tensor:
 def _packed_linear(x_TI: Tensor, part: Tensor, bias_O: Tensor | None) -> Tensor:
     y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, part, bias_O, "none", [], "")
     return y_TO
-
-
-def candidates(dtype: str) -> tuple[Kernel, ...]:
-    """The kernels that this machine has for a dtype, the one that is most often the fastest first."""
-    return _found(dtype)[0]
-
-
-def inexact(dtype: str) -> tuple[Kernel, ...]:
-    """The kernels that this machine has for a dtype and that do not multiply integers exactly: no candidates."""
-    return _found(dtype)[1]
-
-
-@cache
-def _found(dtype: str) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
-    """The candidates, and those that are inexact."""
-    kinds: tuple[Kernel, ...]
-    if dtype in FLOATS:
-        kinds = Packed(FLOATS[dtype]), Plain(FLOATS[dtype]), Columns(FLOATS[dtype])
-    else:
-        kinds = (Fbgemm(), OneDNN(), Integers()) if dtype == "int8" else (Kleidi(), Int4())
-    works = tuple(kernel for kernel in kinds if _works(kernel, FLOATS.get(dtype, torch.float32)))
-    return exact_of(works) if dtype == "int8" else (works, ())
-
-
-def exact_of(kernels: Sequence[Kernel]) -> tuple[tuple[Kernel, ...], tuple[Kernel, ...]]:
-    """The 8-bit kernels that are exact on this processor, and the others.
-
-    Those that are not are split if that makes them exact; ``Widened`` is there where else there would be none.
-    """
-    wrong = tuple(kernel for kernel in kernels if not is_exact(kernel))
-    right = [kernel for kernel in kernels if kernel not in wrong]
-    halves = [replace(k, name=f"{k.name}-split", split=True) for k in wrong if isinstance(k, (Fbgemm, OneDNN))]
-    right += [kernel for kernel in halves if is_exact(kernel)]
-    return tuple(right) or (Widened(),), wrong
-
-
-def is_exact(kernel: Kernel) -> bool:
-    """Whether an 8-bit kernel's products are those of the integers, also of the largest, but for a last rounding.
-
-    Some shapes and row counts take other code than the rest, so several are tried. A kernel that fails for one of them
-    is not exact either.
-    """
-    random = np.random.default_rng(8)
-    try:
-        return all(_multiplies_exactly(kernel, random, *shape) for shape in ((64, 1), (64, 33), (320, 64), (1536, 192)))
-    except RuntimeError:
-        return False
-
-
-def _multiplies_exactly(kernel: Kernel, random: np.random.Generator, inputs: int, outputs: int) -> bool:
-    """Weights and rows are turned first: the kernel turns them back into these integers; their product is the same."""
-    x_TI, weight_OI = _extremes(random, 96, inputs), _extremes(random, outputs, inputs)
-    exact_TO = torch.from_numpy(x_TI @ weight_OI.T).double()
-    held = [kernel.hold(*kernel.reduce(_spread(torch.from_numpy(weight_OI).float())))]
-    turned_TI = _spread(torch.from_numpy(x_TI).float())
-    for rows in (1, 2, 8, 96):
-        off_TO = kernel.multiply(turned_TI[:rows].clone(), held, None).double() - exact_TO[:rows]
-        if not bool((off_TO.abs() < 1e-6 * 127 * 127 * inputs).all()):
-            return False
-    return True
-
-
-def _extremes(random: np.random.Generator, rows: int, inputs: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Rows of nothing but the largest, of nothing but the least, of both, and of all between, in turn; int64."""
-    kinds_4I = np.stack([np.full(inputs, 127), np.full(inputs, -127), np.zeros(inputs), np.zeros(inputs)])
-    numbers = np.tile(kinds_4I.astype(np.int64), (rows // 4 + 1, 1))
-    numbers[2::4] = random.choice([-127, 127], numbers[2::4].shape)
-    numbers[3::4] = random.integers(-127, 128, numbers[3::4].shape)
-    numbers[3::4, 0] = 127  # a row's largest decides its scale
-    return numbers[:rows]
-
-
-def _works(kernel: Kernel, dtype: torch.dtype) -> bool:
-    """Tried, because torch has no word for it: some builds lack a kernel."""
-    x_TI = torch.linspace(-1, 1, 2 * 2 * GROUP).view(2, -1).to(dtype)
-    weight_OI = torch.linspace(1, -2, 16 * 2 * GROUP).sin().view(16, -1)
-    try:
-        if not kernel.here():
-            return False
-        y_TO = kernel.multiply(x_TI, [kernel.hold(*kernel.reduce(weight_OI))], None).float()
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return bool((y_TO - x_TI.float() @ weight_OI.t()).abs().max() < 1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernels:
-    """A model's dtype, and the kernel that each shape of weight takes on this machine."""
-
-    dtype: str
-    chosen: Mapping[str, str] = field(default_factory=dict)
-    """Kernels' names by "dtype IxO"; a shape that is not among them takes the first candidate."""
-
-    @property
-    def activations(self) -> torch.dtype:
-        """Of hidden states and the cache. Beside integers float32, which every processor computes fast in."""
-        return FLOATS.get(self.dtype, torch.float32)
-
-    @property
-    def weight_bytes(self) -> float:
-        """What a weight of a layer takes, its share of scales included, about."""
-        return {"int8": 1.01, "int4": 0.5 + 4 / GROUP}.get(self.dtype, self.activations.itemsize)
-
-    def dtype_of(self, inputs: int, *, head: bool = False) -> str:
-        """What a weight is held in. Where all is int4 the head is int8: it decides, and a token reads it once."""
-        return "int8" if self.dtype == "int4" and (head or inputs % GROUP) else self.dtype
-
-    def pick(self, inputs: int, outputs: int, *, head: bool = False) -> Kernel:
-        dtype = self.dtype_of(inputs, head=head)
-        found = {kernel.name: kernel for kernel in candidates(dtype)}
-        assert found, f"this build of torch has no kernel for {dtype}"
-        return found.get(self.chosen.get(key(dtype, inputs, outputs), ""), next(iter(found.values())))
-
-    def linear(
-        self, blocks: Iterable[Tensor], bias_O: Tensor | None, inputs: int, outputs: int, *, head: bool = False
-    ) -> Linear:
-        return Linear(blocks, bias_O, self.pick(inputs, outputs, head=head), self.activations)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """A weight of a model that is to be held: its shape, and whether it is the head."""
-
-    inputs: int
-    outputs: int
-    head: bool = False
-
-
-def key(dtype: str, inputs: int, outputs: int) -> str:
-    return f"{dtype} {inputs}x{outputs}"
-
-
-class Linear:
-    """``y_TO = x_TI @ weight_OI.T + bias_O``, the weight held once.
-
-    ``blocks`` are [o, I] pieces of the weight in order, any float dtype; they are read one at a time, reduced to
-    the kernel's precision and let go, so that loading never holds more than the layer and one part twice.
-    """
-
-    __slots__ = ("_bias", "_kernel", "_pairs", "_parts", "dtype", "in_features", "nbytes", "out_features")
-
-    def __init__(self, blocks: Iterable[Tensor], bias_O: Tensor | None, kernel: Kernel, dtype: torch.dtype) -> None:
-        """``dtype`` is that of the activations."""
-        self._kernel, self._parts, self.dtype = kernel, [], dtype
-        self.nbytes = self.in_features = self.out_features = 0
-        widths = set()
-        for reduced in _regroup(self._reduced(blocks)):
-            self._parts.append(kernel.hold(*reduced))
-            widths.add(len(reduced[0]))
-            self.out_features += len(reduced[0])
-            self.nbytes += _nbytes(reduced)
-        self._bias = None if bias_O is None else bias_O.to(dtype)
-        self._pairs = any(_alone_differs(kernel, self.in_features, outputs, dtype) for outputs in widths)
-
-    def _reduced(self, blocks: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        for block_OI in blocks:
-            self.in_features = block_OI.shape[1]
-            yield self._kernel.reduce(block_OI)
-
-    def __call__(self, x_TI: Tensor) -> Tensor:
-        if self._pairs and x_TI.shape[0] == 1:
-            return self._kernel.multiply(torch.cat((x_TI, x_TI)), self._parts, self._bias)[:1]
-        return self._kernel.multiply(x_TI, self._parts, self._bias)
-
-
-@cache
-def _alone_differs(kernel: Kernel, inputs: int, outputs: int, dtype: torch.dtype) -> bool:
-    """Whether one row by itself comes out otherwise than beside another; tried, because no rule foretells it.
-
-    Everything but rounding cancels in the trial (a weight twice, times a row and its negative), so that two ways
-    of adding up differ in nearly every output, and not just in one of a thousand, as they would in 16 bit.
-    """
-    half = inputs // 2
-    weight_OI = torch.linspace(1, 7 * outputs, outputs * half).sin().view(outputs, half)
-    x_TI = torch.linspace(-1, 1, 2 * half).cos().view(2, half).to(dtype)
-    odd = (0, inputs % 2)
-    held = kernel.hold(*kernel.reduce(F.pad(torch.cat((weight_OI, weight_OI), 1), odd)))
-    x_TI = F.pad(torch.cat((x_TI, -x_TI), 1), odd)
-    return not torch.equal(kernel.multiply(x_TI[:1], [held], None), kernel.multiply(x_TI, [held], None)[:1])
-
-
-def _nbytes(reduced: tuple[Tensor, ...]) -> int:
-    """What a part takes, bytes: two levels of int4 share one."""
-    small = reduced[0].dtype == torch.uint8
-    return sum(tensor.nbytes for tensor in reduced) - (reduced[0].nbytes // 2 if small else 0)
-
-
-def _regroup(blocks: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows in parts of ``HELD_BYTES`` or more."""
-    waiting: list[tuple[Tensor, ...]] = []
-    for block in blocks:
-        waiting.append(block)
-        if sum(map(_nbytes, waiting)) >= HELD_BYTES:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(blocks: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return blocks[0] if len(blocks) == 1 else tuple(torch.cat(tensors) for tensors in zip(*blocks, strict=True))

@@ -36,7 +36,7 @@ HEAD = 1024
 STRIPES = 16
 """How many stripes ``at_least`` folds values into: more leave fewer maxima to rank, but more candidates."""
 IMPOSSIBLE = -9999.0
-"""What is said for the logarithm of 0, which JSON has no number for; OpenAI says the same."""
+"""The logprob of an impossible token, as OpenAI has it: JSON has no number for the logarithm of 0."""
 BLOCK = 256
 """About the square root of a vocabulary: ``pick`` then walks as many blocks as weights."""
 
@@ -60,17 +60,17 @@ class Sampler:
 
         Where the largest logit is NaN or infinite the id is ``NO_TOKEN``: damage is of one output, not of the step.
         """
-        wanted = [(row, at) for row in rows for at in range(row.stop - row.outputs + 1, row.stop + 1)]
-        assert logits.shape == (len(wanted), self._vocab) and logits.dtype == torch.float32
+        outputs = [(row, at) for row in rows for at in range(row.stop - row.outputs + 1, row.stop + 1)]
+        assert logits.shape == (len(outputs), self._vocab) and logits.dtype == torch.float32
         scores_OV: NDArray[np.float32] = logits.numpy(force=True)
         # numpy's argmax is the first of equals, and of a row that holds NaN it is the NaN.
         best_O = scores_OV.argmax(axis=1)
-        finite_O = np.isfinite(scores_OV[np.arange(len(wanted)), best_O])
-        # Overflow is wanted: a token far below the likeliest, at a low temperature, is at -inf.
+        finite_O = np.isfinite(scores_OV[np.arange(len(outputs)), best_O])
+        # Overflow is intended: a token far below the likeliest, at a low temperature, is at -inf.
         with np.errstate(over="ignore", invalid="ignore"):
             return [
                 self._token(row, position, scores_V, int(best)) if finite else NO_TOKEN
-                for (row, position), scores_V, best, finite in zip(wanted, scores_OV, best_O, finite_O, strict=True)
+                for (row, position), scores_V, best, finite in zip(outputs, scores_OV, best_O, finite_O, strict=True)
             ]
 
     def logprobs(self, rows: Sequence[Row], logits: Tensor, ids: Sequence[int]) -> list[TokenLogprob]:
@@ -168,7 +168,7 @@ def lowered(
 def candidates(
     scores_V: NDArray[np.float32], top: np.float32, sampling: Sampling
 ) -> tuple[NDArray[np.intp] | None, NDArray[np.float64]]:
-    """What top_k, top_p and min_p leave: ids in vocabulary order (None: all), and their weights.
+    """The candidates after top_k, top_p and min_p: ids in vocabulary order (None: all), and their weights.
 
     ``top`` is the largest of ``scores_V``. Weights are probabilities relative to the largest, which is what
     min_p is a threshold on.

@@ -91,7 +91,7 @@ class Tokenizer:
         return ids
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token stands for. It may be a part of a character, or, for a control token, its name.
+        """The text of a token. It may be a part of a character, or, for a control token, its name.
 
         An id that the tokenizer does not know, which a model with a padded head may give, stands for nothing.
         """
@@ -199,7 +199,7 @@ class TextStream:
         return "" if name is None or name in self._skipped else self._detokenizer.push(name)
 
     def _likely(self) -> str:
-        """What would come if the text ended here, without characters that are incomplete."""
+        """The text that would follow if it ended here, without incomplete characters."""
         return _without(self._detokenizer.rest, self._given)[0].rstrip(BROKEN)
 
     def _first_stop(self, text: str) -> int | None:
@@ -307,7 +307,7 @@ def _without(text: str, given: str) -> tuple[str, str]:
 
 
 def _stop_ids(folder: Path) -> list[int]:
-    """What the model's makers declared as the end of a text; ``generation_config.json`` has the last word."""
+    """The tokens that end a text, as the model's makers declared them; ``generation_config.json`` has the last word."""
     for name in ("generation_config.json", "config.json"):
         try:
             ids = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")

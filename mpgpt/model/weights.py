@@ -1,7 +1,7 @@
-"""A model folder: its configuration, and just those tensors that somebody asks for.
+"""A model folder: its configuration, and those of its tensors that are read.
 
 Knows: the files of a model folder (config.json, safetensors, an index of shards, our checksums).
-Must not know: what a tensor is for, which rank it is, or how the folder came to be.
+Must not know: the use of a tensor, which rank it is, or how the folder came to be.
 
 Tensors are mapped, not read: only the pages of what is asked for are touched, and a mapping is dropped as soon
 as its block has been taken over. Where ``mpgpt pull`` left checksums, every tensor that is read is checked.
@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mpgpt.errors import ModelError
-from mpgpt.model.architecture import ModelConfig, read_config
+from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.folder import read_json, read_marker, weight_files
+from mpgpt.model.known_families import read_config
 
 BLOCK_BYTES = 8 << 20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -93,7 +94,7 @@ class Checkpoint:
             raise ModelError(f"{path} is damaged: the checksum of {full} does not fit; pull the model again")
 
     def blocks(self, name: str, *, transpose: bool = False) -> Iterator[Tensor]:
-        """The weight ``name`` as [O, I] blocks in its file's dtype (see ``model.Source``)."""
+        """The weight ``name`` as [O, I] blocks in its file's dtype (see ``loader.Source``)."""
         full = self._find(name)
         if transpose:
             yield self._transposed(full)

@@ -1,29 +1,30 @@
-"""What steps cost stages and links, in seconds, and what layers cost a rank, in bytes.
+"""The cost of steps, in seconds of stages, hosts and links, and the cost of layers, in bytes of a rank's memory.
 
-Knows: how a measured speed becomes the time of a step; of which steps a sequence's life consists; a frame's size.
-Must not know: torch, MPI, how anything was measured, or which rank has which layers.
+Knows: how a measured speed becomes the time of a step; of which steps a request consists; a frame's size; the order of
+stages and hops on a step's route; that ranks of one host share its cores.
+Must not know: torch, MPI, how anything was measured, or how spans are chosen.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from mpgpt.core import Span
-from mpgpt.machines import Edge, Node, Shape, Workload
+from mpgpt.engine.scheduler import next_chunk
+from mpgpt.machines import ClusterProfile, Node, Shape, Workload
+from mpgpt.transport.wire import HEADER, ROW
 
-Links = Mapping[tuple[int, int], Edge]
-"""Every ordered pair of ranks; none is looked up where one rank does everything."""
 Points = tuple[tuple[int, float], ...]
 
 HEADROOM = 0.10
-"""More memory than weights and cache take, as a share of them: what a step computes with."""
+"""The memory that a step computes with, as a share of that of weights and cache."""
 BUFFERS = 64_000_000
-"""And in bytes for every rank that has layers: frames, libraries' scratch space, Python's own."""
-
-# What wire.py's docstring says of frames; a few bytes of padding are left out.
-FRAME_BYTES, ROW_BYTES, ID_BYTES = 32, 88, 4
+"""Bytes more for every rank that has layers: frames, libraries' scratch space, Python's own."""
+ID_BYTES = 4
+"""A token id in a frame."""
 
 
 def interpolate(points: Points, rows: int) -> float:
@@ -45,11 +46,10 @@ def interpolate(points: Points, rows: int) -> float:
 def stage_seconds(
     node: Node, layers: int, *, rows: int, outputs: int, context: float, chunk: bool = False
 ) -> float:  # fmt: skip
-    """What one step costs a stage of so many layers.
+    """The time of one step on a stage of ``layers`` layers; with none, the time of handing it on.
 
-    ``rows`` are tokens, each with ``context`` positions before it on average; ``outputs`` is for how many of them a
-    token is wanted of this stage: 0 unless it has the head. ``chunk`` says that they are one prompt's. No
-    layers is what handing a step on costs.
+    ``rows`` are tokens, each with ``context`` positions before it on average; ``outputs`` is the number of tokens that
+    this stage samples: 0 unless it has the head. ``chunk`` says that the rows are one prompt's.
     """
     speed = node.speed
     assert speed is not None, "nobody measured this rank"
@@ -60,7 +60,7 @@ def stage_seconds(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """``count`` steps of one kind: ``tokens`` of ``rows`` sequences, ``outputs`` tokens wanted."""
+    """``count`` steps of one kind: ``tokens`` of ``rows`` sequences, of which ``outputs`` tokens are sampled."""
 
     count: float
     tokens: int
@@ -79,7 +79,7 @@ class Work:
         return self.count * once * (node.speed.cold if self.cold else 1.0)
 
     def bytes(self, token_bytes: int) -> float:
-        """On a hop with hidden states; with ``token_bytes`` 0 on the way to a first stage that is not rank 0's."""
+        """Bytes on a hop with hidden states; with ``token_bytes`` 0, on the hop from a rank 0 without layers."""
         return self.count * step_bytes(self.tokens, self.rows, token_bytes)
 
     @property
@@ -88,31 +88,30 @@ class Work:
 
 
 def step_bytes(tokens: int, rows: int, token_bytes: int) -> int:
-    """A step's frame: rows and ids always, hidden states of ``token_bytes`` a token."""
-    return FRAME_BYTES + ROW_BYTES * rows + (ID_BYTES + token_bytes) * tokens
+    """The length of a step's frame without padding: rows, ids, and hidden states of ``token_bytes`` a token."""
+    return HEADER.size + ROW.size * rows + (ID_BYTES + token_bytes) * tokens
 
 
 def result_bytes(outputs: int) -> int:
-    return FRAME_BYTES + ID_BYTES * outputs
+    return HEADER.size + ID_BYTES * outputs
 
 
 def chunks(tokens: int, most: int) -> list[int]:
-    """How a prompt is cut: ``most`` tokens at a time, towards the end half of what is left, but never less than half
-    of ``most``. The same as ``scheduler.py`` does, and a test holds them together."""
+    """The lengths of the chunks into which the scheduler cuts a prompt, ``most`` tokens at a time."""
     cut, left = [], tokens
     while left:
-        cut.append(min(left, most, max(most // 2, -(-left // 2), 1)))
+        cut.append(next_chunk(left, most))
         left -= cut[-1]
     return cut
 
 
 def chunk_of(nodes: Iterable[Node]) -> int:
-    """The tokens of a prompt's chunk: the most rows that were measured."""
+    """The length of a prompt's chunk: the most rows that were measured."""
     return max(node.speed.layer_s[-1][0] for node in nodes if node.speed)
 
 
 def prompt_work(workload: Workload, chunk: int) -> list[Work]:
-    """One prompt alone, chunk by chunk; a token is wanted of the last."""
+    """The steps of one prompt alone, chunk by chunk; the last one samples a token."""
     works, start, cut = [], 0, chunks(workload.prompt_tokens, chunk)
     for at, size in enumerate(cut, 1):
         context = start + (size - 1) / 2
@@ -122,8 +121,8 @@ def prompt_work(workload: Workload, chunk: int) -> list[Work]:
 
 
 def decode_work(workload: Workload, stages: int) -> list[Work]:
-    """One token for each of the sequences, in as many steps as there are stages, or fewer where sequences run out:
-    what ``scheduler.py`` makes of them. The last step has what is left."""
+    """The steps of one token for each sequence, as the scheduler cuts them: one for each stage, or fewer where
+    sequences run out. The last step has the rest."""
     share = -(-workload.sequences // stages)
     full, rest = divmod(workload.sequences, share)
     sizes = [(full, share)] + ([(1, rest)] if rest else [])
@@ -131,19 +130,16 @@ def decode_work(workload: Workload, stages: int) -> list[Work]:
     return [Work(count=count, tokens=rows, rows=rows, outputs=rows, context=context) for count, rows in sizes]
 
 
-def alone_work(workload: Workload, stages: int) -> list[Work]:
-    """One token of a sequence that decodes alone."""
+def single_step_work(workload: Workload, stages: int) -> list[Work]:
+    """The step of one token of a sequence that decodes alone."""
     context = workload.prompt_tokens + workload.new_tokens / 2
     return [Work(count=1, tokens=1, rows=1, outputs=1, context=context, cold=stages > 1)]
 
 
-def life_work(workload: Workload, stages: int, chunk: int) -> list[Work]:
-    """All steps of one sequence among the others: its prompt, and its share of the steps that decode."""
+def request_work(workload: Workload, stages: int, chunk: int) -> list[Work]:
+    """All steps of one request among others: its prompt, and its share of the steps that decode."""
     share = max(workload.new_tokens - 1, 0) / workload.sequences  # the prompt's last chunk gives the first token
-    decoding = [
-        Work(count=work.count * share, tokens=work.tokens, rows=work.rows, outputs=work.outputs, context=work.context)
-        for work in decode_work(workload, stages)
-    ]
+    decoding = [replace(work, count=work.count * share) for work in decode_work(workload, stages)]
     return prompt_work(workload, chunk) + decoding
 
 
@@ -151,20 +147,111 @@ def work_seconds(works: Sequence[Work], node: Node, layers: int, *, head: bool) 
     return sum(work.seconds(node, layers, head=head) for work in works)
 
 
-def held_bytes(shape: Shape, layers: int, *, first: bool, last: bool, headroom: float = HEADROOM) -> int:
-    """The memory that a rank needs for so many layers; 0 for none."""
-    if not layers:
-        return 0
-    weights = layers * (shape.layer_bytes + shape.kv_bytes)
-    weights += shape.embedding_bytes * first + shape.head_bytes * last
-    return round(weights * (1 + headroom)) + BUFFERS
+def slice_bytes(shape: Shape, layers: int, *, last: bool) -> int:
+    """Bytes of the weights of ``layers`` layers and their cache, and of the head on the ``last`` rank.
+
+    The first rank's embedding takes none: its rows are looked up in the mapped file.
+    """
+    return layers * (shape.layer_bytes + shape.kv_bytes) + shape.head_bytes * last
 
 
-def needs(shape: Shape, headroom: float = HEADROOM) -> int:
+def held_bytes(shape: Shape, layers: int, *, last: bool) -> int:
+    """The memory that a rank needs for ``layers`` layers; 0 for none."""
+    return round(slice_bytes(shape, layers, last=last) * (1 + HEADROOM)) + BUFFERS if layers else 0
+
+
+def needs(shape: Shape) -> int:
     """The memory that a model needs on one rank, bytes; on several, ``BUFFERS`` more for each further one."""
-    return held_bytes(shape, shape.layers, first=True, last=True, headroom=headroom)
+    return held_bytes(shape, shape.layers, last=True)
 
 
-def route(spans: Sequence[Span | None]) -> list[tuple[int, int]]:
-    """(rank, layers) in the order of a step's way: rank 0 always, then those that have layers."""
+def stages_in_order(spans: Sequence[Span | None]) -> list[tuple[int, int]]:
+    """(rank, layers) in the order in which a step passes the stages: rank 0 always, then those that have layers."""
     return [(rank, len(span) if span else 0) for rank, span in enumerate(spans) if span or rank == 0]
+
+
+def threads_used(node: Node) -> int:
+    """The threads of a rank that its host can run at once."""
+    return min(node.threads, node.cores)
+
+
+def by_host(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    """The ranks of each host."""
+    hosts: dict[str, list[Node]] = {}
+    for node in nodes:
+        hosts.setdefault(node.host, []).append(node)
+    return hosts
+
+
+def is_crowded(nodes: Iterable[Node]) -> bool:
+    """Whether some host has fewer cores than its ranks have threads together."""
+    return any(sum(map(threads_used, ranks)) > ranks[0].cores for ranks in by_host(nodes).values())
+
+
+class Route:
+    """A step's way around a ring: stages and hops."""
+
+    def __init__(self, spans: Sequence[Span | None], profile: ClusterProfile) -> None:
+        self.stages = stages_in_order(spans)
+        self._nodes, self._last = profile.nodes, self.stages[-1][0]
+        self.hops = [profile.links[a, b] for (a, _), (b, _) in pairwise(self.stages)]
+        self.back = profile.links[self._last, 0] if self._last else None
+        """The result's hop to rank 0; None where rank 0 has the last stage."""
+        # The first hop carries ids alone if rank 0 has no layers.
+        self._width = [profile.shape.token_bytes if layers else 0 for _, layers in self.stages[:-1]]
+
+    def busy(self, works: Sequence[Work]) -> dict[int, float]:
+        """Seconds that each rank computes."""
+        return {
+            rank: work_seconds(works, self._nodes[rank], layers, head=rank == self._last and layers > 0)
+            for rank, layers in self.stages
+        }
+
+    def stretched(self, works: Sequence[Work]) -> dict[int, float]:
+        """The same where ranks of a host share too few cores."""
+        busy = self.busy(works)
+        for nodes in by_host(self._nodes[rank] for rank in busy).values():
+            cores, ranks = nodes[0].cores, [node.rank for node in nodes]
+            work = sum(busy[node.rank] * min(node.threads, cores) for node in nodes) / cores
+            factor = max(1.0, work / max(busy[rank] for rank in ranks)) if len(ranks) > 1 and work else 1.0
+            busy.update({rank: busy[rank] * factor for rank in ranks})
+        return busy
+
+    def busiest(self, works: Sequence[Work]) -> float:
+        """Seconds of the busiest stage, host or link."""
+        sending = [
+            sum(work.bytes(width) for work in works) / edge.bytes_per_s
+            for edge, width in zip(self.hops, self._width, strict=True)
+        ]
+        if self.back:
+            sending.append(sum(work.result_bytes for work in works) / self.back.bytes_per_s)
+        return max([*self.stretched(works).values(), *sending])
+
+    def seconds(self, works: Sequence[Work]) -> float:
+        """All stages and hops, one after the other."""
+        return sum(self.busy(works).values()) + sum(
+            (send + latency) * work.count for work in works for send, latency in self._hops(work)
+        )
+
+    def _hops(self, work: Work) -> list[tuple[float, float]]:
+        """(seconds of sending, latency) of one step on each hop of its way, the result's last."""
+        hops = [
+            (step_bytes(work.tokens, work.rows, width) / edge.bytes_per_s, edge.latency_s)
+            for edge, width in zip(self.hops, self._width, strict=True)
+        ]
+        back = self.back
+        return [*hops, (result_bytes(work.outputs) / back.bytes_per_s, back.latency_s) if back else (0.0, 0.0)]
+
+    def first_token(self, works: Sequence[Work], depth: int) -> float:
+        """Seconds from a prompt's first chunk going in to the last one's result, ``depth`` of them at once at most;
+        but not less than its host's cores need."""
+        free, sent, results = [0.0] * len(self.stages), [0.0] * len(self.stages), list[float]()
+        for at, work in enumerate(works):
+            now = results[at - depth] if at >= depth else 0.0
+            for place, ((rank, layers), (send, latency)) in enumerate(zip(self.stages, self._hops(work), strict=True)):
+                head = rank == self._last and layers > 0
+                free[place] = max(now, free[place]) + work.seconds(self._nodes[rank], layers, head=head)
+                sent[place] = max(free[place], sent[place]) + send
+                now = sent[place] + latency
+            results.append(now)
+        return max(results[-1], max(self.stretched(works).values()))

@@ -3,8 +3,8 @@
 Knows: rank 0's loop (``engine.py``), when requests come, what is reported.
 Must not know: torch, MPI, time of day, how anything is shown.
 
-What is not in it: rows that end early by a stop token, drafts, ranks that slow each other down through the memory that
-they share, waiting ranks that spin.
+It leaves out rows that end early by a stop token, drafts, ranks that slow each other down through the memory that they
+share, and waiting ranks that spin.
 """
 
 from __future__ import annotations
@@ -19,9 +19,30 @@ import numpy as np
 from mpgpt.core import Request, Result, Span, Step
 from mpgpt.core import Sequence as Running
 from mpgpt.engine.scheduler import Scheduler
-from mpgpt.machines import Node, Shape, Workload
-from mpgpt.placement.costs import Links, chunk_of
+from mpgpt.machines import ClusterProfile, Workload
+from mpgpt.placement.costs import chunk_of
 from mpgpt.placement.virtual_ring import ServiceTimes, SharedCoreRing, Tandem, VirtualPipeline
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Requests as they come: all of the workload's at once, or as a Poisson process."""
+
+    workload: Workload
+    arrival: float | None = None
+    """Requests a second on average; None if all come at once."""
+    seed: int = 0
+    """Of the process."""
+
+    def arrivals(self) -> list[float]:
+        """The time at which each request comes, seconds."""
+        if self.arrival is None:
+            return [0.0] * self.workload.sequences
+        dice, now, times = random.Random(self.seed), 0.0, []
+        for _ in range(self.workload.sequences):
+            now += dice.expovariate(self.arrival)
+            times.append(now)
+        return times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +64,7 @@ class Report:
     new_tokens: int
     steps: int
     decode_tokens_per_s: float | None
-    """New tokens while all requests decode; None if there is no such time, as with more requests than slots."""
+    """New tokens while all requests decode; None if they never all do, as with more requests than slots."""
     new_tokens_per_s: float
     """From the first request to the last token."""
     tokens_per_s: float
@@ -58,48 +79,47 @@ class Report:
 
 
 def run(
-    spans: Sequence[Span | None], shape: Shape, nodes: Sequence[Node], links: Links, workload: Workload, *,
-    slots: int, context: int, arrival: float | None = None, seed: int = 0,
+    spans: Sequence[Span | None],
+    profile: ClusterProfile,
+    traffic: Traffic,
+    *,
+    slots: int,
+    context: int,
     progress: Callable[[int], None] = lambda tokens: None,
     ring: Callable[[ServiceTimes], VirtualPipeline] | None = None,
-) -> Report:  # fmt: skip
-    """Serve ``workload.sequences`` requests in ``slots`` slots.
+) -> Report:
+    """Serve all requests of ``traffic`` in ``slots`` slots of ``context`` positions.
 
-    They come all at once, or ``arrival`` of them a second on average, as a Poisson process of this ``seed``.
-    ``progress`` hears how many new tokens there are. ``ring`` says how time is kept, if not as is fastest.
+    ``progress`` is called with the number of new tokens so far. ``ring`` is the virtual ring to use, if not the
+    fastest that is right for the profile.
     """
-    servers = ServiceTimes(spans, shape, nodes, links)
+    servers = ServiceTimes(spans, profile)
     make = ring or (SharedCoreRing if servers.crowded else Tandem)
     stages = sum(span is not None for span in spans)
-    scheduler = Scheduler(slots=slots, context=context, stages=stages, chunk=chunk_of(nodes))
-    times = _arrivals(workload.sequences, arrival, seed)
-    return _Run(make(servers), servers, scheduler, times, workload, 1 if stages == 1 else stages + 1, progress).report()
-
-
-def _arrivals(count: int, rate: float | None, seed: int) -> list[float]:
-    if rate is None:
-        return [0.0] * count
-    chance, now, times = random.Random(seed), 0.0, []
-    for _ in range(count):
-        now += chance.expovariate(rate)
-        times.append(now)
-    return times
+    scheduler = Scheduler(slots=slots, context=context, stages=stages, chunk=chunk_of(profile.nodes))
+    return _Run(make(servers), servers, scheduler, traffic, 1 if stages == 1 else stages + 1, progress).report()
 
 
 class _Run:
-    """Rank 0: what ``engine.Engine.step`` does, with the clock in hand."""
+    """Rank 0's loop, as in ``engine.Engine.step``, on a virtual clock."""
 
     def __init__(
-        self, ring: VirtualPipeline, servers: ServiceTimes, scheduler: Scheduler, arrivals: list[float],
-        workload: Workload, depth: int, progress: Callable[[int], None],
-    ) -> None:  # fmt: skip
+        self,
+        ring: VirtualPipeline,
+        servers: ServiceTimes,
+        scheduler: Scheduler,
+        traffic: Traffic,
+        depth: int,
+        progress: Callable[[int], None],
+    ) -> None:
         self._ring, self._servers, self._scheduler, self._depth = ring, servers, scheduler, depth
-        self._workload, self._progress = workload, progress
+        self._workload = workload = traffic.workload
+        self._progress = progress
         self._request = Request(ids=(0,) * workload.prompt_tokens, max_new_tokens=workload.new_tokens)
-        self._arrivals = deque(arrivals)
+        self._arrivals = deque(traffic.arrivals())
         self._out: deque[Step] = deque()
         self._sequences: list[Running] = []
-        # By id(sequence): when it came, went in, got its first and its latest token.
+        # By id(sequence): the times of its arrival, its first step, its first and its latest token.
         self._came: dict[int, float] = {}
         self._began: dict[int, float] = {}
         self._first: dict[int, float] = {}

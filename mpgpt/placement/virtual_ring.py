@@ -1,6 +1,6 @@
-"""Rings that exist on a clock only: steps go in, and results come out when stages, hops and hosts would have them.
+"""Rings on a virtual clock: steps go in, and results come out when stages, hops and hosts would be done with them.
 
-Knows: what a step costs every stage and hop; queues in order of arrival; hosts whose ranks share cores.
+Knows: a step's cost on every stage and hop; queues in order of arrival; hosts whose ranks share cores.
 Must not know: torch, MPI, time of day, the scheduler, requests.
 """
 
@@ -10,21 +10,20 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpgpt.core import Span, Step
-from mpgpt.machines import Node, Shape
-from mpgpt.placement.costs import Links, interpolate, result_bytes, route, step_bytes
+from mpgpt.machines import ClusterProfile
+from mpgpt.placement.costs import Route, interpolate, is_crowded, result_bytes, step_bytes, threads_used
 
 Seconds = NDArray[np.float64]
 
 
 class VirtualPipeline(Protocol):
-    """What the virtual rank 0 needs: its clock, and a place to push to and pop from (``pipeline.Pipeline``)."""
+    """The simulated rank 0's pipeline, with its clock; ``engine/pipeline.py`` has the real one."""
 
     now: float
 
@@ -32,28 +31,28 @@ class VirtualPipeline(Protocol):
         """Compute the first stage; ``now`` is the end of it."""
 
     def pop(self, *, wait: bool) -> bool:
-        """Whether the next result is there, waiting for it if told so."""
+        """Whether the next result is there; with ``wait``, the clock goes on until it is."""
 
     def busy(self) -> tuple[list[float], list[float]]:
         """Seconds that each stage was at work, and seconds that steps waited for it."""
 
 
 class ServiceTimes:
-    """What a step costs every stage and hop of a ring, in the order of its way: stage, hop, stage, ..., hop."""
+    """The cost of a step on every stage and hop of a ring, in the order of its route: stage, hop, stage, ..., hop."""
 
-    def __init__(self, spans: Sequence[Span | None], shape: Shape, nodes: Sequence[Node], links: Links) -> None:
-        self.stages = route(spans)
-        self.nodes = [nodes[rank] for rank, _ in self.stages]
-        self._token_bytes = shape.token_bytes
-        last = self.stages[-1][0]
-        hops = [links[a, b] for (a, _), (b, _) in pairwise(self.stages)] + ([links[last, 0]] if last else [])
+    def __init__(self, spans: Sequence[Span | None], profile: ClusterProfile) -> None:
+        route = Route(spans, profile)
+        self.stages = route.stages
+        self.nodes = [profile.nodes[rank] for rank, _ in self.stages]
+        self._token_bytes = profile.shape.token_bytes
+        hops = [*route.hops, *([route.back] if route.back else [])]
         size = len(self.stages) + len(hops)
         self.delay, self._attend, self._per_byte = np.zeros(size), np.zeros(size), np.zeros(size)
         self._attend_chunk, self._cold = np.zeros(size), np.ones(size)
         self.delay[1::2] = [hop.latency_s for hop in hops]
         self._per_byte[1::2] = [1 / hop.bytes_per_s for hop in hops]
-        for at, (rank, layers) in enumerate(self.stages):
-            speed = nodes[rank].speed
+        for at, (_, layers) in enumerate(self.stages):
+            speed = self.nodes[at].speed
             assert speed is not None, "nobody measured this rank"
             self._attend[2 * at] = layers * speed.attend_s
             chunk_s = speed.attend_s if speed.attend_chunk_s is None else speed.attend_chunk_s
@@ -65,7 +64,7 @@ class ServiceTimes:
         self._thin = bool(self.stages[0][1] == 0)
 
     def occupied(self, step: Step, *, alone: bool = False) -> Seconds:
-        """Seconds for which the step keeps each of them; a hop for as long as it sends, without its latency.
+        """Seconds for which the step occupies each of them; a hop for as long as it sends, without its latency.
 
         ``alone`` says that nothing else is in the ring: then every stage has slept.
         """
@@ -99,14 +98,7 @@ class ServiceTimes:
     @property
     def crowded(self) -> bool:
         """Whether some host has fewer cores than its ranks have threads together."""
-        hosts: dict[str, list[Node]] = {}
-        for node in self.nodes:
-            hosts.setdefault(node.host, []).append(node)
-        return any(len(n) > 1 and sum(_threads(m) for m in n) > n[0].cores for n in hosts.values())
-
-
-def _threads(node: Node) -> int:
-    return min(node.threads, node.cores)
+        return is_crowded(self.nodes)
 
 
 class Tandem:
@@ -167,7 +159,7 @@ class SharedCoreRing:
     def __init__(self, servers: ServiceTimes) -> None:
         self.now = 0.0
         self._servers, count = servers, len(servers.stages)
-        self._threads = [_threads(node) for node in servers.nodes]
+        self._threads = [threads_used(node) for node in servers.nodes]
         hosts: dict[str, _Host] = {}
         self._hosts = [hosts.setdefault(node.host, _Host(cores=node.cores)) for node in servers.nodes]
         # Per stage: steps that wait, as (arrival, costs); the costs of the one in hand; when its hop is free.

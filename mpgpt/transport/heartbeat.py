@@ -8,36 +8,37 @@ closes its connections, and is lost at once; one that is stopped, off, or behind
 silent for ``timeout_s``. Rank 0 judges: the others tell it of neighbours that they do not hear. A rank that does not
 hear rank 0 is alone. Who dials must prove with the run's secret who it is, and so must who answers; a stranger's
 connection is closed.
-
-A connection begins with a greeting each way: magic, rank (uint32), nonce (16 bytes); then a proof each way: HMAC-SHA256
-of the secret over the other's nonce and the own rank. After that frames: magic, kind (uint8), zero, length of the body
-(uint16). The body of a beat is a pair of rank (uint32) and seconds of silence (float32) for each neighbour that is
-silent; that of a farewell is 0 or 1 (the rank failed), and a sentence in UTF-8. All integers are little-endian.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import math
-import os
 import selectors
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-MAGIC = b"mpgb"
-GREETING = struct.Struct("<4sI16s")
-PROOF_BYTES = 32
-FRAME = struct.Struct("<4sBBH")
-BEAT, FAREWELL = 1, 2
+from mpgpt.transport.heartbeat_connection import (
+    BEAT,
+    FAREWELL,
+    GREETING,
+    MAGIC,
+    MOST_BODY,
+    PROOF_BYTES,
+    Connection,
+    Peer,
+    encoded,
+    family,
+    listen,
+    prove,
+)
+from mpgpt.transport.link import Loss, Silence
+
 SILENT = struct.Struct("<If")
-MOST_BODY = 4096
-
 INTERVAL_S = 1.0
 TIMEOUT_S = 10.0
 NOTICE_S = 3.0
@@ -59,68 +60,12 @@ LATER_S = 2.0
 """How much longer the others wait for rank 0 than it for them: it is the one that can say what happened."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Another rank, and where its heartbeat listens."""
-
-    rank: int
-    host: str
-    port: int
-    addresses: tuple[str, ...]
-    """All are dialled at once, the likeliest first."""
-
-    @property
-    def name(self) -> str:
-        return f"rank {self.rank} on {self.host}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Silence:
-    """How long a rank has not been heard."""
-
-    rank: int
-    host: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """Why the ring cannot go on."""
-
-    sentence: str
-    said: bool
-    """Whether the rank that failed said so itself."""
-    by_signal: bool = False
-    """Whether it said no more than that a signal ended it, which was mpirun's if this rank gets one, too."""
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """One end of an edge of the graph of heartbeats."""
-
-    socket: socket.socket
-    begun: float
-    dialled: int | None = None
-    """Whom this end dialled."""
-    nonce: bytes = field(default_factory=lambda: os.urandom(16))
-    theirs: bytes = b""
-    claims: int | None = None
-    """The rank that the other end says it is."""
-    rank: int | None = None
-    """The rank that it has proved to be."""
-    received: bytearray = field(default_factory=bytearray)
-    unsent: bytes = b""
-    """The rest of a frame that did not fit."""
-    mutual: bool = False
-    """Whether both ends know that the other has proved itself: only then does its end mean a loss."""
-
-
 class Heartbeat:
     """This rank's end of all its heartbeats. ``loss`` is None as long as everybody is heard."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._listener = _listen()
+        self._listener = listen()
         self.port: int = self._listener.getsockname()[1]
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
@@ -136,8 +81,8 @@ class Heartbeat:
         self._secret = b""
         self._alarm: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
-        self._connections: dict[int, _Connection] = {}
-        self._strangers: set[_Connection] = set()
+        self._connections: dict[int, Connection] = {}
+        self._strangers: set[Connection] = set()
         self._heard: dict[int, float] = {}
         self._dialled: dict[int, float] = {}
         self._unheard: dict[tuple[int, int], float] = {}
@@ -195,9 +140,9 @@ class Heartbeat:
         """Say farewell to all, with why if this rank ``failed``, and end."""
         if self._closing is not None and threading.current_thread() is not self._thread:
             return
-        self._closing = b"\0" if sentence is None else b"\1" + _encoded(sentence)
+        self._closing = b"\0" if sentence is None else b"\1" + encoded(sentence)
         if self._thread is None or threading.current_thread() is self._thread:
-            self._end()
+            self._end(stays=self._thread is not None)
             return
         with contextlib.suppress(OSError):
             self._wake.send(b"\0")
@@ -256,7 +201,7 @@ class Heartbeat:
         self._pulse(self._timeout)
         self._judge(now)
 
-    def _beat(self, connection: _Connection, now: float) -> None:
+    def _beat(self, connection: Connection, now: float) -> None:
         silent = [(rank, now - heard) for rank, heard in self._heard.items() if now - heard > self._notice]
         beat = b"".join(SILENT.pack(rank, seconds) for rank, seconds in silent[: MOST_BODY // SILENT.size])
         self._send(connection, BEAT, beat)
@@ -295,13 +240,13 @@ class Heartbeat:
         self._dialled[peer.rank] = now
         for address in peer.addresses[:MOST_ADDRESSES]:
             with contextlib.suppress(OSError):  # such as too many open files: later
-                dialling = socket.socket(_family(address), socket.SOCK_STREAM)
+                dialling = socket.socket(family(address), socket.SOCK_STREAM)
                 dialling.setblocking(False)
                 dialling.connect_ex((address, peer.port))
-                self._add(_Connection(dialling, now, dialled=peer.rank))
+                self._add(Connection(dialling, now, dialled=peer.rank))
 
     @staticmethod
-    def _probation(stranger: _Connection) -> float:
+    def _probation(stranger: Connection) -> float:
         """How long a stranger may remain one, in seconds."""
         return PROVE_S if stranger.dialled is None or stranger.theirs else DIAL_S
 
@@ -322,26 +267,26 @@ class Heartbeat:
             self._answer(False)
             return
         accepted.setblocking(False)
-        connection = _Connection(accepted, time.monotonic())
+        connection = Connection(accepted, time.monotonic())
         self._add(connection)
         callers = [stranger for stranger in self._strangers if stranger.dialled is None]
         if len(callers) > STRANGERS + MOST_ADDRESSES * len(self._peers):  # the oldest has had its time
             self._drop(min(callers, key=lambda stranger: stranger.begun))
-        self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
+        connection.write(GREETING.pack(MAGIC, self._rank, connection.nonce))
 
-    def _add(self, connection: _Connection) -> None:
+    def _add(self, connection: Connection) -> None:
         with contextlib.suppress(OSError):
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._strangers.add(connection)
         self._selector.register(connection.socket, selectors.EVENT_READ)
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         self._strangers.discard(connection)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
         connection.socket.close()
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         try:
             data = connection.socket.recv(65536)
         except BlockingIOError:
@@ -361,7 +306,7 @@ class Heartbeat:
             return
         self._frames(connection)
 
-    def _introduced(self, connection: _Connection) -> bool:
+    def _introduced(self, connection: Connection) -> bool:
         """Whether the other end has proved who it is; greets and proves back on the way."""
         received = connection.received
         if not connection.theirs and len(received) >= GREETING.size:
@@ -376,14 +321,14 @@ class Heartbeat:
                 connection.begun = time.monotonic()
                 for other in [c for c in self._strangers if c.dialled == connection.dialled and c is not connection]:
                     self._drop(other)
-                self._write(connection, GREETING.pack(MAGIC, self._rank, connection.nonce))
-                self._write(connection, self._proof(connection.theirs, self._rank))
+                connection.write(GREETING.pack(MAGIC, self._rank, connection.nonce))
+                connection.write(prove(self._secret, connection.theirs, self._rank))
         if not connection.theirs or len(received) < PROOF_BYTES:
             return False
         assert connection.claims is not None
         proof = bytes(received[:PROOF_BYTES])
         del received[:PROOF_BYTES]
-        if not hmac.compare_digest(proof, self._proof(connection.nonce, connection.claims)):
+        if not hmac.compare_digest(proof, prove(self._secret, connection.nonce, connection.claims)):
             self._drop(connection)
             return False
         connection.rank = connection.claims
@@ -393,33 +338,24 @@ class Heartbeat:
         self._connections[connection.rank] = connection
         self._heard[connection.rank] = now = time.monotonic()
         if connection.dialled is None:
-            self._write(connection, self._proof(connection.theirs, self._rank))
+            connection.write(prove(self._secret, connection.theirs, self._rank))
         else:
             connection.mutual = True
             self._beat(connection, now)  # and so it is for the other end
         return True
 
-    def _proof(self, nonce: bytes, rank: int) -> bytes:
-        return hmac.digest(self._secret, nonce + struct.pack("<I", rank), hashlib.sha256)
-
-    def _frames(self, connection: _Connection) -> None:
+    def _frames(self, connection: Connection) -> None:
         assert connection.rank is not None
-        received = connection.received
-        while len(received) >= FRAME.size:
-            magic, kind, _, length = FRAME.unpack_from(received)
-            if magic != MAGIC or length > MOST_BODY:
-                self._ended(connection)
-                return
-            if len(received) < FRAME.size + length:
-                return
-            body = bytes(received[FRAME.size : FRAME.size + length])
-            del received[: FRAME.size + length]
-            connection.mutual = True
-            self._heard[connection.rank] = time.monotonic()
-            if kind == BEAT:
-                self._told(connection.rank, body)
-            elif kind == FAREWELL:
-                self._left(connection.rank, body)
+        try:
+            for kind, body in connection.frames():
+                connection.mutual = True
+                self._heard[connection.rank] = time.monotonic()
+                if kind == BEAT:
+                    self._told(connection.rank, body)
+                elif kind == FAREWELL:
+                    self._left(connection.rank, body)
+        except ValueError:
+            self._ended(connection)
 
     def _told(self, teller: int, beat: bytes) -> None:
         """What a neighbour says of its own neighbours."""
@@ -435,7 +371,7 @@ class Heartbeat:
             cause = body[1:].decode(errors="replace")
             self._lose(cause or f"{self._hosts[rank].name} was ended", said=True, by_signal=not cause)
 
-    def _ended(self, connection: _Connection) -> None:
+    def _ended(self, connection: Connection) -> None:
         """The other end closed, or says what no rank would."""
         self._drop(connection)
         rank = connection.rank
@@ -446,23 +382,11 @@ class Heartbeat:
             self._gone.add(rank)
             self._lose(f"{self._hosts[rank].name} ended without a word: it was killed, or its host went down")
 
-    def _send(self, connection: _Connection, kind: int, body: bytes) -> None:
-        self._write(connection, FRAME.pack(MAGIC, kind, 0, len(body)) + body)
+    def _send(self, connection: Connection, kind: int, body: bytes) -> None:
+        connection.send(kind, body)
 
-    def _write(self, connection: _Connection, data: bytes) -> None:
-        """Send what the other end takes at once; of what does not fit only the rest of a frame is kept. A connection
-        that has broken is left to ``_receive``: a farewell may lie there."""
-        data, held = connection.unsent + data, len(connection.unsent)
-        try:
-            sent = connection.socket.send(data)
-        except OSError:
-            return
-        if sent < held:
-            connection.unsent = data[sent:held]
-        else:
-            connection.unsent = data[sent:] if sent > held or not held else b""
-
-    def _end(self) -> None:
+    def _end(self, *, stays: bool = False) -> None:
+        """``stays``: the process ends next, and until then a signal may still be written to ``wakeup``."""
         assert self._closing is not None
         self._pulse(math.inf)
         for connection in self._connections.values():
@@ -472,25 +396,5 @@ class Heartbeat:
                     pass
         for connection in (*self._strangers, *self._connections.values()):
             connection.socket.close()
-        for own in (self._selector, self._listener, self._wake, self._woken):
+        for own in (self._selector, self._listener, *(() if stays else (self._wake, self._woken))):
             own.close()
-
-
-def _listen() -> socket.socket:
-    """A listener on a free port of all networks, of IPv6 too where the host has it."""
-    try:
-        listener = socket.create_server(("", 0), family=socket.AF_INET6, backlog=128, dualstack_ipv6=True)
-    except (OSError, ValueError):
-        listener = socket.create_server(("", 0), backlog=128)
-    listener.setblocking(False)
-    return listener
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _encoded(sentence: str) -> bytes:
-    """A sentence as it fits into a farewell: cut between characters, and what is no character written out."""
-    whole = sentence.encode(errors="backslashreplace")
-    return whole[: MOST_BODY - 1].decode(errors="ignore").encode()

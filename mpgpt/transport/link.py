@@ -12,10 +12,30 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from mpgpt.transport.doorbell import Doorbell, wait
-from mpgpt.transport.heartbeat import Loss, Silence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """How long a rank has not been heard."""
+
+    rank: int
+    host: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Why the ring cannot go on."""
+
+    sentence: str
+    said: bool
+    """Whether the rank that failed said so itself."""
+    by_signal: bool = False
+    """Whether it said no more than that a signal ended it, which was mpirun's if this rank gets one, too."""
 
 
 class Link(Protocol):

@@ -11,26 +11,25 @@ while it computes.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import secrets
 import signal
 import socket
-import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mpi4py
-import psutil
 
 from mpgpt.errors import LinkError
-from mpgpt.transport import code_version, doorbell, launcher
-from mpgpt.transport.doorbell import MOST_DESCRIPTOR, USUAL_MOST_S, Doorbell, wait
-from mpgpt.transport.heartbeat import Heartbeat, Loss, Peer, Silence
-from mpgpt.transport.link import Link, QueueLink
+from mpgpt.transport import code_version, doorbell, mpirun
+from mpgpt.transport.addresses import connections, named_apart, nearest, own_addresses, plain
+from mpgpt.transport.doorbell import USUAL_MOST_S, Doorbell, wait
+from mpgpt.transport.heartbeat import Heartbeat
+from mpgpt.transport.heartbeat_connection import Peer
+from mpgpt.transport.link import Link, Loss, QueueLink, Silence
 
 mpi4py.rc.initialize = False  # MPIWorld starts and ends it
 mpi4py.rc.finalize = False
@@ -177,7 +176,7 @@ class MPIWorld:
         MPI.Init_thread(MPI.THREAD_SERIALIZED)
         self.comm: MPI.Intracomm = MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
-        self._foreign = set(_connections())
+        self._foreign = set(connections())
         """Connections that were there before any of MPI's."""
         self._links: list[MPILink] = []
         self.told_to_end: Callable[[], None] = lambda: None
@@ -200,7 +199,7 @@ class MPIWorld:
         """What every rank says of itself."""
         mine = {
             "host": socket.gethostname(), "code": code_version.code_id(), "version": code_version.describe(),
-            "bell": self.bell.path, "heartbeat": self._heartbeat.port, "addresses": _addresses(),
+            "bell": self.bell.path, "heartbeat": self._heartbeat.port, "addresses": own_addresses(),
         }  # fmt: skip
         said = self.gather(json.dumps(mine).encode(), FIRST_S)
         ranks = []
@@ -252,10 +251,10 @@ class MPIWorld:
 
     def find_sockets(self) -> None:
         """Have data from other hosts wake this rank: look for the connections that MPI has made by now."""
-        hosts = {_plain(address.split("/")[0]) for rank in self._ranks for address in rank.addresses}
+        hosts = {plain(address.split("/")[0]) for rank in self._ranks for address in rank.addresses}
         beats = {rank.heartbeat for rank in self._ranks}
         self.bell.watch(
-            fd for fd, here, there, address in _connections()
+            fd for fd, here, there, address in connections()
             if (fd, here, there, address) not in self._foreign and address in hosts and not beats & {here, there}
         )  # fmt: skip
 
@@ -315,7 +314,7 @@ class MPIWorld:
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
         if alone:
-            launcher.end_daemon()
+            mpirun.end_daemon()
         if loss and loss.said and not signum:
             time.sleep(LEAVE_S)
         os._exit(128 + signum if signum else 1)
@@ -371,74 +370,8 @@ class MPIWorld:
         MPI.Finalize()
 
 
-def named_apart(hosts: Sequence[str], homes: Sequence[int]) -> list[str]:
-    """Every rank's host by name, where two hosts of one name (two Raspberry Pis are both called raspberrypi) differ.
-
-    ``hosts`` are the names that the ranks' hosts give themselves, ``homes`` each host's first rank.
-    """
-    first = {host: home for host, home in reversed(list(zip(hosts, homes, strict=True)))}
-    return [host if first[host] == home else f"{host} (rank {home})" for host, home in zip(hosts, homes, strict=True)]
-
-
-def nearest(theirs: Iterable[str], ours: Iterable[str]) -> list[str]:
-    """Another host's addresses, those in a network of ``ours`` ("10.0.0.2/24") first.
-
-    An address that both hosts have (the bridge of a container engine) leads nowhere and is left out; but if there is
-    no other, both are one host, whose ranks see different files.
-    """
-    own, all_theirs = [ipaddress.ip_interface(text) for text in ours], [ipaddress.ip_interface(text) for text in theirs]
-    candidates = [c for c in all_theirs if c.ip not in {o.ip for o in own}] or all_theirs
-    return [str(c.ip) for c in sorted(candidates, key=lambda c: not any(c.ip in o.network for o in own))]
-
-
 def _other(data: bytes) -> str:
     """The host of a rank that says of itself what this version does not understand."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return str(json.loads(data)["host"])
     return data.decode(errors="replace").split(" ")[0] or "another host"
-
-
-def _addresses() -> list[str]:
-    """This host's addresses with their networks; left out are those that mean another host elsewhere."""
-    found = []
-    for addresses in psutil.net_if_addrs().values():
-        for a in addresses:
-            if a.family in (socket.AF_INET, socket.AF_INET6):
-                ip = ipaddress.ip_address(a.address.split("%")[0])
-                if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local):
-                    found.append(f"{ip}/{_prefix(a.netmask, ip.max_prefixlen)}")
-    return found
-
-
-def _prefix(netmask: str | None, longest: int) -> int:
-    return bin(int(ipaddress.ip_address(netmask))).count("1") if netmask else longest
-
-
-def _plain(address: str) -> str:
-    """An address as it is compared: IPv4 where that is meant, without a network interface."""
-    ip = ipaddress.ip_address(address.split("%")[0])
-    return str(ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else str(ip)
-
-
-def _connections() -> list[tuple[int, int, int, str]]:
-    """This process's TCP connections: descriptor, port here, port and address there."""
-    found = []
-    for fd in _descriptors():
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                one = socket.socket(fileno=fd)
-                try:
-                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
-                        address, port = one.getpeername()[:2]
-                        found.append((fd, one.getsockname()[1], port, _plain(address)))
-                finally:
-                    one.detach()
-    return found
-
-
-def _descriptors() -> list[int]:
-    """This process's open descriptors; one may be closed by now."""
-    try:
-        return sorted(int(name) for name in os.listdir("/dev/fd"))
-    except (OSError, ValueError):
-        return list(range(3, MOST_DESCRIPTOR))

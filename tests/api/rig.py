@@ -19,8 +19,7 @@ from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Session
 from mpgpt.core import Step
 from mpgpt.engine.engine import Engine
-from mpgpt.transport.heartbeat import Silence
-from mpgpt.transport.link import SoloWorld
+from mpgpt.transport.link import Silence, SoloWorld
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import MOST, most_requests
 from mpgpt_api.connections import Server as HTTPServer
@@ -91,7 +90,7 @@ def serving(
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     given = {"model": str(folder), "threads": 1, "ignore_eos": True, **options}
-    session = Session(given, home=folder.parent, file=None, device_factory=_nobody, explain=lambda trials: None)
+    session = Session(given, home=folder.parent, file=None, device_factory=_nobody, explain=lambda timings: None)
     ring: Ring = session.start(SoloWorld(), lambda: None)
     engine = session.engine(ring)
     naps = [0.0]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from mpgpt.core import DeviceAccount, StageStats
-from mpgpt.transport.heartbeat import Silence
+from mpgpt.transport.link import Silence
 from tests.api.rig import Server, events, save_model, serving, until
 
 PROMPT = "Once upon a time"

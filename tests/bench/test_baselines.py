@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mpgpt.bench import baselines, llama_cpp
-from mpgpt.bench.baselines import Task, Transformers
+from mpgpt.bench.baselines import BaselineSettings, Transformers
 from mpgpt.bench.llama_cpp import LlamaRpc, programs
 from mpgpt.bench.runner import Bench
 from mpgpt.commands.cli import bench_command
@@ -25,12 +25,12 @@ from tests.support.launch import ENV, mpgpt
 SMALL = ("--prompt-tokens", "12", "--new-tokens", "5", "--threads", "1")
 
 
-def a_task(folder: Path, **changes: Any) -> Task:
+def a_task(folder: Path, **changes: Any) -> BaselineSettings:
     given: dict[str, Any] = {
         "folder": folder, "layers": 5, "concurrency": (1, 3), "prompt_tokens": 12, "new_tokens": 5, "repeats": 3,
         "threads": 1, "pin": True, "env": ENV,
     }  # fmt: skip
-    return Task(**given | changes)
+    return BaselineSettings(**given | changes)
 
 
 def test_cores_of_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from mpgpt.bench import plot
-from mpgpt.bench.report import Results, show, sparklines, writable, write_whole
+from mpgpt.bench.report import Results, show, sparklines
 from mpgpt.errors import MpgptError, UsageError
+from mpgpt.files import check_writable, write_atomically
 
 SETTINGS = {"prompt_tokens": 64, "new_tokens": 32, "threads": 1, "pin": True}
 HEADER = {"model": {"name": "tiny", "random": True, "layers": 6}, "settings": SETTINGS}
@@ -215,25 +216,25 @@ def test_without_matplotlib_there_is_a_sentence(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_can_be_written_is_not_touched_yet(tmp_path: Path) -> None:
     old = tmp_path / "old.json"
     old.write_text("old")
-    writable(old, "--json")
-    writable(tmp_path / "new.json", "--json")
+    check_writable(old, "--json")
+    check_writable(tmp_path / "new.json", "--json")
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"] and old.read_text() == "old"
 
 
 @pytest.mark.parametrize("path", ["/", "/no/such/folder/out.json", "/proc/out.json"])
 def test_a_file_that_cannot_be_written(path: str) -> None:
     with pytest.raises(UsageError, match=f"--json {path}"):
-        writable(Path(path), "--json")
+        check_writable(Path(path), "--json")
 
 
 def test_a_file_is_old_or_new_and_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.json"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
 
     def full(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(MpgptError, match="No space left"):
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpgpt.bench.options import fit, read, writing
+from mpgpt.bench.options import check_outputs, fit, parse
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.runner import Bench
 from mpgpt.commands.cli import bench_command
@@ -187,7 +187,7 @@ def test_a_second_ring_that_fails_leaves_the_first(
 )
 def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read(parsed(*arguments), None)
+        parse(parsed(*arguments), None)
     assert said in str(caught.value)
 
 
@@ -202,9 +202,9 @@ def test_options_that_make_no_sense(arguments: tuple[str, ...], said: str) -> No
     ],
 )
 def test_options_that_a_ring_contradicts(arguments: tuple[str, ...], said: str) -> None:
-    assert read(parsed("--random", "gpt2", "--ranks", "3"), 3).ranks == (3,)
+    assert parse(parsed("--random", "gpt2", "--ranks", "3"), 3).ranks == (3,)
     with pytest.raises(UsageError) as caught:
-        read(parsed("--random", "gpt2", *arguments), 3)
+        parse(parsed("--random", "gpt2", *arguments), 3)
     assert said in str(caught.value)
 
 
@@ -220,16 +220,16 @@ def test_options_that_a_ring_contradicts(arguments: tuple[str, ...], said: str) 
 )
 def test_more_than_the_model_has(models: dict[str, Path], arguments: tuple[str, ...], said: str) -> None:
     config = model_config(models["gpt2"])
-    fit(read(parsed("--random", "gpt2", "--ranks", "5"), None), config)
+    fit(parse(parsed("--random", "gpt2", "--ranks", "5"), None), config)
     with pytest.raises(UsageError) as caught:
-        fit(read(parsed("--random", "gpt2", *arguments), None), config)
+        fit(parse(parsed("--random", "gpt2", *arguments), None), config)
     assert said in str(caught.value)
 
 
 def test_files_that_cannot_be_written() -> None:
     for option, path in (("--json", "/no/such/folder/out.json"), ("--plot", "/no/such/folder/out.png")):
         with pytest.raises(UsageError, match=f"{option} {path} cannot be written"):
-            writing(parsed("--random", "gpt2", option, path))
+            check_outputs(parsed("--random", "gpt2", option, path))
 
 
 def test_bad_input_ends_the_command_with_a_sentence(models: dict[str, Path], tmp_path: Path) -> None:

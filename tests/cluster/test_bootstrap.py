@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mpgpt.cluster.bootstrap import ClusterProfile, choose_sizes, context_of, place_layers
+from mpgpt.cluster.bootstrap import choose_sizes, context_of, place_layers
 from mpgpt.cluster.ring_config import RingConfig, RingOptions
 from mpgpt.core import Span
 from mpgpt.errors import UsageError
-from mpgpt.machines import Edge, Node, Shape, Speed, Workload
-from mpgpt.model.architecture import read_config
+from mpgpt.machines import ClusterProfile, Edge, Node, Shape, Speed, Workload
+from mpgpt.model.known_families import read_config
 
 LAYERS, POSITIONS = 6, 128
 RAW = {
@@ -78,7 +78,7 @@ def test_layers_that_an_ipads_package_does_not_hold(folder: Path) -> None:
 
 
 def profile(*layer_ms: float, free: int = 0) -> ClusterProfile:
-    shape = Shape(layers=LAYERS, layer_bytes=1000, head_bytes=100, embedding_bytes=0, kv_bytes=10, token_bytes=4)
+    shape = Shape(layers=LAYERS, layer_bytes=1000, head_bytes=100, kv_bytes=10, token_bytes=4)
     nodes = [
         Node(rank=rank, host=f"h{rank}", kind="cpu", memory=0, local_rank=0, threads=1, free=free,
              speed=Speed(layer_s=((1, ms / 1000), (256, ms / 10)), head_s=((1, 1e-5), (256, 1e-4))))

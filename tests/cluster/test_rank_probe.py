@@ -18,10 +18,10 @@ from mpgpt.core import Row, Span
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.machines import Node, Speed
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.kernels import GROUP, Kernels
+from mpgpt.model.footprint import GROUP, shape_of
+from mpgpt.model.linear import Kernels
 from mpgpt.model.slice import Slice, weights_of
 from mpgpt.model.weights import Checkpoint, model_config
-from mpgpt.placement.what_if import shape_of
 from mpgpt.transport.link import SoloWorld
 from tests.support.models import RANDOM
 
@@ -52,8 +52,8 @@ def test_no_weight_is_small() -> None:
 def model_config_of_8b() -> ModelConfig:
     return ModelConfig(
         family="llama", vocab=128256, embed=4096, layers=32, heads=32, kv_heads=8, head_dim=128, inner=14336,
-        positions=8192, eps=1e-5, activation="silu", tied=False, scales=(128**-0.5,) * 32, windows=(0,) * 32,
-        inv_freq=tuple(10000 ** (-i / 64) for i in range(64)),
+        positions=8192, eps=1e-5, activation="silu", gated=True, tied=False, scales=(128**-0.5,) * 32,
+        windows=(0,) * 32, inv_freq=tuple(10000 ** (-i / 64) for i in range(64)),
     )  # fmt: skip
 
 
@@ -125,9 +125,7 @@ def test_what_others_take_is_counted(monkeypatch: pytest.MonkeyPatch, models: di
         model_config(models["gpt2"]),
         kernels=Kernels(dtype="float32"),
         context=64,
-        free=1,
-        turn=0,
-        crowd=1.5,
+        share=rank_probe.HostShare(free=1, local_rank=0, crowd=1.5),
     )
     world.close()
     assert speed.cold == 1.25 and [rows for rows, _ in speed.layer_s[-2:]] == [CHUNK // 2, CHUNK]

@@ -209,7 +209,7 @@ def write(path: Path, *records: dict[str, Any], more: bytes = b"") -> bytes:
 
 def test_a_record_has_all_keys_in_order() -> None:
     full = record(
-        HELLO, text="x", token_ids=[1, 2], prompt_tokens=3, finish_reason="stop", ttft_s=0.12345678, seconds=1.23456789
+        HELLO, text="x", token_ids=[1, 2], prompt_tokens=3, finish_reason="stop", times=(0.12345678, 1.23456789)
     )
     assert tuple(full) == tuple(record(CHAT, error="no")) == RECORD_KEYS
     assert list(full.values()) == [1, "Hello", "x", [1, 2], 3, 2, "stop", None, 0.123457, 1.234568]

@@ -16,8 +16,8 @@ from mpgpt.cluster import rank_probe
 from mpgpt.commands.plan import Planning
 from mpgpt.engine.stage import Device
 from mpgpt.errors import UsageError
-from mpgpt.transport.launcher import SettingsFile
 from mpgpt.transport.link import SoloWorld, World
+from mpgpt.transport.mpirun import SettingsFile
 from tests.support.launch import mpgpt
 
 NAMES = (

@@ -34,7 +34,7 @@ def said(*arguments: str | Path, status: int = 2) -> str:
 def plans() -> list[Plan]:
     cluster = load_cluster(STANDARD)
     scene = cluster.scene(None, cluster.work, 16)
-    return alternatives(scene.shape, scene.nodes, scene.links, scene.workload, "throughput")
+    return alternatives(scene.profile, scene.workload, "throughput")
 
 
 def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
@@ -132,7 +132,10 @@ def test_a_dtype_that_would_fit_is_named(tmp_path: Path) -> None:
 
 def test_where_fewer_are_not_faster_nothing_is_said_of_it(plans: list[Plan]) -> None:
     workload = load_cluster(STANDARD).work
-    better = [replace(plans[0], one=40.0, whole=100.0), replace(plans[1], one=40.1, whole=150.0)]
+    better = [
+        replace(plans[0], single_rate=40.0, overall_rate=100.0),
+        replace(plans[1], single_rate=40.1, overall_rate=150.0),
+    ]
     (only,) = sentences(better[1], better, workload)
     assert only.startswith("With 2 ranks one sequence gains 0% against 1") and "1.50 times" in only
     assert sentences(plans[0], plans[:1], workload) == []
@@ -144,9 +147,10 @@ def test_where_fewer_are_not_faster_nothing_is_said_of_it(plans: list[Plan]) -> 
 def test_names_are_no_markup(plans: list[Plan]) -> None:
     cluster = load_cluster(STANDARD)
     scene = cluster.scene(None, cluster.work, 16)
-    nodes = [replace(node, host=f"[bold]h{node.rank}") for node in scene.nodes]
+    nodes = [replace(node, host=f"[bold]h{node.rank}") for node in scene.profile.nodes]
     text = io.StringIO()
-    show(plans[1], plans, nodes, scene.shape, Console(file=text, width=100), workload=cluster.work)
+    profile = replace(scene.profile, nodes=nodes)
+    show(plans[1], plans, profile, cluster.work, Console(file=text, width=100))
     assert "[bold]h2" in text.getvalue()
 
 

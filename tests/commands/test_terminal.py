@@ -8,7 +8,7 @@ from mpgpt.commands.terminal import explain
 from mpgpt.model.autotune import KernelTiming
 
 
-def trial(kernel: str, *, exact: bool, chosen: bool) -> KernelTiming:
+def timing(kernel: str, *, exact: bool, chosen: bool) -> KernelTiming:
     times = (12.0, 34.0, 56.0) if exact else ()
     return KernelTiming(
         shape="int8 64x96", kernel=kernel, microseconds=times, batch_invariant=exact, exact=exact, chosen=chosen
@@ -16,8 +16,8 @@ def trial(kernel: str, *, exact: bool, chosen: bool) -> KernelTiming:
 
 
 def test_kernels_that_are_inexact_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    tried = [trial("fbgemm-split", exact=True, chosen=True), trial("onednn", exact=False, chosen=False)]
-    explain({"pi": tried, "mac": [trial("integers", exact=True, chosen=True)], "old": []})
+    tried = [timing("fbgemm-split", exact=True, chosen=True), timing("onednn", exact=False, chosen=False)]
+    explain({"pi": tried, "mac": [timing("integers", exact=True, chosen=True)], "old": []})
     said = capsys.readouterr().err
     assert "Not taken on pi, because their products of integers are inexact on its processor" in said
     assert "overflow): onednn. " in said and said.count("Not taken") == 1

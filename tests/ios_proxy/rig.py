@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from mpgpt.core import Result, Row, Span, Step
 from mpgpt.engine.stage import TorchStage
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
@@ -31,10 +31,10 @@ from mpgpt_ios.executor import BadPosition
 from mpgpt_ios.node.bundle_store import Store
 from mpgpt_ios.node.server import NodeServer
 from mpgpt_ios.proxy.client import Client
-from mpgpt_ios.proxy.stage import IPadStage, StageOptions
+from mpgpt_ios.proxy.stage import IPadStage, StageSizes
 
 SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
-OPTIONS = StageOptions(slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32)
+SIZES = StageSizes(slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32)
 TOKEN = b"a token that both ends have"
 
 
@@ -212,7 +212,7 @@ class Proxy:
         self.client = Client(
             ("127.0.0.1", port), token, bundle, self.bell, timeout_s=timeout_s, report=self.said.append
         )
-        self.stage = IPadStage(SPAN, self.client, torch_stage(folder) if fallback else None, self.bell, OPTIONS)
+        self.stage = IPadStage(SPAN, self.client, torch_stage(folder) if fallback else None, self.bell, SIZES)
         self._truth = torch_stage(folder)
 
     def go(self, step: Step) -> bool:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 pytest.importorskip("coremltools")
 
 from mpgpt.errors import ModelError
-from mpgpt.model.architecture import read_config
-from mpgpt.model.slice import Rotary
+from mpgpt.model.attention import Rotary
+from mpgpt.model.known_families import read_config
 from mpgpt_ios.executor import BadPosition, CoreMLBackend, EvaluatorBackend, Executor
 from mpgpt_ios.mil.program import Precision
 from tests.ios_proxy.packages import (
@@ -218,7 +218,7 @@ def test_rotary_tables_are_the_models() -> None:
     executor.prefill(1, 0, rows(CHUNK + 2))
     executor.decode([1], [7], rows(1))
     for at, positions in ((0, range(CHUNK)), (1, range(CHUNK, 2 * CHUNK)), (2, [0, 7, 0, 0])):
-        cos, sin = Rotary(config, CONTEXT, torch.float32).turns(torch.tensor(list(positions)))
+        cos, sin = Rotary(config, CONTEXT, torch.float32).at(torch.tensor(list(positions)))
         _, inputs = backend.calls[at]
         shape = (SLOTS, 1, 1, 16) if at == 2 else (1, 1, CHUNK, 16)
         np.testing.assert_array_equal(inputs["cos"], cos.numpy().reshape(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,15 @@ import torch
 from mpgpt import __version__
 from mpgpt.errors import UsageError
 from mpgpt.model import autotune
-from mpgpt.model.autotune import ROWS, machine, tune
-from mpgpt.model.kernels import Integers, Weight, candidates, inexact
+from mpgpt.model.autotune import ROWS, Budget, machine
+from mpgpt.model.candidates import candidates, inexact
+from mpgpt.model.kernels import Integers
+from mpgpt.model.linear import Weight
 
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
 
 
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autotune, "BUDGET_S", 0.05)
-    monkeypatch.setattr(autotune, "COLD_BYTES", 1 << 16)
+tune = partial(autotune.tune, budget=Budget(seconds=0.05, cold_bytes=1 << 16))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
@@ -29,10 +29,10 @@ def test_every_candidate_is_tried_and_one_is_chosen(dtype: str) -> None:
     names = [kernel.name for kernel in candidates(dtype)]
     for weight in WEIGHTS:
         shape = f"{dtype} {weight.inputs}x{weight.outputs}"
-        mine = [trial for trial in tried if trial.shape == shape and trial.exact]
-        assert [trial.kernel for trial in mine] == names
-        assert all(len(trial.microseconds) == len(ROWS) and min(trial.microseconds) > 0 for trial in mine)
-        (best,) = [trial.kernel for trial in mine if trial.chosen]
+        mine = [timing for timing in tried if timing.shape == shape and timing.exact]
+        assert [timing.kernel for timing in mine] == names
+        assert all(len(timing.microseconds) == len(ROWS) and min(timing.microseconds) > 0 for timing in mine)
+        (best,) = [timing.kernel for timing in mine if timing.chosen]
         assert kernels.pick(weight.inputs, weight.outputs, head=weight.head).name == best
 
 
@@ -40,7 +40,7 @@ def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     memory = tmp_path / "made" / "kernels.json"
     kernels, tried = tune("int8", WEIGHTS, memory=memory)
     known = json.loads(memory.read_text())[machine()]
-    assert set(known) == {trial.shape for trial in tried}
+    assert set(known) == {timing.shape for timing in tried}
     # Turn a choice round in the file: it is what the file says, not what is fastest.
     entry = known["int8 64x96"]
     last = candidates("int8")[-1].name
@@ -59,7 +59,7 @@ def test_a_damaged_memory_is_tried_again(tmp_path: Path, text: str) -> None:
     memory = tmp_path / "kernels.json"
     memory.write_text(text.replace("MACHINE", machine()))
     kernels, tried = tune("int8", WEIGHTS, memory=memory)
-    assert sum(trial.chosen for trial in tried) == 3 and kernels.chosen
+    assert sum(timing.chosen for timing in tried) == 3 and kernels.chosen
 
 
 def test_other_machines_are_not_forgotten(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def inexact_integers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("inexact_integers")
 def test_a_kernel_that_is_inexact_is_said_but_not_taken() -> None:
     kernels, tried = tune("int4", WEIGHTS)
-    wrong = [trial for trial in tried if not trial.exact]
-    assert [trial.kernel for trial in wrong] == ["integers"], "of the head alone"
-    assert not any(trial.chosen or trial.microseconds for trial in wrong)
+    wrong = [timing for timing in tried if not timing.exact]
+    assert [timing.kernel for timing in wrong] == ["integers"], "of the head alone"
+    assert not any(timing.chosen or timing.microseconds for timing in wrong)
     assert "integers" not in kernels.chosen.values()
     with pytest.raises(UsageError, match=r"integers multiplies inexactly on this processor.*; for int8 there are"):
         tune("int8", WEIGHTS, pinned="integers")

@@ -22,7 +22,7 @@ from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.config import parse_layers
 from mpgpt.core import Request
 from mpgpt.engine.engine import IdsOnly
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.transport.mpi import MPIWorld
 
 IDLE_S = 10.0
@@ -56,8 +56,8 @@ def main() -> None:
     report = {"grown": peak() - before, "cpu": cpu}
     reports = [json.loads(data) for data in world.gather(json.dumps(report).encode())]
     if world.rank == 0:
-        reports = [{"slice": place.slice_bytes, "kv": place.kv_bytes} for place in ring.reports]
-        print(json.dumps([one | place for one, place in zip(reports, reports, strict=True)]))
+        slices = [{"slice": rank.slice_bytes, "kv": rank.kv_bytes} for rank in ring.reports]
+        print(json.dumps([one | slice for one, slice in zip(reports, slices, strict=True)]))
     world.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any
@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from even_split import divide
 from mpgpt.core import Request, Span
 from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.errors import UsageError
-from mpgpt.machines import Edge, Node, Shape, Speed, Workload
-from mpgpt.placement.costs import chunks, interpolate, stage_seconds
-from mpgpt.placement.plan import HEAD_SHARE, Plan, alternatives, choose, divide, head_in_layers, needs, place, predict
+from mpgpt.machines import ClusterProfile, Edge, Links, Node, Shape, Speed, Workload
+from mpgpt.placement.costs import chunks, interpolate, needs, stage_seconds
+from mpgpt.placement.plan import HEAD_SHARE, Plan, alternatives, choose, head_in_layers, place, predict
 
 Spans = tuple[Span | None, ...]
 MB = 1_000_000
@@ -112,18 +113,28 @@ def unmeasured(count: int, free: int = 0) -> list[Node]:
     return [Node(rank=r, host=f"h{r}", kind="cpu", memory=0, local_rank=0, threads=1, free=free) for r in range(count)]
 
 
+def profile_of(
+    shape: Shape, nodes: Sequence[Node], links: Links, others: Mapping[str, Shape] | None = None
+) -> ClusterProfile:
+    return ClusterProfile(shape=shape, nodes=nodes, links=links, others=others or {})
+
+
 def tiny(layers: int, **sizes: int) -> Shape:
-    return Shape(**{"layers": layers, "layer_bytes": 10 * MB, "head_bytes": 10 * MB, "embedding_bytes": 0,
+    return Shape(**{"layers": layers, "layer_bytes": 10 * MB, "head_bytes": 10 * MB,
                     "kv_bytes": MB, "token_bytes": 1000} | sizes)  # fmt: skip
 
 
 def test_where_nobody_measured_layers_are_shared_evenly_and_too_many_ranks_are_left_out() -> None:
-    plan = place(tiny(12), unmeasured(3), {}, Workload(), "throughput")
+    plan = place(profile_of(tiny(12), unmeasured(3), {}), Workload(), "throughput")
     assert plan.spans == divide(12, 3, HEAD_SHARE)
-    assert (plan.one, plan.many, plan.whole, plan.first_token_s) == (0, 0, 0, 0)
-    plan = place(tiny(2), unmeasured(4), {}, Workload(), "latency")
+    assert (plan.single_rate, plan.decode_rate, plan.overall_rate, plan.first_token_s) == (0, 0, 0, 0)
+    plan = place(profile_of(tiny(2), unmeasured(4), {}), Workload(), "latency")
     assert plan.spans == (span(0, 1), span(1, 2), None, None)
-    assert place(tiny(12), unmeasured(3), {}, Workload(), "latency", ranks=1).spans == (span(0, 12), None, None)
+    assert place(profile_of(tiny(12), unmeasured(3), {}), Workload(), "latency", ranks=1).spans == (
+        span(0, 12),
+        None,
+        None,
+    )
 
 
 # -- measured ranks, against every way
@@ -135,6 +146,10 @@ class Case:
     nodes: tuple[Node, ...]
     links: dict[tuple[int, int], Edge]
     workload: Workload
+
+    @property
+    def profile(self) -> ClusterProfile:
+        return profile_of(self.shape, self.nodes, self.links)
 
 
 def seconds_of(points: tuple[tuple[int, float], ...], rows: int) -> float:
@@ -199,7 +214,7 @@ def may(shape: Shape, node: Node, s: Span | None) -> bool:
     if s is None:
         return node.pinned_span is None
     first, last = s.start == 0, s.stop == shape.layers
-    held = len(s) * (shape.layer_bytes + shape.kv_bytes) + first * shape.embedding_bytes + last * shape.head_bytes
+    held = len(s) * (shape.layer_bytes + shape.kv_bytes) + last * shape.head_bytes
     layers = set(range(s.start, s.stop))
     return (
         (not node.free or held * 1.1 + 64 * MB <= node.free + 1)
@@ -246,9 +261,7 @@ def cases(draw: st.DrawFn) -> Case:
     }
     workload = Workload(sequences=draw(st.integers(1, 9)), prompt_tokens=draw(st.integers(1, 20)),
                         new_tokens=draw(st.integers(1, 12)))  # fmt: skip
-    shape = tiny(
-        layers, embedding_bytes=draw(st.sampled_from([0, 20])) * MB, token_bytes=draw(st.sampled_from([2, 1000]))
-    )
+    shape = tiny(layers, token_bytes=draw(st.sampled_from([2, 1000])))
     return Case(shape=shape, nodes=tuple(node(r) for r in range(ranks)), links=links, workload=workload)
 
 
@@ -277,25 +290,25 @@ def test_throughput_is_the_best_of_all_ways(case: Case) -> None:
     possible = {count(spans) for spans in ways(case)}
     if not possible:
         with pytest.raises(UsageError):
-            place(case.shape, case.nodes, case.links, case.workload, "throughput")
+            place(case.profile, case.workload, "throughput")
         return
-    plans = alternatives(case.shape, case.nodes, case.links, case.workload, "throughput")
+    plans = alternatives(case.profile, case.workload, "throughput")
     assert [plan.ranks for plan in plans] == sorted(possible)
     for plan in plans:
         check_form(case, plan)
         stages, sending, hops = parts(case, plan.spans, steps_of(case.workload, plan.ranks, 8))
         ours = max(stages + sending), sum(stages) + sum(hops)
         assert ours == pytest.approx(best(case, plan.ranks), rel=1e-7)
-    chosen = place(case.shape, case.nodes, case.links, case.workload, "throughput")
-    top = max(plan.whole for plan in plans)
-    assert chosen == max((p for p in plans if p.whole >= 0.99 * top), key=lambda p: p.ranks) == choose(plans)
+    chosen = place(case.profile, case.workload, "throughput")
+    top = max(plan.overall_rate for plan in plans)
+    assert chosen == max((p for p in plans if p.overall_rate >= 0.99 * top), key=lambda p: p.ranks) == choose(plans)
     for k in range(1, len(case.nodes) + 1):
         if k in possible:
-            exactly = place(case.shape, case.nodes, case.links, case.workload, "throughput", ranks=k)
+            exactly = place(case.profile, case.workload, "throughput", ranks=k)
             assert exactly in plans and exactly.ranks == k
         else:
             with pytest.raises(UsageError):
-                place(case.shape, case.nodes, case.links, case.workload, "throughput", ranks=k)
+                place(case.profile, case.workload, "throughput", ranks=k)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -307,18 +320,20 @@ def test_latency_is_the_best_of_all_ways(case: Case) -> None:
         seconds.setdefault(count(spans), []).append(sum(stages) + sum(hops))
     if not seconds:
         with pytest.raises(UsageError):
-            place(case.shape, case.nodes, case.links, case.workload, "latency")
+            place(case.profile, case.workload, "latency")
         return
-    plans = alternatives(case.shape, case.nodes, case.links, case.workload, "latency")
-    assert {plan.ranks: pytest.approx(1 / plan.one, rel=1e-7) for plan in plans} == {
+    plans = alternatives(case.profile, case.workload, "latency")
+    assert {plan.ranks: pytest.approx(1 / plan.single_rate, rel=1e-7) for plan in plans} == {
         k: min(found) for k, found in seconds.items()
     }
     for plan in plans:
         check_form(case, plan)
-    chosen = place(case.shape, case.nodes, case.links, case.workload, "latency")
+    chosen = place(case.profile, case.workload, "latency")
     fastest = min(min(found) for found in seconds.values())
-    assert 1 / chosen.one <= fastest / 0.989
-    assert all(plan.one < 0.991 / fastest for plan in plans if plan.ranks < chosen.ranks), "fewer would do as well"
+    assert 1 / chosen.single_rate <= fastest / 0.989
+    assert all(plan.single_rate < 0.991 / fastest for plan in plans if plan.ranks < chosen.ranks), (
+        "fewer would do as well"
+    )
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -326,18 +341,18 @@ def test_latency_is_the_best_of_all_ways(case: Case) -> None:
 def test_what_is_predicted_is_what_the_parts_add_up_to(case: Case) -> None:
     w = case.workload
     for spans in list(ways(case))[:4]:
-        plan, k = predict(spans, case.shape, case.nodes, case.links, w, "latency"), count(spans)
+        plan, k = predict(spans, case.profile, w, "latency"), count(spans)
         stages, _, hops = parts(case, spans, one_token(w))
-        assert plan.one == pytest.approx(1 / (sum(stages) + sum(hops)))
-        assert sum(share.one_s for share in plan.shares) == pytest.approx(sum(stages))
+        assert plan.single_rate == pytest.approx(1 / (sum(stages) + sum(hops)))
+        assert sum(share.single_s for share in plan.shares) == pytest.approx(sum(stages))
         rows, context = math.ceil(w.sequences / k), w.prompt_tokens + w.new_tokens / 2
         split = [rows] * (w.sequences // rows) + [w.sequences % rows] * bool(w.sequences % rows)
         stages, sending, _ = parts(case, spans, [(1.0, n, n, n, context) for n in split])
         around, _, hops = parts(case, spans, [(1.0, rows, rows, rows, context)])
-        assert plan.many == pytest.approx(w.sequences / max([*stages, *sending, sum(around) + sum(hops)]))
+        assert plan.decode_rate == pytest.approx(w.sequences / max([*stages, *sending, sum(around) + sum(hops)]))
         stages, sending, _ = parts(case, spans, steps_of(w, k, 8))
         assert max(share.busy_s for share in plan.shares) * w.new_tokens == pytest.approx(max(stages))
-        assert plan.whole <= w.new_tokens / max(stages + sending) * (1 + 1e-9)
+        assert plan.overall_rate <= w.new_tokens / max(stages + sending) * (1 + 1e-9)
         assert plan.first_token_s >= sum(parts(case, spans, steps_of(w, k, 8)[:1])[0]) * (1 - 1e-9)
 
 
@@ -384,15 +399,18 @@ def test_two_equal_ranks_by_hand() -> None:
     """8 sequences in two steps of 4 on stages of 4 ms each, hops of 1 ms."""
     nodes, links = [flat(1e-3, rank=0), flat(1e-3, rank=1)], wires(2, 1e-3)
     plan = predict(
-        (span(0, 4), span(4, 8)), tiny(8), nodes, links, Workload(prompt_tokens=96, new_tokens=11), "latency"
+        (span(0, 4), span(4, 8)),
+        profile_of(tiny(8), nodes, links),
+        Workload(prompt_tokens=96, new_tokens=11),
+        "latency",
     )
-    assert 1 / plan.one == pytest.approx(10e-3, rel=1e-3)
-    assert plan.many == pytest.approx(8 / 10e-3, rel=1e-3), "two steps of 4 ms do not fill 10 ms"
+    assert 1 / plan.single_rate == pytest.approx(10e-3, rel=1e-3)
+    assert plan.decode_rate == pytest.approx(8 / 10e-3, rel=1e-3), "two steps of 4 ms do not fill 10 ms"
     # A prompt of 96 is two chunks of 48, one behind the other: 4 + 4 + 1 + 4 + 1.
     assert plan.first_token_s == pytest.approx(14e-3, rel=1e-3)
     assert [share.busy_s for share in plan.shares] == pytest.approx([(2 + 10 * 2 / 8) * 4e-3 / 11] * 2)
     # Seven more prompts of 8 ms behind it, then ten ways around.
-    assert plan.whole == pytest.approx(8 * 11 / (14e-3 + 7 * 8e-3 + 10 * 10e-3), rel=1e-3)
+    assert plan.overall_rate == pytest.approx(8 * 11 / (14e-3 + 7 * 8e-3 + 10 * 10e-3), rel=1e-3)
 
 
 def test_ranks_that_share_too_few_cores_are_stretched() -> None:
@@ -400,11 +418,14 @@ def test_ranks_that_share_too_few_cores_are_stretched() -> None:
     apart = [flat(1e-3, rank=0), flat(1e-3, rank=1)]
     shared = [replace(node, host="one", cores=1) for node in apart]
     enough = [replace(node, host="one", cores=2) for node in apart]
-    plans = [predict(spans, tiny(8), nodes, wires(2), workload, "throughput") for nodes in (apart, enough, shared)]
+    plans = [
+        predict(spans, profile_of(tiny(8), nodes, wires(2)), workload, "throughput")
+        for nodes in (apart, enough, shared)
+    ]
     assert plans[0] == plans[1]
-    assert plans[0].one == plans[2].one, "one at a time they do not meet"
-    assert plans[0].many == pytest.approx(8 / 12e-3, rel=1e-3)
-    assert plans[2].many == pytest.approx(8 / 16e-3, rel=1e-3)
+    assert plans[0].single_rate == plans[2].single_rate, "one at a time they do not meet"
+    assert plans[0].decode_rate == pytest.approx(8 / 12e-3, rel=1e-3)
+    assert plans[2].decode_rate == pytest.approx(8 / 16e-3, rel=1e-3)
     busy = [share.busy_s for share in plans[2].shares]
     assert busy[1] / plans[0].shares[1].busy_s == pytest.approx(8 / 6)
     assert busy[0] / busy[1] == pytest.approx(2 / 6)
@@ -412,15 +433,15 @@ def test_ranks_that_share_too_few_cores_are_stretched() -> None:
 
 def test_two_ranks_on_one_core_are_no_better_than_one() -> None:
     nodes = [flat(1e-3, rank=r, host="one", cores=1, step_s=1e-4) for r in range(2)]
-    plan = place(tiny(8), nodes, wires(2), Workload(), "throughput")
+    plan = place(profile_of(tiny(8), nodes, wires(2)), Workload(), "throughput")
     assert plan.spans == (span(0, 8), None)
 
 
 def test_ranks_that_share_a_core_get_half_as_much() -> None:
     nodes = [flat(1e-3, rank=0, host="one"), flat(1e-3, rank=1, host="one"), flat(1e-3, rank=2)]
-    plan = place(tiny(12), nodes, wires(3), Workload(sequences=24), "throughput", ranks=3)
+    plan = place(profile_of(tiny(12), nodes, wires(3)), Workload(sequences=24), "throughput", ranks=3)
     assert [len(s) for s in plan.spans if s] == [3, 3, 6]
-    plan = place(tiny(12), nodes, wires(3), Workload(sequences=24), "throughput", ranks=2)
+    plan = place(profile_of(tiny(12), nodes, wires(3)), Workload(sequences=24), "throughput", ranks=2)
     assert plan.spans == (span(0, 6), None, span(6, 12)), (
         "they are as slow as each other, but not if only one takes part"
     )
@@ -428,9 +449,13 @@ def test_ranks_that_share_a_core_get_half_as_much() -> None:
 
 def test_a_slow_rank_is_left_out_when_that_is_faster() -> None:
     nodes = [flat(1e-3, rank=0), flat(50e-3, rank=1), flat(1e-3, rank=2)]
-    assert place(tiny(8), nodes, wires(3, 1e-4), Workload(sequences=32), "throughput").spans[1] is None
-    assert place(tiny(8), nodes, wires(3, 1e-4), Workload(sequences=32), "latency").spans[1] is None
-    assert place(tiny(8), nodes, wires(3), Workload(sequences=32), "throughput").spans == (span(0, 4), None, span(4, 8))
+    assert place(profile_of(tiny(8), nodes, wires(3, 1e-4)), Workload(sequences=32), "throughput").spans[1] is None
+    assert place(profile_of(tiny(8), nodes, wires(3, 1e-4)), Workload(sequences=32), "latency").spans[1] is None
+    assert place(profile_of(tiny(8), nodes, wires(3)), Workload(sequences=32), "throughput").spans == (
+        span(0, 4),
+        None,
+        span(4, 8),
+    )
 
 
 def test_a_link_is_never_busier_than_the_busiest_must_be() -> None:
@@ -438,53 +463,53 @@ def test_a_link_is_never_busier_than_the_busiest_must_be() -> None:
     nodes = [flat(1e-3, rank=0), flat(1e-4, rank=1, can_be_first_or_last=False), flat(1e-3, rank=2), flat(1e-3, rank=3)]
     links = wires(4) | {(0, 1): Edge(latency_s=0, bytes_per_s=1100 / 5e-3)}
     once = Workload(sequences=1, prompt_tokens=1, new_tokens=1)
-    plan = place(tiny(12), nodes, links, once, "throughput", ranks=3)
+    plan = place(profile_of(tiny(12), nodes, links), once, "throughput", ranks=3)
     assert plan.spans == (span(0, 4), None, span(4, 8), span(8, 12))
 
 
 def test_rank_0_without_layers_costs_a_hop_more() -> None:
     nodes = [flat(50e-3, rank=0, step_s=0.5e-3), flat(1e-3, rank=1, step_s=0.5e-3)]
-    plan = place(tiny(8), nodes, wires(2, 1e-3), Workload(), "latency")
+    plan = place(profile_of(tiny(8), nodes, wires(2, 1e-3)), Workload(), "latency")
     assert plan.spans == (None, span(0, 8))
-    assert 1 / plan.one == pytest.approx(0.5e-3 + 1e-3 + 8.5e-3 + 1e-3, rel=1e-3)
-    assert plan.shares[0].memory == 0 and plan.shares[0].one_s == pytest.approx(0.5e-3)
+    assert 1 / plan.single_rate == pytest.approx(0.5e-3 + 1e-3 + 8.5e-3 + 1e-3, rel=1e-3)
+    assert plan.shares[0].memory == 0 and plan.shares[0].single_s == pytest.approx(0.5e-3)
 
 
 def test_more_ranks_for_throughput_fewer_for_latency_when_as_good() -> None:
     nodes = [flat(1e-3, rank=r) for r in range(2)]
-    free = place(tiny(8), nodes, wires(2), Workload(sequences=1, prompt_tokens=1), "throughput")
+    free = place(profile_of(tiny(8), nodes, wires(2)), Workload(sequences=1, prompt_tokens=1), "throughput")
     assert free.ranks == 2, "one sequence, and nothing gained by the second rank; but its owner brought it"
-    assert place(tiny(8), nodes, wires(2), Workload(), "latency").spans == (span(0, 8), None)
+    assert place(profile_of(tiny(8), nodes, wires(2)), Workload(), "latency").spans == (span(0, 8), None)
 
 
 def test_a_faster_rank_never_makes_the_plan_worse() -> None:
     values = []
     for factor in (4.0, 2.0, 1.0, 0.5, 0.25):
         nodes = [flat(1e-3, rank=0), flat(1e-3 * factor, rank=1), flat(2e-3, rank=2, head_s=3e-3)]
-        plan = place(tiny(16), nodes, wires(3, 1e-4), Workload(sequences=24), "throughput")
-        values.append(plan.whole)
+        plan = place(profile_of(tiny(16), nodes, wires(3, 1e-4)), Workload(sequences=24), "throughput")
+        values.append(plan.overall_rate)
         assert plan.first_token_s > 0
     assert values == sorted(values)
 
 
 def test_large_rings_are_planned() -> None:
     nodes = [flat(1e-3 * (1 + r % 3), rank=r) for r in range(40)]
-    plans = alternatives(tiny(48), nodes, wires(40, 1e-5), Workload(sequences=40), "throughput")
+    plans = alternatives(profile_of(tiny(48), nodes, wires(40, 1e-5)), Workload(sequences=40), "throughput")
     ranks = [plan.ranks for plan in plans]
     assert ranks[0] == 1 and ranks[-1] == 40 and ranks == sorted(set(ranks)) and len(ranks) < 32
-    fast = place(tiny(48), nodes, wires(40, 1e-5), Workload(sequences=40), "throughput", ranks=14)
+    fast = place(profile_of(tiny(48), nodes, wires(40, 1e-5)), Workload(sequences=40), "throughput", ranks=14)
     assert {rank % 3 for rank, s in enumerate(fast.spans) if s} == {0}
 
 
 # -- what there is no plan for
 
 
-def refused(shape: Shape, nodes: Sequence[Node], **more: Any) -> str:
+def refused(shape: Shape, nodes: Sequence[Node], others: Mapping[str, Shape] | None = None, **more: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        place(shape, nodes, wires(len(nodes)), Workload(), "throughput", **more)
+        place(profile_of(shape, nodes, wires(len(nodes)), others), Workload(), "throughput", **more)
     unknown = [replace(node, speed=None) for node in nodes]
     with pytest.raises(UsageError) as again:
-        place(shape, unknown, {}, Workload(), "throughput", **more)
+        place(profile_of(shape, unknown, {}, others), Workload(), "throughput", **more)
     assert str(again.value) == str(caught.value), "the same sentence where nobody measured"
     return str(caught.value)
 
@@ -510,7 +535,10 @@ def test_a_model_that_fits_in_sum_but_not_in_pieces() -> None:
     said = refused(shape, [flat(1e-3, rank=r, free=1100 * MB) for r in range(4)])
     assert "cannot be cut" in said and "rank 3 has room for 0 of 2 layers" in said
     assert (
-        place(shape, [flat(1e-3, rank=r, free=1300 * MB) for r in range(4)], wires(4), Workload(), "latency").ranks == 2
+        place(
+            profile_of(shape, [flat(1e-3, rank=r, free=1300 * MB) for r in range(4)], wires(4)), Workload(), "latency"
+        ).ranks
+        == 2
     )
 
 
@@ -548,7 +576,7 @@ def test_exactly_so_many_ranks() -> None:
 def test_rank_0_keeps_layers_where_measuring_is_no_more_exact() -> None:
     """Of two ranks that are as good but for noise, rank 0 has the layers; one that is far better takes them."""
 
-    def spans(speed: float, home: float) -> tuple[Span | None, ...]:
+    def spans(speed: float, tolerance: float) -> tuple[Span | None, ...]:
         nodes = [
             Node(rank=r, host=str(r), kind="cpu", memory=0, local_rank=0, threads=1, speed=Speed(
                 layer_s=((1, 1.0 if r == 0 else speed), (96, 9.0)), head_s=((1, 0.0),),
@@ -556,8 +584,8 @@ def test_rank_0_keeps_layers_where_measuring_is_no_more_exact() -> None:
             for r in range(2)
         ]  # fmt: skip
         links = {pair: Edge(latency_s=0.001, bytes_per_s=1e9) for pair in ((0, 1), (1, 0))}
-        shape = Shape(layers=4, layer_bytes=8, head_bytes=8, embedding_bytes=0, kv_bytes=8, token_bytes=8)
-        return place(shape, nodes, links, Workload(), "latency", ranks=1, home=home).spans
+        shape = Shape(layers=4, layer_bytes=8, head_bytes=8, kv_bytes=8, token_bytes=8)
+        return place(profile_of(shape, nodes, links), Workload(), "latency", ranks=1, rank0_tolerance=tolerance).spans
 
     everything = Span(start=0, stop=4)
     assert spans(0.99, 1.0) == (None, everything) == spans(0.5, 0.97)

@@ -3,6 +3,7 @@ other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from even_split import divide
 from mpgpt.core import Span
-from mpgpt.machines import Edge, Node, Shape, Speed, Workload
+from mpgpt.machines import ClusterProfile, Edge, Links, Node, Shape, Speed, Workload
 from mpgpt.placement.costs import chunks, stage_seconds
-from mpgpt.placement.plan import divide, predict
-from mpgpt.placement.simulator import Report, run
+from mpgpt.placement.plan import predict
+from mpgpt.placement.simulator import Report, Traffic, run
 from mpgpt.placement.virtual_ring import SharedCoreRing, Tandem
 
 Spans = tuple[Span | None, ...]
 
 
 def shape(layers: int, token_bytes: int = 1000) -> Shape:
-    return Shape(layers=layers, layer_bytes=1, head_bytes=1, embedding_bytes=0, kv_bytes=0, token_bytes=token_bytes)
+    return Shape(layers=layers, layer_bytes=1, head_bytes=1, kv_bytes=0, token_bytes=token_bytes)
 
 
 def node(rank: int = 0, layer_s: float = 1e-3, more_s: float = 0.0, cold: float = 1.0, **other: Any) -> Node:
@@ -39,11 +41,17 @@ def wires(count: int, latency_s: float = 0.0, bytes_per_s: float = 1e12) -> dict
     return {(a, b): edge for a in range(count) for b in range(count) if a != b}
 
 
+def profile_of(shape: Shape, nodes: Sequence[Node], links: Links) -> ClusterProfile:
+    return ClusterProfile(shape=shape, nodes=nodes, links=links)
+
+
 def simulate(
     spans: Spans, nodes: list[Node], links: dict[tuple[int, int], Edge], workload: Workload, **more: Any
 ) -> Report:
     layers = max(span.stop for span in spans if span)
-    return run(spans, shape(layers), nodes, links, workload, **{"slots": 64, "context": 4096} | more)
+    given = {name: more.pop(name) for name in ("arrival", "seed") if name in more}
+    traffic = Traffic(workload=workload, **given)
+    return run(spans, profile_of(shape(layers), nodes, links), traffic, **{"slots": 64, "context": 4096} | more)
 
 
 def test_one_stage_is_a_sum() -> None:
@@ -104,7 +112,9 @@ def test_ranks_that_slept_are_slower_for_one_sequence_alone() -> None:
     split = [stage_seconds(n, 2, rows=1, outputs=at, context=50.5) for at, n in enumerate(nodes)]
     for spans, seconds in ((one, sum(hot)), (both, 1.5 * sum(split))):
         ring = nodes[: len(spans)]
-        assert predict(spans, shape(4), ring, wires(2), alone, "latency").one == pytest.approx(1 / seconds, rel=0.02)
+        assert predict(spans, profile_of(shape(4), ring, wires(2)), alone, "latency").single_rate == pytest.approx(
+            1 / seconds, rel=0.02
+        )
         assert simulate(spans, ring, wires(2), alone).decode_tokens_per_s == pytest.approx(1 / seconds, rel=0.02)
     # With two sequences both ranks have work all the time.
     awake = [node(rank) for rank in range(2)]
@@ -123,9 +133,9 @@ def test_a_slow_rank_is_the_bottleneck() -> None:
 def test_a_link_can_be_the_bottleneck() -> None:
     nodes, workload = [node(0), node(1)], Workload(sequences=8, prompt_tokens=4, new_tokens=64)
     spans: Spans = divide(2, 2)
-    plan = predict(spans, shape(2), nodes, wires(2, 0, 1e5), workload, "throughput")
+    plan = predict(spans, profile_of(shape(2), nodes, wires(2, 0, 1e5)), workload, "throughput")
     report = simulate(spans, nodes, wires(2, 0, 1e5), workload)
-    assert report.decode_tokens_per_s == pytest.approx(plan.many, rel=0.05)
+    assert report.decode_tokens_per_s == pytest.approx(plan.decode_rate, rel=0.05)
     assert report.decode_tokens_per_s == pytest.approx(4 / ((32 + 4 * 1068) / 1e5), rel=0.05)
 
 
@@ -186,13 +196,13 @@ def test_the_plan_predicts_what_the_simulation_gives(
     nodes = [node(rank, layer_s * speeds[rank], layer_s / 50, cold=1.2) for rank in range(ranks)]
     spans: Spans = divide(3 * ranks, ranks)
     links, workload = wires(ranks, latency_s, 1e8), Workload(sequences=ranks * rows, prompt_tokens=32, new_tokens=300)
-    plan = predict(spans, shape(3 * ranks), nodes, links, workload, "throughput")
+    plan = predict(spans, profile_of(shape(3 * ranks), nodes, links), workload, "throughput")
     report = simulate(spans, nodes, links, workload)
-    assert report.decode_tokens_per_s == pytest.approx(plan.many, rel=0.10)
+    assert report.decode_tokens_per_s == pytest.approx(plan.decode_rate, rel=0.10)
     if speeds[0] < max(speeds[:ranks]):  # else those that came first are served first, and the last end alone
-        assert report.new_tokens_per_s == pytest.approx(plan.whole, rel=0.15)
+        assert report.new_tokens_per_s == pytest.approx(plan.overall_rate, rel=0.15)
     single = Workload(sequences=1, prompt_tokens=32, new_tokens=300)
-    assert simulate(spans, nodes, links, single).decode_tokens_per_s == pytest.approx(plan.one, rel=0.03)
+    assert simulate(spans, nodes, links, single).decode_tokens_per_s == pytest.approx(plan.single_rate, rel=0.03)
     assert simulate(spans, nodes, links, single).ttft_s[0] == pytest.approx(plan.first_token_s, rel=0.03)
 
 
@@ -207,8 +217,8 @@ def test_ranks_of_one_host_share_its_cores(cores: int, slower: float) -> None:
     workload = Workload(sequences=12, prompt_tokens=4, new_tokens=200)
     report = simulate(spans, nodes, wires(3), workload)
     assert report.decode_tokens_per_s == pytest.approx(4 / (2e-3 * slower), rel=0.05)
-    plan = predict(spans, shape(6), nodes, wires(3), workload, "throughput")
-    assert report.decode_tokens_per_s == pytest.approx(plan.many, rel=0.05)
+    plan = predict(spans, profile_of(shape(6), nodes, wires(3)), workload, "throughput")
+    assert report.decode_tokens_per_s == pytest.approx(plan.decode_rate, rel=0.05)
 
 
 def test_a_seed_is_a_run() -> None:

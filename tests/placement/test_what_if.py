@@ -12,8 +12,9 @@ from mpgpt.config import DtypeName
 from mpgpt.core import Span
 from mpgpt.errors import UsageError
 from mpgpt.machines import Edge, Workload
+from mpgpt.model.footprint import shape_of, weight_bytes
 from mpgpt.placement.plan import place
-from mpgpt.placement.what_if import MODELS, Machine, Numbers, WhatIf, load_cluster, shape_of, speed_of, weight_bytes
+from mpgpt.placement.what_if import Machine, Numbers, WhatIf, load_cluster, numbers_of, speed_of
 from tests.support.launch import ROOT
 
 GOOD: dict[str, Any] = {
@@ -40,16 +41,16 @@ def machine(**more: Any) -> Machine:
 
 
 def config(name: str) -> Any:
-    return Numbers.model_validate(MODELS[name]).config
+    return Numbers.model_validate(numbers_of(name)).config
 
 
 def test_a_small_file(tmp_path: Path) -> None:
     cluster = load_cluster(written(tmp_path, GOOD))
     scene = cluster.scene(None, cluster.work, 16)
-    (node,) = scene.nodes
+    (node,) = scene.profile.nodes
     assert (node.host, node.kind, node.cores, node.threads, node.can_be_first_or_last) == ("a", "cpu", 4, 4, True)
     assert (node.memory, node.free) == (8_000_000_000, 6_000_000_000)
-    assert (scene.context, scene.slots, scene.shape.layers, scene.links) == (1024, 16, 12, {})
+    assert (scene.context, scene.slots, scene.profile.shape.layers, scene.profile.links) == (1024, 16, 12, {})
 
 
 def test_counts_links_and_kinds(tmp_path: Path) -> None:
@@ -66,17 +67,17 @@ def test_counts_links_and_kinds(tmp_path: Path) -> None:
     cluster = load_cluster(written(tmp_path, tree))
     scene = cluster.scene("bfloat16", cluster.work, 4)
     assert [
-        (n.rank, n.host, n.can_be_first_or_last, n.pinned_span, n.allowed_span, n.threads) for n in scene.nodes
+        (n.rank, n.host, n.can_be_first_or_last, n.pinned_span, n.allowed_span, n.threads) for n in scene.profile.nodes
     ] == [
         (0, "a-1", True, None, None, 4), (1, "a-2", True, None, None, 4),
         (2, "i", False, Span(start=4, stop=8), None, 4), (3, "b", True, None, Span(start=3, stop=4), 2),
     ]  # fmt: skip
-    assert scene.nodes[2].free == 2_500_000_000
-    assert len(scene.links) == 12
-    assert scene.links[0, 1] == scene.links[1, 0] == Edge(latency_s=1e-4, bytes_per_s=1e9)
-    assert scene.links[2, 3] == scene.links[3, 2] == Edge(latency_s=2e-3, bytes_per_s=1e7)
-    assert scene.links[0, 3] == Edge(latency_s=5e-4, bytes_per_s=1e8)
-    assert scene.shape.token_bytes == 1536 and list(scene.others) == ["int8", "int4"]
+    assert scene.profile.nodes[2].free == 2_500_000_000
+    assert len(scene.profile.links) == 12
+    assert scene.profile.links[0, 1] == scene.profile.links[1, 0] == Edge(latency_s=1e-4, bytes_per_s=1e9)
+    assert scene.profile.links[2, 3] == scene.profile.links[3, 2] == Edge(latency_s=2e-3, bytes_per_s=1e7)
+    assert scene.profile.links[0, 3] == Edge(latency_s=5e-4, bytes_per_s=1e8)
+    assert scene.profile.shape.token_bytes == 1536 and list(scene.profile.others) == ["int8", "int4"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_keys_are_read_by_their_earlier_names_too(tmp_path: Path) -> None:
     for machine in (old, new):
         cluster = load_cluster(written(tmp_path, GOOD | {"machines": [machine]}))
         scenes.append(cluster.scene(None, cluster.work, 1))
-    assert scenes[0].nodes == scenes[1].nodes
+    assert scenes[0].profile.nodes == scenes[1].profile.nodes
 
 
 def test_speed_is_bandwidth_or_arithmetic_whichever_is_slower() -> None:
@@ -186,7 +187,7 @@ def test_more_tokens_than_the_context(tmp_path: Path) -> None:
 
 
 def test_own_numbers(tmp_path: Path) -> None:
-    cluster = load_cluster(written(tmp_path, GOOD | {"model": dict(MODELS["gpt2"]) | {"layers": 3}}))
+    cluster = load_cluster(written(tmp_path, GOOD | {"model": numbers_of("gpt2") | {"layers": 3}}))
     assert cluster.model.layers == 3
 
 
@@ -197,10 +198,10 @@ def test_the_files_that_are_shipped(name: str) -> None:
     hosts = [
         line.split()[0] for line in (ROOT / "hostfiles" / name).read_text().splitlines() if line and line[0] != "#"
     ]
-    assert len(scene.nodes) == len(hosts) == 3
+    assert len(scene.profile.nodes) == len(hosts) == 3
     assert all(one.source for one in cluster.machines) and cluster.links.default.source
-    plan = place(scene.shape, scene.nodes, scene.links, Workload(), "throughput")
+    plan = place(scene.profile, Workload(), "throughput")
     if name == "hybrid":
-        assert plan.spans[1] == Span(start=4, stop=8) and scene.nodes[1].kind == "ipad"
+        assert plan.spans[1] == Span(start=4, stop=8) and scene.profile.nodes[1].kind == "ipad"
     else:
         assert plan.spans[2] is None, "the Pi holds the others up"

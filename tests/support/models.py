@@ -90,3 +90,10 @@ def save_tokenizer(folder: Path, chat_template: str | None = None) -> None:
     fast = kind(tokenizer_object=tokenizer, eos_token="<|end|>", additional_special_tokens=["<|end|>"])
     fast.chat_template = chat_template
     fast.save_pretrained(folder)
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    """The ``config.json`` of a random model, with ``changes``."""
+    _, options = RANDOM[name]
+    model_type = "gpt2" if name.startswith("gpt2") else name.split("-")[0]
+    return {"model_type": model_type, **options, **changes}

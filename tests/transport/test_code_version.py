@@ -39,7 +39,7 @@ def test_the_same_files_are_the_same_code(checkout: Path) -> None:
 
 def _real_code() -> str:
     run = subprocess.run(
-        [sys.executable, "-c", "from mpgpt import version; print(code_version.code_id())"],
+        [sys.executable, "-c", "from mpgpt.transport import code_version; print(code_version.code_id())"],
         cwd=ROOT, env=ENV | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return run.stdout.strip()

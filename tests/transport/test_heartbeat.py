@@ -18,8 +18,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.transport import heartbeat
-from mpgpt.transport.heartbeat import BEAT, FAREWELL, FRAME, GREETING, MAGIC, PROOF_BYTES, Heartbeat, Peer, _Connection
+from mpgpt.transport import heartbeat, heartbeat_connection
+from mpgpt.transport.heartbeat import Heartbeat
+from mpgpt.transport.heartbeat_connection import (
+    BEAT,
+    FAREWELL,
+    FRAME,
+    GREETING,
+    MAGIC,
+    PROOF_BYTES,
+    Connection,
+    Peer,
+    prove,
+)
 
 SECRET = b"s" * 32
 INTERVAL_S, TIMEOUT_S = 0.05, 1.5
@@ -253,6 +264,22 @@ def test_a_killed_rank_0_is_lost_to_all() -> None:
         assert all(sentence.startswith("rank 0 on host0 ended") for sentence in run.losses())
 
 
+def test_a_signal_may_still_come_after_the_last_words() -> None:
+    """A process that ends for a loss, by its heartbeat's own thread, still has its descriptor for signals."""
+    with ranks(2) as run:
+        run.start(timeout_s=60)
+        wait_for(run.connected)
+        written: list[int] = []
+
+        def end() -> None:
+            run[1].close("it ends")
+            written.append(os.write(run[1].wakeup, b"\x0f"))
+
+        run[1]._alarm = end
+        run[0].close("no room on disk")
+        wait_for(lambda: written)
+
+
 def test_a_silent_rank_is_lost_after_the_timeout() -> None:
     with ranks(3) as run:
         run.start(timeout_s=2.5)
@@ -382,7 +409,7 @@ def test_a_farewell_with_a_sentence_is_given_as_said(sentence: str) -> None:
             if not sentence:
                 assert loss.sentence == "rank 2 on host2 was ended"
             elif len(sentence) > 1000:
-                assert set(loss.sentence) == {"é"} and len(loss.sentence) == (heartbeat.MOST_BODY - 1) // 2
+                assert set(loss.sentence) == {"é"} and len(loss.sentence) == (heartbeat_connection.MOST_BODY - 1) // 2
             else:
                 assert loss.sentence == sentence.replace("\udce9", "\\udce9")
 
@@ -397,7 +424,7 @@ def test_a_farewell_behind_a_broken_connection_is_read() -> None:
         with server.accept()[0] as far:
             far.sendall(FRAME.pack(MAGIC, FAREWELL, 0, len(reason)) + reason)
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() breaks it
-        connection = _Connection(near, 0.0, rank=0, mutual=True)
+        connection = Connection(near, 0.0, rank=0, mutual=True)
         heart._connections[0] = connection
         heart._send(connection, BEAT, b"")
         assert not heart.loss
@@ -421,7 +448,7 @@ def test_a_peer_that_does_not_read_gets_whole_frames() -> None:
     heart = Heartbeat(0)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    connection = _Connection(ours, 0.0)
+    connection = Connection(ours, 0.0)
     count = 0
     for n in range(20000):
         before = connection.unsent
@@ -478,15 +505,9 @@ def ended(caller: socket.socket) -> bool:
 def greet(caller: socket.socket, heart: Heartbeat, rank: int, secret: bytes = SECRET) -> bytes:
     """Introduce oneself as ``rank``; the proof that was given."""
     _, _, nonce = GREETING.unpack(read(caller, GREETING.size))
-    proof = Heartbeat._proof(_with(secret), nonce, rank)
+    proof = prove(secret, nonce, rank)
     caller.sendall(GREETING.pack(MAGIC, rank, os.urandom(16)) + proof)
     return proof
-
-
-def _with(secret: bytes) -> Heartbeat:
-    one = Heartbeat.__new__(Heartbeat)
-    one._secret = secret
-    return one
 
 
 @pytest.fixture
@@ -543,7 +564,7 @@ def test_half_a_greeting_is_hung_up_on_after_a_while(pair: Ranks, monkeypatch: p
 def test_a_greeting_in_pieces_is_understood(pair: Ranks) -> None:
     with call(pair[0]) as caller:
         _, _, nonce = GREETING.unpack(read(caller, GREETING.size))
-        words = GREETING.pack(MAGIC, 1, b"n" * 16) + Heartbeat._proof(_with(SECRET), nonce, 1)
+        words = GREETING.pack(MAGIC, 1, b"n" * 16) + prove(SECRET, nonce, 1)
         for byte in words + FRAME.pack(MAGIC, BEAT, 0, 0) + FRAME.pack(MAGIC, FAREWELL, 0, 4) + b"\1bye":
             caller.sendall(bytes([byte]))
             time.sleep(0.001)
@@ -561,7 +582,7 @@ def test_a_crowd_of_strangers_keeps_no_rank_out(pair: Ranks) -> None:
         caller.close()
 
 
-@pytest.mark.parametrize("length", [heartbeat.MOST_BODY + 1, 65535])
+@pytest.mark.parametrize("length", [heartbeat_connection.MOST_BODY + 1, 65535])
 def test_a_peer_that_sends_too_long_a_frame_is_hung_up_on(pair: Ranks, length: int) -> None:
     with call(pair[0]) as caller:
         greet(caller, pair[0], 1)
@@ -647,11 +668,11 @@ def test_any_bytes_are_a_frame_or_the_end(
         heart._heard = dict.fromkeys(heart._peers, time.monotonic())
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        connection = _Connection(ours, time.monotonic())
+        connection = Connection(ours, time.monotonic())
         heart._add(connection)
         words = b""
         if proved:
-            words = GREETING.pack(MAGIC, 1, b"n" * 16) + heart._proof(connection.nonce, 1)
+            words = GREETING.pack(MAGIC, 1, b"n" * 16) + prove(SECRET, connection.nonce, 1)
         words += b"".join(FRAME.pack(MAGIC, kind, 0, len(body)) + body for kind, body in frames) + junk
         for piece in pieces * len(words):
             if not words or ours.fileno() < 0:
@@ -659,7 +680,7 @@ def test_any_bytes_are_a_frame_or_the_end(
             theirs.send(words[:piece])
             words = words[piece:]
             heart._receive(connection)
-            assert len(connection.received) <= FRAME.size + heartbeat.MOST_BODY
+            assert len(connection.received) <= FRAME.size + heartbeat_connection.MOST_BODY
         if ours.fileno() >= 0:
             assert not proved or connection.rank == 1
             heart._judge(time.monotonic())

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from mpgpt.transport.addresses import named_apart, nearest
 from mpgpt.transport.link import SoloWorld
-from mpgpt.transport.mpi import named_apart, nearest
 from tests.support.launch import ENV, ROOT, mpirun
 from tests.support.links import CASES
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.slice import ACTIVATIONS, Source
+from mpgpt.model.loader import Source, activation
 
 LEAST = 0.01
 """A row whose largest element is smaller is not scaled up further: eps would leave float16."""
@@ -85,7 +85,7 @@ class Block(nn.Module):
         super().__init__()
         gpt2, c = config.family == "gpt2", config
         self._heads, self._kv_heads, self._dim, self._scale = c.heads, c.kv_heads, c.head_dim, c.scales[layer]
-        self._gated, self._activation = not gpt2, ACTIVATIONS[c.activation]
+        self._gated, self._activation = not gpt2, activation(c.activation)
         at = f"h.{layer}" if gpt2 else f"layers.{layer}"
         first, second = ("ln_1", "ln_2") if gpt2 else ("input_layernorm", "post_attention_layernorm")
         self.norm_1, self.norm_2 = (self._norm(source, f"{at}.{name}", c) for name in (first, second))

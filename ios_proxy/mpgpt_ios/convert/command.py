@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ SETTINGS = """ipad:
   package: {out}"""
 
 
-def run_convert(*, model: str, layers: str, out: Path, options: PackageOptions, home: Path) -> None:
+def run_convert(model: str, layers: str, out: Path, options: PackageOptions, *, home: Path) -> None:
     """Convert, and print the result. Raises ``UsageError`` and ``ModelError``."""
     spans = [span for span in parse_layers(layers) if span]
     if len(spans) != 1 or "," in layers:
@@ -34,7 +35,7 @@ def run_convert(*, model: str, layers: str, out: Path, options: PackageOptions, 
     folder = find(model, home) or pull(model, home=home, report=lambda line: click.echo(line, err=True))
     with console.status("converting") as status:
         package = Path(os.path.realpath(out.expanduser()))
-        bundle, difference = convert(folder, spans[0], package, options, name=model, report=status.update)
+        bundle, difference = convert(folder, spans[0], package, replace(options, name=model), status.update)
     click.echo(f"{out}: layers {spans[0]} of {model}, {bundle.length / 1e6:.1f} MB, {bundle.hash.hex()[:12]}")
     click.echo(f"self-test within {difference:.4f} of float32; {bundle.manifest.tolerance} is allowed")
     click.echo(f"\n{SETTINGS.format(first=spans[0].start, last=spans[0].stop - 1, out=out)}")

@@ -34,7 +34,7 @@ from mpgpt.core import Row, Span, Step
 from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
@@ -55,16 +55,20 @@ class PackageOptions:
     slots: int = 4
     context: int = 512
     chunk: int = 32
+    """Tokens in one call, at most."""
     weights: Literal["float16", "int8"] = "float16"
+    name: str = ""
+    """The model's, for the manifest; that of its folder if it is empty."""
+
+
+DEFAULTS = PackageOptions()
 
 
 def convert(
     folder: Path,
     span: Span,
     out: Path,
-    options: PackageOptions,
-    *,
-    name: str = "",
+    options: PackageOptions = DEFAULTS,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[Bundle, float]:
     """Make ``out`` (``NAME.mlpackage``) and its two companions of layers of the model in ``folder``.
@@ -84,7 +88,7 @@ def convert(
         _package(config, prefill, decode, options, fresh, report)
         report("making its self-test")
         _write_selftest(config, span, checkpoint, _beside(fresh, SELFTEST), options)
-        manifest = _manifest(config, span, options, name or folder.name, slice_hash(config, checkpoint, span))
+        manifest = _manifest(config, span, options, options.name or folder.name, slice_hash(config, checkpoint, span))
         _beside(fresh, MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
         report("checking what was saved")
         difference = check(Bundle.at(fresh))

@@ -64,7 +64,7 @@ class Store:
         os.utime(folder)
         return bundle
 
-    def receive(self, offer: m.Offer) -> Arrival:
+    def receive(self, offer: m.Offer) -> PartialBundle:
         """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it says, ``NoRoom`` when
         there is too little even after old bundles have made room."""
         _check(offer)
@@ -86,7 +86,7 @@ class Store:
                     f"there is no room for a package of {total / 1e6:.0f} MB; free some, or delete old packages"
                 )
             part.mkdir(exist_ok=True)
-            return Arrival(part, folder, offer, have)
+            return PartialBundle(part, folder, offer, have)
         except OSError as error:
             raise _disk(error) from None
 
@@ -98,7 +98,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class Arrival:
+class PartialBundle:
     """A bundle on its way in."""
 
     def __init__(self, part: Path, folder: Path, offer: m.Offer, have: int) -> None:

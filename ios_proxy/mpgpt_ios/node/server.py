@@ -29,7 +29,7 @@ from mpgpt import __version__
 from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import BadPosition, Executor
-from mpgpt_ios.node.bundle_store import Arrival, NoRoom, Store
+from mpgpt_ios.node.bundle_store import NoRoom, PartialBundle, Store
 from mpgpt_ios.node.compute_thread import ComputeThread
 from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.auth import SessionError
@@ -131,7 +131,7 @@ class NodeServer:
             return self._package
         return self._store.find(digest)
 
-    def receive(self, offer: m.Offer) -> Arrival:
+    def receive(self, offer: m.Offer) -> PartialBundle:
         return self._store.receive(offer)
 
 
@@ -141,7 +141,7 @@ class Connection:
     def __init__(self, node: NodeServer, accepted: socket.socket, name: str) -> None:
         self._node, self._socket, self.name = node, accepted, name
         self._session = node.session()
-        self._arrival: Arrival | None = None
+        self._arrival: PartialBundle | None = None
         self._bundle: Bundle | None = None
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()

@@ -23,7 +23,7 @@ from mpgpt.transport.doorbell import Doorbell, wait
 from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.protocol.auth import read_token
 from mpgpt_ios.proxy.client import Client
-from mpgpt_ios.proxy.stage import Call, IPadStage, StageOptions
+from mpgpt_ios.proxy.stage import Call, IPadStage, StageSizes
 
 TRIES = 3
 
@@ -91,7 +91,7 @@ class IPadDevice:
 
     def stage(self, own: TorchStage | None, *, slots: int, context: int, dtype: torch.dtype) -> Stage:
         manifest = self._bundle.manifest
-        options = StageOptions(
+        sizes = StageSizes(
             slots=slots, context=context, embed=manifest.embed, chunk=manifest.chunk, dtype=dtype
         )  # fmt: skip
-        return IPadStage(self.span, self._client, own, self._bell, options)
+        return IPadStage(self.span, self._client, own, self._bell, sizes)

@@ -90,8 +90,8 @@ class DeviceConnection(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageOptions:
-    """The sizes of a stage."""
+class StageSizes:
+    """The sizes of a stage's cache and of its calls."""
 
     slots: int
     context: int
@@ -144,13 +144,13 @@ class IPadStage:
         connection: DeviceConnection,
         own: TorchStage | None,
         bell: Doorbell,
-        options: StageOptions,
+        sizes: StageSizes,
     ) -> None:
         """``own`` is None without a fallback. ``bell`` rings when a result has arrived, and when the iPad went away."""
-        slots = options.slots
+        slots = sizes.slots
         self.span: Span | None = span
-        self._connection, self._own, self._bell, self._chunk = connection, own, bell, options.chunk
-        self._inputs = torch.zeros(slots, options.context, options.embed, dtype=options.dtype)
+        self._connection, self._own, self._bell, self._chunk = connection, own, bell, sizes.chunk
+        self._inputs = torch.zeros(slots, sizes.context, sizes.embed, dtype=sizes.dtype)
         self._device_extent, self._own_extent = CacheExtent(upto=[0] * slots), CacheExtent(upto=[0] * slots)
         self._epoch: int | None = None
         self._pending: deque[PendingStep] = deque()

@@ -37,7 +37,7 @@ from mpgpt.cluster.preflight.ssh_session import Place, Session
 from mpgpt.cluster.preflight.verdict import HostReport, Trouble
 from mpgpt.errors import MpgptError, UsageError
 from mpgpt.machines import Edge
-from mpgpt.transport import launcher
+from mpgpt.transport import mpirun
 
 REPORT_S = 8.0
 DIAL_S = 2 * (host_report.CONNECT_S + host_report.ANSWER_S)
@@ -89,7 +89,7 @@ class Preflight:
     def __init__(self, request: Request, watch: Watch) -> None:
         self._request, self._mpirun, self._watch = request, request.mpirun, watch
         self._lines = {line.name: line for line in read_hostfile(self._mpirun.hostfile)}
-        file = request.config or launcher.beside(str(self._mpirun.hostfile), request.folder)
+        file = request.config or mpirun.beside(str(self._mpirun.hostfile), request.folder)
         self._config = configs.load(file) if file else configs.RunConfig()
         self._model = request.model or self._config.hf_model_name or ""
         self._place = Place(checkout=Path(mpgpt.__file__).parent.parent, prefix=Path(sys.prefix))
@@ -298,7 +298,7 @@ def _output(command: list[str], environment: Mapping[str, str]) -> str:
             raise MpgptError(f"they have not met within {RING_S:.0f} s") from None
         finally:
             if process.poll() is None:
-                launcher.end(psutil.Process(process.pid))
+                mpirun.end(psutil.Process(process.pid))
                 process.communicate()
         lines = [line for line in output.splitlines() if line.startswith("{")]
         if process.returncode or not lines:

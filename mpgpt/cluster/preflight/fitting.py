@@ -6,7 +6,7 @@ Must not know: how the reports came here, or where a measured plan would put lay
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,14 +16,14 @@ import numpy as np
 from mpgpt.cluster.preflight.verdict import Reports, Trouble, differing
 from mpgpt.config import RunConfig
 from mpgpt.core import Span
+from mpgpt.display import gigabytes
 from mpgpt.errors import ModelError, UsageError
-from mpgpt.machines import Node, Shape
-from mpgpt.model.architecture import read_config
-from mpgpt.placement.costs import HEADROOM, held_bytes
-from mpgpt.placement.cuts import piece_counts
-from mpgpt.placement.field import allowed_pieces
-from mpgpt.placement.infeasible import gigabytes, too_large
-from mpgpt.placement.what_if import DTYPES, MAX_CONTEXT, shape_of
+from mpgpt.machines import ClusterProfile, Node, Shape
+from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
+from mpgpt.model.known_families import read_config
+from mpgpt.placement.costs import BUFFERS, held_bytes, slice_bytes
+from mpgpt.placement.infeasible import too_large
+from mpgpt.placement.search import allowed_pieces, piece_counts
 
 
 def judge_model(name: str, reports: Reports, pull: str, targets: Mapping[str, str]) -> list[Trouble]:
@@ -89,18 +89,17 @@ def judge_memory(
     ]  # fmt: skip
     if len(nodes) < len(placed):  # of a host nothing is known
         return short
-    if piece_counts(allowed_pieces(shape, nodes, HEADROOM), np.zeros(len(nodes), dtype=bool)) is None:
-        shapes = {str(d): shape_of(model, d, config.max_sequences, context) for d in DTYPES}
-        others = {d: other for d, other in shapes.items() if other.layer_bytes < shape.layer_bytes}
-        said = too_large(shape, nodes, headroom=HEADROOM, others=others)
+    if piece_counts(allowed_pieces(shape, nodes), np.zeros(len(nodes), dtype=bool)) is None:
+        others = smaller_shapes(model, config.dtype, config.max_sequences, context)
+        said = too_large(ClusterProfile(shape=shape, nodes=nodes, links={}, others=others))
         cure = "free memory, add a host, or take a smaller dtype or fewer max_sequences"
         return [Trouble(host=", ".join(dict.fromkeys(placed)), what=said, cure=cure, weight="model")]
     return [replace(one, cure="auto gives it fewer layers or none", weight="remark") for one in short]
 
 
 def _even(layers: int, ranks: int) -> list[Span | None]:
-    can_be_first_or_last = [layers * rank // ranks for rank in range(ranks + 1)]
-    return [Span(start=a, stop=b) if a < b else None for a, b in pairwise(can_be_first_or_last)]
+    bounds = [layers * rank // ranks for rank in range(ranks + 1)]
+    return [Span(start=a, stop=b) if a < b else None for a, b in pairwise(bounds)]
 
 
 def _too_small(
@@ -115,7 +114,8 @@ def _too_small(
         if report is None or not report.memory or not mine:
             continue
         layers = " and ".join(map(str, mine))
-        weights, all_of_it = _need(bare, mine, 0.0), _need(shape, mine, HEADROOM)
+        weights = sum(slice_bytes(bare, len(s), last=s.stop == shape.layers) + BUFFERS for s in mine)
+        all_of_it = sum(held_bytes(shape, len(s), last=s.stop == shape.layers) for s in mine)
         free = f"{gigabytes(report.available)} of its {gigabytes(report.memory)} are free"
         if weights > report.available:
             found.append(Trouble(
@@ -128,10 +128,3 @@ def _too_small(
                 f"{free}", cure="fewer max_sequences or a shorter ctx_length would do with less", weight="remark",
             ))  # fmt: skip
     return found
-
-
-def _need(shape: Shape, spans: Iterable[Span], headroom: float) -> int:
-    return sum(
-        held_bytes(shape, len(span), first=span.start == 0, last=span.stop == shape.layers, headroom=headroom)
-        for span in spans
-    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mpgpt.placement.infeasible import gigabytes
+from mpgpt.display import gigabytes
 
 Weight = Literal["ring", "model", "remark"]
 """What comes of a trouble: there is no ring; there is one, but not for this model; it can be lived with."""

@@ -13,9 +13,10 @@ from mpgpt.core import Row, Span, Step
 from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.kernels import Kernels
+from mpgpt.model.attention import Rotary
+from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
-from mpgpt.model.slice import Rotary, Slice
+from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt_ios.convert.blocks import Decode, Norm, Prefill, build, linear
 
@@ -35,7 +36,7 @@ class Traced:
         """cos and sin, [T, D]."""
         if self._rotary is None:
             return []
-        return [table[:, 0] for table in self._rotary.turns(torch.tensor(positions))]
+        return [table[:, 0] for table in self._rotary.at(torch.tensor(positions))]
 
     def _masks(self, positions: list[int]) -> Tensor:
         return torch.where(torch.arange(CONTEXT) <= torch.tensor(positions)[:, None], 0.0, -1e4)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mpgpt.core import Span
 from tests.support.launch import mpgpt
 from tests.support.models import save_random
 
@@ -20,6 +21,8 @@ from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.convert import command
 from mpgpt_ios.convert import package as conversion
 from mpgpt_ios.convert.package import PackageOptions
+
+OPTIONS = PackageOptions(slots=1, context=32, chunk=8)
 
 
 def test_on_the_command_line(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -47,7 +50,9 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
 ) -> None:
     terminal = Terminal()
 
-    def slow(*args: Any, report: Callable[[str], None], **more: Any) -> tuple[Bundle, float]:
+    def slow(
+        folder: Path, span: Span, out: Path, options: PackageOptions, report: Callable[[str], None]
+    ) -> tuple[Bundle, float]:
         with conversion._quiet():
             for line in ("reading layers", "converting prefill"):
                 report(line)
@@ -61,10 +66,7 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
     monkeypatch.setattr(command, "convert", slow)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    command.run_convert(
-        model=str(folders["gpt2"]), layers="1-2", out=tmp_path / "a.mlpackage",
-        options=PackageOptions(slots=1, context=32, chunk=8), home=tmp_path,
-    )  # fmt: skip
+    command.run_convert(str(folders["gpt2"]), "1-2", tmp_path / "a.mlpackage", OPTIONS, home=tmp_path)
     assert sys.stderr is terminal and "a library's bar" not in terminal.getvalue()
 
 
@@ -74,7 +76,7 @@ def test_a_link_is_written_through(
     """A package is made beside the folder that the link points to, and takes its place, not the link's."""
     made: list[Path] = []
 
-    def convert(folder: Path, span: Any, out: Path, *options: Any, **more: Any) -> tuple[Bundle, float]:
+    def convert(folder: Path, span: Any, out: Path, *more: Any) -> tuple[Bundle, float]:
         made.append(out)
         return bundle, 0.01
 
@@ -82,8 +84,5 @@ def test_a_link_is_written_through(
     (tmp_path / "far" / "b.mlpackage").mkdir(parents=True)
     (tmp_path / "a.mlpackage").symlink_to("far/b.mlpackage")
     for name in ("a.mlpackage", "far/b.mlpackage", "far/new.mlpackage"):
-        command.run_convert(
-            model=str(folders["gpt2"]), layers="1-2", out=tmp_path / name,
-            options=PackageOptions(slots=1, context=32, chunk=8), home=tmp_path,
-        )  # fmt: skip
+        command.run_convert(str(folders["gpt2"]), "1-2", tmp_path / name, OPTIONS, home=tmp_path)
     assert made == [tmp_path / "far" / name for name in ("b.mlpackage", "b.mlpackage", "new.mlpackage")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpgpt_ios.bundle import Bundle
-from mpgpt_ios.node.bundle_store import Arrival, NoRoom, Store
+from mpgpt_ios.node.bundle_store import NoRoom, PartialBundle, Store
 from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.node_session import NodeSession
 from tests.ios_proxy.rig import CHUNK, STEPS, Proxy, Wire, serving
@@ -76,7 +76,7 @@ def test_a_node_whose_disk_is_full_says_so(
         raise NoRoom("the disk is full")
 
     monkeypatch.setattr(NodeSession, "error", error)
-    owner, name = (Store, "receive") if when == "before it comes" else (Arrival, "write")
+    owner, name = (Store, "receive") if when == "before it comes" else (PartialBundle, "write")
     monkeypatch.setattr(owner, name, full)
     with serving(folder, tmp_path) as (node, executor):
         proxy = proxies(node.port)

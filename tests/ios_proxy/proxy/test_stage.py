@@ -22,7 +22,7 @@ from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import LinkError
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt_ios.proxy.stage import Call, IPadStage, Values
-from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, OPTIONS, SLOTS, SPAN, a_step, hidden, torch_stage
+from tests.ios_proxy.rig import CHUNK, CONTEXT, EMBED, SIZES, SLOTS, SPAN, a_step, hidden, torch_stage
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def bell() -> Iterator[Doorbell]:
 
 
 def make(line: Pretended, own: TorchStage | None, bell: Doorbell) -> IPadStage:
-    return IPadStage(SPAN, line, own, bell, OPTIONS)
+    return IPadStage(SPAN, line, own, bell, SIZES)
 
 
 def agree(got: Step | Result | None, truth: Step | Result) -> None:

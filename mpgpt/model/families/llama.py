@@ -1,0 +1,220 @@
+"""Llama and its kin (Mistral, Qwen2, Qwen3, SmolLM): rotary positions, RMS norms, a gated MLP. (Touvron et al. 2023)
+
+Knows: how their config.json is spelt, what their tensors are called here and in llama.cpp's files, their layer.
+Must not know: other families, which layers a rank holds, where weights come from.
+
+Legend: T tokens of a step, E embed, H query heads, K key/value heads, D head dimension, X heads of all three kinds,
+F inner features of the MLP, O output features, I input features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpgpt.errors import ModelError
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.family import Family, GgufArchitecture, GgufFormat
+from mpgpt.model.gguf_metadata import ROPE_FACTORS, GgufMetadata
+from mpgpt.model.rope import rope_frequencies, rope_parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mpgpt.model.attention import Attention, Batch
+    from mpgpt.model.linear import Linear
+    from mpgpt.model.loader import Loader
+
+
+def _read_config(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig:
+    embed, layers, heads = int(raw["hidden_size"]), int(raw["num_hidden_layers"]), int(raw["num_attention_heads"])
+    head_dim = int(raw.get("head_dim") or embed // heads)
+    bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))  # the others have theirs, or none
+    inv_freq, gain = rope_frequencies(raw, head_dim) if rotary else ((), 1.0)
+    return ModelConfig(
+        family="llama", vocab=int(raw["vocab_size"]), embed=embed, layers=layers, heads=heads,
+        kv_heads=int(raw.get("num_key_value_heads") or heads), head_dim=head_dim, inner=int(raw["intermediate_size"]),
+        positions=int(raw["max_position_embeddings"]), eps=float(raw.get("rms_norm_eps", 1e-6)),
+        activation=raw.get("hidden_act", "silu"), gated=True, tied=bool(raw.get("tie_word_embeddings", False)),
+        scales=(head_dim**-0.5,) * layers, windows=_windows(raw, kind, layers),
+        qkv_bias=bias or kind == "qwen2", out_bias=bias, mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
+        qk_norm=kind == "qwen3", inv_freq=inv_freq, rope_gain=gain,
+    )  # fmt: skip
+
+
+def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
+    window = raw.get("sliding_window")
+    if not window or kind == "llama" or (kind.startswith("qwen") and not raw.get("use_sliding_window", False)):
+        return (0,) * layers
+    kinds = raw.get("layer_types")
+    if kinds is None:
+        first = int(raw.get("max_window_layers", layers)) if kind.startswith("qwen") else 0
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    return tuple(int(window) if k == "sliding_attention" else 0 for k in kinds)
+
+
+class LlamaBlock:
+    """RMS norm, rotary attention with grouped heads, RMS norm, gated MLP."""
+
+    def __init__(self, config: ModelConfig, layer: int, loader: Loader, attention: Attention) -> None:
+        at, shapes = f"layers.{layer}", _shapes(config)
+
+        def linear(part: str, names: Sequence[str], biased: bool) -> Linear:
+            label, ours = f"{at}.{part}.{'/'.join(names)}_proj", [f"{part}.{name}_proj" for name in names]
+            outputs, inputs = sum(shapes[name][0] for name in ours), shapes[ours[0]][1]
+            return loader.linear([f"{at}.{name}" for name in ours], inputs, outputs, label=label, biased=biased)
+
+        self._attention = attention
+        self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
+        self._norm_1 = loader.rms_norm(f"{at}.input_layernorm")
+        self._norm_2 = loader.rms_norm(f"{at}.post_attention_layernorm")
+        self._qk_norms = [loader.rms_norm(f"{at}.self_attn.{n}_norm") for n in "qk"] if config.qk_norm else []
+        self._qkv = linear("self_attn", "qkv", config.qkv_bias)
+        self._out = linear("self_attn", "o", config.out_bias)
+        self._gate_up = linear("mlp", ("gate", "up"), config.mlp_bias)
+        self._down = linear("mlp", ("down",), config.mlp_bias)
+        self._activation = loader.activation()
+        self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._gate_up, self._down))
+
+    def __call__(self, x_TE: Tensor, batch: Batch, *, outputs_only: bool = False) -> Tensor:
+        heads, keys = self._heads, self._heads + self._kv_heads
+        qkv_TXD = self._qkv(self._norm_1(x_TE)).view(-1, keys + self._kv_heads, self._dim)
+        if self._qk_norms:
+            for norm, a, b in zip(self._qk_norms, (0, heads), (heads, keys), strict=True):
+                qkv_TXD[:, a:b] = norm(qkv_TXD[:, a:b])
+        batch.apply_rotary_(qkv_TXD[:, :keys])
+        self._attention.write(qkv_TXD[:, heads:].view(-1, 2, self._kv_heads, self._dim), batch)
+        q_THD, queries = qkv_TXD[:, :heads], batch.queries
+        if outputs_only:
+            x_TE, q_THD, queries = x_TE[batch.output_positions], q_THD[batch.output_positions], batch.output_queries
+            if not queries:
+                return x_TE
+        x_TE = x_TE + self._out(self._attention.read(q_THD, queries, batch))
+        gate_TF, up_TF = self._gate_up(self._norm_2(x_TE)).chunk(2, dim=-1)
+        return x_TE + self._down(self._activation(gate_TF).mul_(up_TF))
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    embed, inner, dim = config.embed, config.inner, config.head_dim
+    queries, keys = config.heads * dim, config.kv_heads * dim
+    return {
+        "self_attn.q_proj": (queries, embed),
+        "self_attn.k_proj": (keys, embed),
+        "self_attn.v_proj": (keys, embed),
+        "self_attn.o_proj": (embed, queries),
+        "self_attn.q_norm": (dim,),
+        "self_attn.k_norm": (dim,),
+        "mlp.gate_proj": (inner, embed),
+        "mlp.up_proj": (inner, embed),
+        "mlp.down_proj": (embed, inner),
+    }
+
+
+def _describe_gguf(writer: Any, raw: Mapping[str, Any], config: ModelConfig) -> None:
+    writer.add_layer_norm_rms_eps(config.eps)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(float(rope_parameters(raw)["rope_theta"]))
+
+
+def _read_gguf(metadata: GgufMetadata) -> dict[str, Any]:
+    kind, embed, heads = metadata.kind, metadata.size("embedding_length"), metadata.size("attention.head_count")
+    head_dim = metadata.size("attention.key_length", embed // heads)
+    for key, what in (("attention.value_length", "values of another size than keys"),
+                      ("rope.dimension_count", "rotary positions on only a part of each head")):  # fmt: skip
+        if (size := metadata.size(key, head_dim)) != head_dim:
+            raise ModelError(f"it has {what} ({kind}.{key} is {size}, a head {head_dim}), which is not supported")
+    positions = metadata.size("context_length")
+    if (window := metadata.size("attention.sliding_window", 0)) and window < positions:
+        raise ModelError(f"it says {kind}.attention.sliding_window = {window}, which is not supported")
+    scale = metadata.number("attention.scale", 0.0)
+    if scale and not np.isclose(scale, head_dim**-0.5, rtol=1e-5):
+        raise ModelError(f"it says {kind}.attention.scale = {scale}, which is not supported")
+    biased = {part: any(n.endswith(f".{part}.bias") for n in metadata.shapes) for part in ("attn_q", "ffn_up")}
+    return {
+        "model_type": kind, "architectures": [f"{kind.capitalize()}ForCausalLM"], "hidden_act": "silu",
+        "vocab_size": metadata.rows("token_embd.weight"), "hidden_size": embed, "head_dim": head_dim,
+        "num_hidden_layers": metadata.size("block_count"), "intermediate_size": metadata.size("feed_forward_length"),
+        "num_attention_heads": heads, "num_key_value_heads": metadata.size("attention.head_count_kv", heads),
+        "max_position_embeddings": positions, "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _read_gguf_rope(metadata, positions, head_dim),
+        "tie_word_embeddings": "output.weight" not in metadata.shapes,
+        **({"attention_bias": biased["attn_q"]} if kind != "qwen2" else {}),
+        **({"mlp_bias": biased["ffn_up"]} if kind == "llama" else {}),
+    }  # fmt: skip
+
+
+def _read_gguf_rope(metadata: GgufMetadata, positions: int, head_dim: int) -> dict[str, Any]:
+    """As ``rope_parameters`` in ``config.json``."""
+    base = metadata.number("rope.freq_base", 10000.0)
+    kind = metadata.take("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
+    old = metadata.number("rope.scale_linear", 0.0)
+    factor = metadata.number("rope.scaling.factor", 0.0) or old or 1.0
+    original = metadata.size("rope.scaling.original_context_length", 0) or positions
+    betas = {f"beta_{speed}": metadata.number(f"rope.scaling.yarn_beta_{speed}", default)
+             for speed, default in (("fast", 32.0), ("slow", 1.0))}  # fmt: skip
+    if kind not in ("none", "linear", "yarn"):
+        raise ModelError(f"it says {metadata.kind}.rope.scaling.type = {kind!r}, which is not supported")
+    scaled = kind != "none" and factor != 1.0
+    if metadata.factors and (listed := _listed_factors(metadata.factors[0], head_dim)) is not None:
+        if scaled:
+            raise ModelError(f"it scales rotary positions twice: by {ROPE_FACTORS} and by {kind} scaling")
+        # LongRoPE, with the same factors however long a sequence is: what transformers divides each frequency by.
+        return {
+            "rope_type": "longrope", "rope_theta": base, "short_factor": listed, "long_factor": listed, "factor": 1.0,
+            "attention_factor": 1.0, "original_max_position_embeddings": positions,
+        }  # fmt: skip
+    if not scaled:
+        return {"rope_type": "default", "rope_theta": base}
+    yarn = {"original_max_position_embeddings": original, **betas} if kind == "yarn" else {}
+    return {"rope_type": kind, "rope_theta": base, "factor": factor, **yarn}
+
+
+def _listed_factors(factors: NDArray[np.float32], head_dim: int) -> list[float] | None:
+    """The factors on rotary frequencies; None where all are 1."""
+    if factors.shape != (head_dim // 2,) or not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise ModelError(f"{ROPE_FACTORS} should hold {head_dim // 2} positive numbers; it has {factors.shape}")
+    listed: list[float] = factors.astype(np.float64).tolist()
+    return None if set(listed) == {1.0} else listed
+
+
+def _gguf_tensors(metadata: GgufMetadata, config: Mapping[str, Any]) -> set[str]:
+    kind, products = metadata.kind, ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    parts = [f"{part}.weight" for part in (*products, "attn_norm", "ffn_norm")]
+    parts += ["attn_q_norm.weight", "attn_k_norm.weight"] if kind == "qwen3" else []
+    biased = products[:3] if kind == "qwen2" else products[:4] if config["attention_bias"] else []
+    parts += [f"{part}.bias" for part in (*biased, *(products[4:] if config.get("mlp_bias") else ()))]
+    layers = {f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in parts}
+    return layers | {"token_embd.weight", "output_norm.weight"}
+
+
+_GGUF_LLAMA = GgufArchitecture(name="llama", interleaved_rotary=True, rotary_factors=True)
+
+LLAMA = Family(
+    name="llama",
+    architectures={
+        "llama": _GGUF_LLAMA,
+        "mistral": _GGUF_LLAMA,
+        "qwen2": GgufArchitecture(name="qwen2"),
+        "qwen3": GgufArchitecture(name="qwen3"),
+    },
+    read_config=_read_config,
+    embedding="embed_tokens.weight",
+    positions=None,
+    heads_reducible=True,
+    final_norm=lambda loader: loader.rms_norm("norm"),
+    block=LlamaBlock,
+    shapes=_shapes,
+    gguf=GgufFormat(
+        activations=("silu", "swish"),
+        superfluous=(".rotary_emb.inv_freq",),
+        describe=_describe_gguf,
+        read=_read_gguf,
+        tensors=_gguf_tensors,
+    ),
+)
