@@ -1,4 +1,4 @@
-"""What is shipped to an iPad: a Core ML package, what it is, and how it proves itself.
+"""The bundle that is sent to an iPad: a Core ML package, its manifest, and its self-test.
 
 Knows: the files of a bundle, its manifest, the hashes that name a bundle and the layers in it.
 Must not know: how a package is made or run, sockets.
@@ -54,7 +54,7 @@ class MadeBy(Strict):
 
 
 class Manifest(Strict):
-    """What a package holds. Sizes in elements."""
+    """The description of a package. Sizes in elements."""
 
     format: Literal[1]
     model: Name
@@ -153,7 +153,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def bundle_hash(files: list[tuple[str, int, bytes]]) -> bytes:
-    """Of (name, length, SHA-256) of every file, in the order of the names: what names a bundle on the wire."""
+    """Of (name, length, SHA-256) of every file, in the order of the names: the name of a bundle on the wire."""
     total = hashlib.sha256()
     for name, length, digest in files:
         total.update(name.encode() + b"\0" + length.to_bytes(8, "little") + digest)
@@ -161,7 +161,7 @@ def bundle_hash(files: list[tuple[str, int, bytes]]) -> bytes:
 
 
 def slice_hash(config: ModelConfig, checkpoint: Checkpoint, span: Span) -> str:
-    """What names these layers of this checkpoint: SHA-256, in hex, of the numbers of the architecture that matter to
+    """The name of these layers of this checkpoint: SHA-256, in hex, of the numbers of the architecture that matter to
     them, and of every tensor's name, dtype, shape and stored bytes, layer by layer in the order of the names."""
     numbers = {
         "family": config.family, "embed": config.embed, "heads": config.heads, "kv_heads": config.kv_heads,

@@ -1,8 +1,8 @@
-"""What a node does with a package: rows of hidden states at positions of slots, in; the slice's hidden states, out.
+"""A package with its slots: hidden states at positions of slots go in, the slice's hidden states come out.
 
 Knows: the inputs of a package's two functions (masks, positions, rotary tables), chunks and their padding, what each
 slot holds; which backends can run a package.
-Must not know: bundles, the wire, who asks.
+Must not know: bundles, the wire, connections.
 
 A package has ``prefill`` (one slot, T positions in a row) and ``decode`` (one position in any of B slots), and a
 state with S positions of keys and values for each slot:
@@ -39,7 +39,7 @@ class BadPosition(ModelError):
 
 
 class Rotary(Protocol):
-    """What the rotary tables are made of, as the model's config says it."""
+    """The parameters of the rotary tables, from the model's config."""
 
     @property
     def inv_freq(self) -> Sequence[float]: ...
@@ -48,7 +48,7 @@ class Rotary(Protocol):
 
 
 class Sizes(Protocol):
-    """What an executor needs to know of a package: a bundle's manifest fits."""
+    """The sizes of a package, as a bundle's manifest has them."""
 
     @property
     def embed(self) -> int: ...
@@ -67,7 +67,7 @@ class Sizes(Protocol):
 
 
 class Backend(Protocol):
-    """What runs a package and keeps its state."""
+    """A runtime of one package, with its state."""
 
     def run(self, function: str, inputs: dict[str, Array]) -> Array:
         """The output y. Floats of ``inputs`` may be float32: the backend rounds them to what the package takes."""
@@ -237,7 +237,7 @@ class Executor:
 
 
 def _mask(positions: Array, context: int) -> Array:
-    """What each of these positions sees, [n, S] float16: itself and what is before."""
+    """The mask of each position, [n, S] float16: 0 for itself and the positions before it."""
     return np.where(np.arange(context) <= positions[:, None], 0, HIDDEN).astype(np.float16)
 
 

@@ -22,7 +22,7 @@ Number = int | float | bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operand:
-    """What an op's input is bound to: a register; its type, or None for a text; its value if that is known."""
+    """The value of an op's input: its register; its type, or None for a text; the constant if it is one."""
 
     register: int
     type: Type | None
@@ -129,7 +129,7 @@ class Call:
 
 
 Compute = Callable[..., Tensor | Sequence[Tensor]]
-"""What runs: the tensors that were taken, in that order, to the result or the results."""
+"""From the tensors that were taken, in that order, to the result or the results."""
 Bind = Callable[[Call], Compute]
 
 

@@ -161,7 +161,7 @@ def _slice_by_index(call: Call) -> Compute:
 
 
 def _slice_update(call: Call) -> Compute:
-    """In place: whoever runs it hands over a copy where the old value is still wanted."""
+    """In place; the compiler copies the operand first where the old value is still needed."""
     x = call.take("x")
     index = _window(call, len(x.shape))
     same_type(call, x, call.take("update"))

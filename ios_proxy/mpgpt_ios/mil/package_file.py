@@ -132,7 +132,7 @@ class Package:
         return self.once("float32", (tensor,), lambda: (tensor.float(),))[0]
 
     def once(self, kind: str, constants: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """What ``make`` makes of these very tensors: made at the first call, whichever function it is for."""
+        """The result of ``make`` for these very tensors, made at the first call and shared by all functions."""
         key = (kind, tuple(map(id, constants)))
         if key not in self._made:
             self._made[key] = tuple(constants), make()  # the constants too, so that an id stays its own

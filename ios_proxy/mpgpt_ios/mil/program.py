@@ -33,7 +33,7 @@ Shaped = tuple[tuple[int, ...], np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
-    """What a package declares of one function: shapes and dtypes by name."""
+    """The declarations of one function: shapes and dtypes by name."""
 
     inputs: Mapping[str, Shaped]
     outputs: Mapping[str, Shaped]
@@ -43,7 +43,7 @@ class Function:
 
 
 class State:
-    """What a package remembers between calls, by name. It begins as zeros; ``Program.run`` updates it."""
+    """The state of a package between calls, by name. It begins as zeros; ``Program.run`` updates it."""
 
     def __init__(self, types: Mapping[str, Type]) -> None:
         self.tensors = {name: torch.zeros(type.shape, dtype=type.dtype) for name, type in types.items()}

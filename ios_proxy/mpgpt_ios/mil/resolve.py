@@ -73,7 +73,7 @@ class Linker:
         self.values = Values(what)
         self.inputs: dict[str, int] = {}
         self.begin: dict[str, int] = {}
-        """What each state is at the beginning."""
+        """The register of each state at the beginning."""
         self.ops: list[Op] = []
         blocks = function.block_specializations
         if function.opset != OPSET or list(blocks) != [OPSET] or function.attributes:
@@ -86,7 +86,7 @@ class Linker:
             else:
                 self.inputs[value.name] = self.values.new(value.name, package.type(value.type, label))
         self.kept = dict(self.begin)
-        """What each state is at this point of the function, and finally at its end."""
+        """The register of each state at this point of the function, and finally at its end."""
         block = blocks[OPSET]
         if block.inputs or block.attributes:
             raise ModelError(f"{what} has a block with inputs or attributes, which are not understood")

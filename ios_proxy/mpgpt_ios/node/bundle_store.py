@@ -50,7 +50,7 @@ class Store:
         return sorted(path.name for path in self._folder.iterdir() if path.is_dir() and not path.suffix)
 
     def find(self, digest: bytes) -> Bundle | None:
-        """A bundle that is here and whole; None if it is not, and what is damaged is thrown away."""
+        """A bundle that is here and whole; None if it is absent, or damaged, in which case it is deleted."""
         folder = self._folder / digest.hex()
         if not folder.is_dir():
             return None
@@ -134,7 +134,7 @@ class PartialBundle:
         return Bundle.at(self._folder)
 
     def close(self) -> None:
-        """What has come so far stays; what the disk has no room for is asked for again."""
+        """Keep the bytes so far; WANT requests again those for which the disk has no room."""
         with contextlib.suppress(OSError):
             self._file.close()
 

@@ -82,7 +82,7 @@ class Frames:
 
 
 def _check_start(data: bytearray) -> None:
-    """What cannot become a frame need not be waited for."""
+    """Raise ``WireError`` for bytes that cannot become a frame."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise WireError(f"bytes that begin with {bytes(data[:4])!r}, not {MAGIC!r}: this is no mpgpt iPad link")
     if len(data) > len(MAGIC) and data[len(MAGIC)] != VERSION:
