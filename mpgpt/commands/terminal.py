@@ -52,7 +52,7 @@ def read_line() -> str:
         return raw.decode(sys.stdin.encoding, "replace")
 
 
-def figures(stream: Stream, reports: Sequence[tuple[Node, Span | None]]) -> str:
+def stream_summary(stream: Stream, reports: Sequence[tuple[Node, Span | None]]) -> str:
     """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
     new = len(stream.ids)
     first = stream.ttft_s or 0.0
@@ -81,10 +81,10 @@ def devices(accounts: Sequence[StageStats]) -> str:
     return "\n".join(lines)
 
 
-def drafts(told: Stream | Engine) -> str:
+def drafts(counts: Stream | Engine) -> str:
     """How many drafts were right, and how many tokens a step gave a sequence on average."""
-    tokens = (told.decode_steps + told.accepted) / max(told.decode_steps, 1)
-    return f"drafts {told.accepted} of {told.drafted} accepted, {tokens:.1f} tokens a step"
+    tokens = (counts.decode_steps + counts.accepted) / max(counts.decode_steps, 1)
+    return f"drafts {counts.accepted} of {counts.drafted} accepted, {tokens:.1f} tokens a step"
 
 
 def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
