@@ -1,6 +1,6 @@
 """`mpgpt generate`: from options to prompts, from prompts to text or records.
 
-Knows: where prompts come from, how a batch is kept full, what a person sees.
+Knows: where prompts come from, how a batch is kept full, how a conversation goes.
 Must not know: MPI, models, how steps are made.
 """
 

@@ -210,7 +210,7 @@ def _plans_table(plan: Plan, plans: Sequence[Plan], workload: Workload, width: i
 
 
 def sentences(plan: Plan, plans: Sequence[Plan], workload: Workload) -> list[str]:
-    """Where fewer ranks are faster than all, and what one sequence gains or loses by the plan, in plain words."""
+    """Sentences on fewer ranks that are faster than all, and on what one sequence gains or loses by the plan."""
     if len(plans) < 2:
         return []
     found = []
