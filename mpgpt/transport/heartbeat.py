@@ -142,7 +142,7 @@ class Heartbeat:
             return
         self._closing = b"\0" if sentence is None else b"\1" + encoded(sentence)
         if self._thread is None or threading.current_thread() is self._thread:
-            self._end()
+            self._end(stays=self._thread is not None)
             return
         with contextlib.suppress(OSError):
             self._wake.send(b"\0")
@@ -385,7 +385,8 @@ class Heartbeat:
     def _send(self, connection: Connection, kind: int, body: bytes) -> None:
         connection.send(kind, body)
 
-    def _end(self) -> None:
+    def _end(self, *, stays: bool = False) -> None:
+        """``stays``: the process ends next, and until then a signal may still be written to ``wakeup``."""
         assert self._closing is not None
         self._pulse(math.inf)
         for connection in self._connections.values():
@@ -395,5 +396,5 @@ class Heartbeat:
                     pass
         for connection in (*self._strangers, *self._connections.values()):
             connection.socket.close()
-        for own in (self._selector, self._listener, self._wake, self._woken):
+        for own in (self._selector, self._listener, *(() if stays else (self._wake, self._woken))):
             own.close()

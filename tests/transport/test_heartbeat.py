@@ -264,6 +264,22 @@ def test_a_killed_rank_0_is_lost_to_all() -> None:
         assert all(sentence.startswith("rank 0 on host0 ended") for sentence in run.losses())
 
 
+def test_a_signal_may_still_come_after_the_last_words() -> None:
+    """A process that ends for a loss, by its heartbeat's own thread, still has its descriptor for signals."""
+    with ranks(2) as run:
+        run.start(timeout_s=60)
+        wait_for(run.connected)
+        written: list[int] = []
+
+        def end() -> None:
+            run[1].close("it ends")
+            written.append(os.write(run[1].wakeup, b"\x0f"))
+
+        run[1]._alarm = end
+        run[0].close("no room on disk")
+        wait_for(lambda: written)
+
+
 def test_a_silent_rank_is_lost_after_the_timeout() -> None:
     with ranks(3) as run:
         run.start(timeout_s=2.5)
