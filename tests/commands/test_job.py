@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
@@ -100,8 +101,8 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     def end(status: int) -> NoReturn:
         raise Ended(status)
 
-    monkeypatch.setattr(job.time, "sleep", slept.append)
-    monkeypatch.setattr(job.os, "_exit", end)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(os, "_exit", end)
     monkeypatch.delenv("MPGPT_TRACEBACK", raising=False)
     before = signal.getsignal(signal.SIGTERM)
     yield slept
@@ -241,5 +242,5 @@ def test_alone_it_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(world, SoloWorld)
             return self
 
-    monkeypatch.setattr(job.os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     assert job.run_job(Alone(status=3), ALONE) == 3

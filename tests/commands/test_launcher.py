@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from mpgpt.commands import launcher
 from mpgpt.commands.launcher import MPI_DEFAULTS, Launch, detect, rank_of, set_mpi_defaults
 from mpgpt.transport import mpirun
 from mpgpt.transport.mpirun import Launcher, SettingsFile
@@ -56,7 +56,7 @@ def test_standard_input_is_mpiruns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_closed_standard_input_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher.sys, "stdin", None)
+    monkeypatch.setattr(sys, "stdin", None)
     assert not Launch(environment={}, launcher=None).interactive
 
 
