@@ -314,11 +314,12 @@ class MPIWorld:
             self.bell.ring()
             return
         loss, signum = self._heartbeat.loss, self._heartbeat.signal
-        alone = bool(loss and not loss.said and self._heartbeat.silences())
+        silences = self._heartbeat.silences()
+        alone = bool(loss and not loss.said and silences)
         if loss and alone:  # nobody else can say it
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
-        if alone:
+        if alone or any(silence.rank == 0 for silence in silences):  # a neighbour may have said it before
             mpirun.end_daemon()
         if loss and loss.said and not signum:
             time.sleep(LEAVE_S)
