@@ -26,7 +26,7 @@ from rich.table import Table
 
 from mpgpt.cluster.preflight.check import Findings, Preflight, Request
 from mpgpt.cluster.preflight.hostfile import parse_mpirun
-from mpgpt.commands.job import MPI_DEFAULTS
+from mpgpt.commands.launcher import MPI_DEFAULTS
 from mpgpt.errors import MpgptError, UsageError
 
 OWN = ("model", "config")

@@ -30,19 +30,19 @@ from mpgpt_api import openai, reference
 from mpgpt_api.cors import Cors
 from mpgpt_api.guard import API, MOST_REQUESTS, Access, Guard
 from mpgpt_api.metrics import Metrics
-from mpgpt_api.problems import missing, tell
+from mpgpt_api.problems import add_handlers, missing
 from mpgpt_api.service import Limits, Service
 from mpgpt_api.watch import Watch
 
 PAGE = Path(__file__).parent / "page"
-"""Where the built page lies."""
+"""The folder of the built page."""
 DAY_S = 86400
 CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What is served."""
+    """The ring behind the application, and its names."""
 
     engine: Engine
     session: Session
@@ -52,19 +52,19 @@ class Served:
     """Its name for clients."""
     dtype: str
     silences: Callable[[], tuple[Silence, ...]] = tuple
-    """Ranks that have not been heard for some seconds."""
+    """The ranks that have been silent for some seconds."""
 
 
 def make_app(
     served: Served, access: Access, limits: Limits, *, started: Callable[[Service], None] = lambda service: None,
     requests: int = MOST_REQUESTS,
 ) -> ASGIApp:  # fmt: skip
-    """The ASGI application, which answers so many ``requests`` at once. ``started`` hears of the service once the event
+    """The ASGI application, which answers so many ``requests`` at once. ``started`` gets the service once the event
     loop runs."""
     metrics = Metrics()
     watch = Watch(served.engine, served.reports, served.silences)
     service = Service(
-        served.engine, served.session, slots=served.slots, limits=limits, ended=metrics.ended, heard=watch.count
+        served.engine, served.session, slots=served.slots, limits=limits, on_end=metrics.ended, on_tokens=watch.count
     )
     metrics.watch(service, watch)
 
@@ -81,7 +81,7 @@ def make_app(
     named = {"model": served.model, "dtype": served.dtype}
     app.include_router(openai.routes(service, created=int(time.time()), **named))
     app.include_router(reference.routes(service, watch, metrics, **named))
-    tell(app)
+    add_handlers(app)
     _describe(app)
     page: ASGIApp = Page(directory=PAGE, html=True) if (PAGE / "index.html").is_file() else NO_PAGE
     guarded: ASGIApp = Guard(Site(app, page), access, limits.body_bytes, requests)

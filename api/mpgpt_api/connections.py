@@ -62,7 +62,7 @@ def most_connections() -> int:
 
 
 def most_requests(connections: int) -> int:
-    """How many of them may be answered at once: some are left for whoever only wants to know the server's health."""
+    """The number of requests that may be answered at once: some connections are left for health checks."""
     return connections - max(2, connections // 8)
 
 

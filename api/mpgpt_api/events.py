@@ -26,7 +26,7 @@ EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required
 STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 """A stream in an OpenAPI document: the schema is that of an event."""
 GONE = 499
-"""What nobody reads: the client went away."""
+"""The response for a client that went away; nobody reads it."""
 
 
 def event(value: dict[str, Any]) -> str:
@@ -60,7 +60,7 @@ class Events(StreamingResponse):
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives; raises when the client goes away before."""
+    """The result of ``work``; raises when the client closes its connection before."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -26,7 +26,7 @@ BODY_S = 30.0
 MOST_REQUESTS = 1000
 SHORTEST_KEY = 16
 OPEN = ("/health",)
-"""What a monitor may ask without a key."""
+"""The paths that need no key, for monitors."""
 API = ("/chat", "/query", "/config", "/health", "/reconnect", "/cluster", "/metrics", "/openapi.json", "/v1/")
 """All else is the page, which holds no secrets and must load before anybody can give a key."""
 
@@ -45,7 +45,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may use the API."""
+    """The clients that may use the API."""
 
     keys: tuple[bytes, ...] = ()
     """Any of them opens it; none: it is open."""

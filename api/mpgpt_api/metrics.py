@@ -1,4 +1,4 @@
-"""What Prometheus scrapes.
+"""The metrics that Prometheus scrapes.
 
 Knows: names, units and labels of metrics.
 Must not know: how any figure comes about.
@@ -61,7 +61,7 @@ class Metrics:
 
 
 class _Ring(Collector):
-    """What is not counted here but known elsewhere."""
+    """Metrics of values that other modules count."""
 
     def __init__(self, service: Service, watch: Watch) -> None:
         self._service, self._watch = service, watch

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -46,7 +46,7 @@ REFUSALS = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What an answer and all chunks of a stream begin with."""
+    """The first fields of an answer, and of every chunk of a stream."""
 
     id: str
     created: int
@@ -92,7 +92,7 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
             return Events(job, _chat_events(service, job, head, body))
         with job:
             pieces = await unless_gone(request, job.whole())
-            choices = [_chat_choice(service, index, told, body) for index, told in enumerate(pieces)]
+            choices = [_chat_choice(service, index, parts, body) for index, parts in enumerate(pieces)]
             answer = ChatCompletion(**_fields(head), choices=choices, usage=_usage(job, body.choices))
         return JSONResponse(answer.model_dump())
 
@@ -107,7 +107,7 @@ def routes(service: Service, *, model: str, dtype: str, created: int) -> APIRout
             return Events(job, _completion_events(service, job, head, body))
         with job:
             pieces = await unless_gone(request, job.whole())
-            choices = [_choice(service, index, told, body) for index, told in enumerate(pieces)]
+            choices = [_choice(service, index, parts, body) for index, parts in enumerate(pieces)]
             answer = Completion(**_fields(head), choices=choices, usage=_usage(job, body.choices))
         return JSONResponse(answer.model_dump())
 
@@ -205,11 +205,11 @@ def _chunks(head: Header, kind: str, usage: bool, choices: list[dict[str, Any]],
 
 async def _chat_events(service: Service, job: Job, head: Header, body: ChatRequest) -> AsyncIterator[str]:
     def chunk(index: int, delta: dict[str, str], logprobs: ChatLogprobs | None, reason: str | None) -> str:
-        told = logprobs and logprobs.model_dump()
-        choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": reason}
+        tokens = logprobs and logprobs.model_dump()
+        choice = {"index": index, "delta": delta, "logprobs": tokens, "finish_reason": reason}
         return _chunks(head, "chat.completion.chunk", body.wants_usage, [choice], None)
 
-    def said(piece: Piece) -> Iterator[str]:
+    def chunks(piece: Piece) -> Iterator[str]:
         logprobs = _chat_logprobs(service, [piece]) if body.logprobs and piece.ids else None
         if piece.text or logprobs:
             yield chunk(piece.choice, {"content": piece.text}, logprobs, None)
@@ -218,7 +218,7 @@ async def _chat_events(service: Service, job: Job, head: Header, body: ChatReque
 
     for index in range(len(job.streams)):
         yield chunk(index, {"role": "assistant", "content": ""}, None, None)
-    async for text in _told(job, said):
+    async for text in _events(job, chunks):
         yield text
     if body.wants_usage:
         yield _chunks(head, "chat.completion.chunk", True, [], _usage(job, body.choices))
@@ -226,7 +226,7 @@ async def _chat_events(service: Service, job: Job, head: Header, body: ChatReque
 
 
 async def _completion_events(service: Service, job: Job, head: Header, body: CompletionRequest) -> AsyncIterator[str]:
-    def said(piece: Piece) -> Iterator[str]:
+    def chunks(piece: Piece) -> Iterator[str]:
         logprobs = _logprobs(service, [piece], body.logprobs or 0) if body.logprob_count and piece.ids else None
         if piece.text or piece.finish_reason or logprobs:
             choice = {
@@ -235,18 +235,18 @@ async def _completion_events(service: Service, job: Job, head: Header, body: Com
             }  # fmt: skip
             yield _chunks(head, "text_completion", body.wants_usage, [choice], None)
 
-    async for text in _told(job, said):
+    async for text in _events(job, chunks):
         yield text
     if body.wants_usage:
         yield _chunks(head, "text_completion", True, [], _usage(job, body.choices))
     yield "data: [DONE]\n\n"
 
 
-async def _told(job: Job, said: Any) -> AsyncIterator[str]:
+async def _events(job: Job, chunks: Callable[[Piece], Iterator[str]]) -> AsyncIterator[str]:
     """The events of all pieces; of a problem, its sentence in OpenAI's form, and the stream's end."""
     async for piece in job.pieces(TICK_S):
         if piece is None:
             yield ALIVE
             continue
-        for text in said(piece):
+        for text in chunks(piece):
             yield text

@@ -1,9 +1,10 @@
-"""What a client is told when it cannot have what it asked for.
+"""Errors as clients get them.
 
 Knows: statuses, OpenAI's form of an error, and the plain one of all other paths.
 Must not know: what any endpoint does.
 
-Nothing of the inside leaves the process: what nobody foresaw is an "internal error", and is told on standard error.
+Nothing of the inside leaves the process: an exception that nobody foresaw is an "internal error" for the client, and a
+traceback on standard error.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ OPENAI = "/v1/"
 
 
 class Problem(Exception):
-    """An answer that is no answer: a status, and a sentence for the person who asked."""
+    """An error of a request: a status, and a sentence for the client's user."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None,
@@ -69,25 +70,25 @@ class ErrorDetail(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """What paths under /v1 say."""
+    """The body of an error under /v1."""
 
     error: ErrorDetail
 
 
 class PlainError(BaseModel):
-    """What all other paths say."""
+    """The body of an error on all other paths."""
 
     error: str
     success: Literal[False]
 
 
 def documented(path: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI's ``responses``: what an endpoint may answer besides what was asked for."""
+    """The errors of an endpoint, for FastAPI's ``responses``."""
     model = OpenAIError if path.startswith(OPENAI) else PlainError
     return {status: {"model": model, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-def tell(app: FastAPI) -> None:
+def add_handlers(app: FastAPI) -> None:
     """Have ``app`` answer every error in these forms."""
 
     def answer(request: Request, problem: Problem) -> Response:
@@ -116,7 +117,7 @@ def tell(app: FastAPI) -> None:
 
 
 def missing(error: HTTPException, method: str, path: str) -> Problem:
-    """What is not there, or not for this method."""
+    """The error of a path that is not there, or not for this method."""
     sentences = {404: f"there is nothing at {path}", 405: f"{method} is not for this path"}
     return Problem(
         error.status_code, sentences.get(error.status_code, str(error.detail)), headers=error.headers
@@ -124,26 +125,26 @@ def missing(error: HTTPException, method: str, path: str) -> Problem:
 
 
 def internal(error: Exception) -> Problem:
-    """What nobody foresaw: the whole story to standard error, none of it to the client."""
+    """The error of an exception that nobody foresaw: a traceback on standard error, nothing of it for the client."""
     click.echo(f"mpgpt: internal error: {type(error).__name__}: {error}", err=True)
     traceback.print_exception(error, file=sys.stderr)
     return Problem(500, "internal error; the server's standard error says more")
 
 
 def invalid(errors: Sequence[Any], body: Any) -> Problem:
-    """What is wrong with a body, with its place in it.
+    """The error of a body, with its place in it.
 
-    Of a value that may be of several kinds there is an error for each: told is the one of the kind that it is likest,
-    which is wrong in something else than its type, or deepest inside.
+    A value that may be of several kinds has an error for each: the client gets that of the nearest kind, which is wrong
+    in something else than its type, or deepest inside.
     """
-    told = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(_place(error, body))))
-    parts = _place(told, body)
-    if told["type"] == "json_invalid":
-        return Problem(400, f"the body is no JSON: {told.get('ctx', {}).get('error', 'it cannot be read')}")
-    if told["type"] == "missing" and not parts:
+    nearest = max(errors, key=lambda error: (not error["type"].endswith("_type"), len(_place(error, body))))
+    parts = _place(nearest, body)
+    if nearest["type"] == "json_invalid":
+        return Problem(400, f"the body is no JSON: {nearest.get('ctx', {}).get('error', 'it cannot be read')}")
+    if nearest["type"] == "missing" and not parts:
         return Problem(400, "there is no body")
     place = ".".join(map(str, parts))
-    message = told["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    message = nearest["msg"].removeprefix("Value error, ").replace(" after validation", "")
     return Problem(400, f"{place}: {message}" if place else message, param=place or None)
 
 

@@ -1,5 +1,6 @@
-"""The reference's endpoints, so that its own page works here: chat, query, config, health, reconnect; and the ring as
-it is, for our page and for Prometheus.
+"""The reference API: chat, query, config, health, reconnect; and the ring as it is, for our page and for Prometheus.
+
+Its endpoints and settings are those of the reference project, whose page and settings files work here.
 
 Knows: their bodies and answers.
 Must not know: engines, threads, MPI.
@@ -60,7 +61,7 @@ class RankHealth(BaseModel):
     kind: Kind
     state: State
     silent_s: float
-    """Seconds since the rank was last heard, where it should have been; else 0."""
+    """Seconds since the rank last sent something that was due; else 0."""
 
 
 class Health(BaseModel):
@@ -214,8 +215,8 @@ async def _events(job: Job, body: QueryBody) -> AsyncIterator[str]:
             yield ALIVE
         elif piece.text:
             yield event({"token": piece.text, "done": False})
-    told = _answered(job.streams[0], body).model_dump(exclude={"success", "generated_text"})
-    yield event({"done": True, "full_text": job.streams[0].text} | told)
+    summary = _answered(job.streams[0], body).model_dump(exclude={"success", "generated_text"})
+    yield event({"done": True, "full_text": job.streams[0].text} | summary)
 
 
 def _status(service: Service, watch: Watch) -> Literal["ok", "busy", "degraded", "stalled", "stopping"]:

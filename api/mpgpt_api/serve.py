@@ -14,21 +14,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 
-from mpgpt.cluster.bootstrap import DeviceFactory
 from mpgpt.cluster.ring import Ring
-from mpgpt.cluster.session import Explain, Session
+from mpgpt.cluster.session import Session
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import MpgptError, UsageError
 from mpgpt.transport.link import World
-from mpgpt.transport.mpirun import SettingsFile
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import Server, most_connections, most_requests
 from mpgpt_api.guard import Access, is_loopback, origins, read_keys
@@ -36,55 +34,57 @@ from mpgpt_api.service import Limits, Service
 
 PORT = 8000
 PARTING_S = 2
-"""How long those who are being answered have to hear that the server stops."""
-TELL_S = 0.15
-"""How long they have to hear that the ring is lost."""
-LOST_S = 0.02
-"""How long after mpirun's signal it may take to see that a rank died; a quarter of a second later mpirun kills."""
+"""How long clients with an answer under way have to read that the server stops."""
+NOTIFY_S = 0.15
+"""How long they have to read that the ring is lost; half a second after a rank died mpirun kills the others."""
 AGAIN_S = 1.0
-"""A signal so long after the first is somebody's second Ctrl-C."""
+"""A signal so long after the first is a second Ctrl-C."""
 END_S = 5.0
 """After so long an end that does not come about is forced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of `mpgpt serve` besides the session's. None leaves a value to the settings."""
+
+    host: str | None = None
+    port: int | None = None
+    api_key_file: Path | None = None
+    insecure: bool = False
+    origins: tuple[str, ...] = ()
+    queue: int | None = None
+    time_limit: float | None = None
 
 
 class Serve:
     """A job for the command line: ``start`` on every rank, ``run_rank0`` on rank 0."""
 
-    def __init__(
-        self,
-        options: Mapping[str, Any],
-        *,
-        home: Path,
-        config: SettingsFile | None,
-        device_factory: DeviceFactory,
-        explain: Explain,
-    ) -> None:
-        self._options = options
-        self._session = Session(options, home=home, file=config, device_factory=device_factory, explain=explain)
+    def __init__(self, session: Session, options: ServeOptions) -> None:
+        self._session, self._options = session, options
 
     def start(self, world: World) -> Ring:
         return self._session.start(world, self._prepare)
 
     def _prepare(self) -> None:
-        """All that can be wrong is found before anything is loaded, a port that is taken too."""
+        """Find what is wrong before anything is loaded, a port that is taken too."""
         options, web = self._options, self._session.config.web_interface
-        host = options["host"] or web.host or "127.0.0.1"
-        port = options["port"] if options["port"] is not None else web.api_port or web.port or PORT
+        host = options.host or web.host or "127.0.0.1"
+        port = options.port if options.port is not None else web.api_port or web.port or PORT
         local = is_loopback(host)
-        key_file = options["api_key_file"] or (Path(web.api_key_file) if web.api_key_file else None)
+        key_file = options.api_key_file or (Path(web.api_key_file) if web.api_key_file else None)
         self._access = Access(
             keys=read_keys(key_file) if key_file else (),
-            origins=origins(options["origins"] or web.origins),
+            origins=origins(options.origins or web.origins),
             local=local and not key_file,
         )
-        if not local and not key_file and not options["insecure"]:
+        if not local and not key_file and not options.insecure:
             raise UsageError(
                 f"on {host} everybody who reaches this machine could use it: give --api-key-file FILE, or --insecure "
                 "if that is meant"
             )
         self._limits = Limits(
-            queue=web.queue if options["queue"] is None else options["queue"],
-            time_s=options["time_limit"] or web.time_limit_s,
+            queue=web.queue if options.queue is None else options.queue,
+            time_s=options.time_limit or web.time_limit_s,
         )
         self._socket = _bind(host, port)
 
@@ -108,7 +108,7 @@ class Serve:
             try:
                 engine.run()
             except MpgptError as error:
-                _tell(services, str(error))
+                _notify(services, str(error))
                 raise
             thread.join(PARTING_S + 1.0)
         engine.stop()
@@ -147,41 +147,41 @@ def _public(model: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _tell(services: list[Service], sentence: str) -> None:
-    """The ring is lost: whoever is being answered hears why, and so does whoever asks in the moment that is left."""
+def _notify(services: list[Service], sentence: str) -> None:
+    """End every answer with a sentence on the lost ring, and every request of the moment that is left."""
     for service in services:
         service.run_in_loop(partial(service.fail, sentence))
-    time.sleep(TELL_S)
+    time.sleep(NOTIFY_S)
 
 
 @contextlib.contextmanager
 def _ended_by_signals(world: World, engine: Engine, server: Server, services: list[Service]) -> Iterator[None]:
-    """SIGINT and SIGTERM end it in order: nothing comes in, who waits is told, the ring stops. A later one, or
-    ``END_S``, ends it at once; mpirun may send several together."""
-    told: list[float] = []
+    """SIGINT and SIGTERM end it in order: nothing comes in, clients that wait get an error, the ring stops. A later
+    one, or ``END_S``, ends it at once; mpirun may send several together."""
+    signals: list[float] = []
 
-    def end(signum: int, frame: FrameType | None) -> None:
-        told.append(time.monotonic())
-        if len(told) > 1:
-            if told[-1] - told[0] > AGAIN_S:
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        signals.append(time.monotonic())
+        if len(signals) > 1:
+            if signals[-1] - signals[0] > AGAIN_S:
                 os._exit(128 + signum)
             return
         world.told_to_end()
         forced = threading.Timer(END_S, os._exit, (128 + signum,))
         forced.daemon = True
         forced.start()
-        threading.Thread(target=part, daemon=True).start()
+        threading.Thread(target=stop, daemon=True).start()
 
-    def part() -> None:
+    def stop() -> None:
         """On a thread of its own: a signal interrupts whoever holds a lock."""
-        if world.lost_soon(LOST_S):  # mpirun ends all ranks for the one that died, and the engine says so
+        if world.lost_soon():  # mpirun ends all ranks for the one that died, and the engine says so
             return
         for service in services:
             service.run_in_loop(service.stop)
         server.should_exit = True
         engine.close()
 
-    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, on_signal) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ from mpgpt.model.tokenizer import Message, TextStream
 from mpgpt_api.problems import Problem
 
 MOST_WAIT_S = 60
-"""No client is told to come back later than this."""
+"""The longest ``Retry-After``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRequest:
-    """One answer, as somebody wants it."""
+    """One answer, as a client wants it."""
 
     ids: tuple[int, ...]
     sampling: Sampling
@@ -55,7 +55,7 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What is new of an answer: text that is certain, and the tokens that came since the piece before."""
+    """The new part of an answer: text that is certain, and the tokens that came since the piece before."""
 
     choice: int
     text: str
@@ -63,7 +63,7 @@ class Piece:
     logprobs: tuple[tuple[TokenLogprob, ...], ...]
     """With each of ``ids``."""
     starts: tuple[int, ...]
-    """Where in the answer's text the part of each of ``ids`` begins, in characters."""
+    """The offset of each of ``ids`` in the answer's text, in characters."""
     finish_reason: str
     """Empty but in the last piece of each choice."""
     error: str = ""
@@ -79,26 +79,26 @@ class Job:
         self._queue: asyncio.Queue[Piece | Problem] = asyncio.Queue()
 
     def listener(self, choice: int, answer: TextStream) -> Callable[[Stream, str], None]:
-        """What the engine calls, on its thread. A token is told once the text before it is."""
-        told = shown = 0
+        """A function for the engine to call, on its thread. A token is sent once the text before it is."""
+        sent = shown = 0
 
-        def hear(stream: Stream, text: str) -> None:
-            nonlocal told, shown
+        def on_text(stream: Stream, text: str) -> None:
+            nonlocal sent, shown
             shown += len(text)
             upto = len(answer.starts)  # a stop id is not among them
             if not stream.finish_reason:
-                upto = bisect_right(answer.starts, shown, told)
-            new, told = range(told, upto), upto
+                upto = bisect_right(answer.starts, shown, sent)
+            new, sent = range(sent, upto), upto
             piece = Piece(
                 choice=choice, text=text, ids=tuple(stream.ids[at] for at in new),
                 logprobs=tuple(stream.logprobs[at] for at in new),
                 starts=tuple(min(answer.starts[at], shown) for at in new), finish_reason=stream.finish_reason,
                 error=stream.error,
             )  # fmt: skip
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
-        return hear
+        return on_text
 
     async def pieces(self, tick_s: float | None = None) -> AsyncIterator[Piece | None]:
         """Until every choice is finished; None whenever ``tick_s`` have passed without a piece.
@@ -152,16 +152,16 @@ class Job:
 
 
 class Service:
-    """What endpoints ask for answers. Belongs to one event loop."""
+    """The endpoints' way to the engine. Belongs to one event loop."""
 
     def __init__(
-        self, engine: Engine, session: Session, *, slots: int, limits: Limits, ended: Callable[[Stream], None],
-        heard: Callable[[int], None],
+        self, engine: Engine, session: Session, *, slots: int, limits: Limits, on_end: Callable[[Stream], None],
+        on_tokens: Callable[[int], None],
     ) -> None:  # fmt: skip
-        """``ended`` hears, on the event loop, of every answer that is over; ``heard``, on the engine's thread, of how
-        many tokens came."""
+        """``on_end`` gets every answer that is over, on the event loop; ``on_tokens`` the number of tokens that came,
+        on the engine's thread."""
         self.engine, self.session, self.slots, self.limits = engine, session, slots, limits
-        self._ended, self._heard = ended, heard
+        self._on_end, self._on_tokens = on_end, on_tokens
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()
         self._streams: set[Stream] = set()
@@ -177,7 +177,7 @@ class Service:
 
     @property
     def room(self) -> int:
-        """How many more answers may come in."""
+        """The number of answers that may still come in."""
         return self.slots + self.limits.queue - len(self._streams)
 
     async def encode(self, prompt: str) -> tuple[int, ...]:
@@ -223,15 +223,15 @@ class Service:
         return request
 
     def _and_then(
-        self, loop: asyncio.AbstractEventLoop, job: Job, hear: Callable[[Stream, str], None]
+        self, loop: asyncio.AbstractEventLoop, job: Job, on_text: Callable[[Stream, str], None]
     ) -> Callable[[Stream, str], None]:
-        """``hear``, count, and book the end."""
+        """A listener that calls ``on_text``, counts tokens, and books the end."""
         counted = 0
 
         def listen(stream: Stream, text: str) -> None:
             nonlocal counted
-            hear(stream, text)
-            self._heard(len(stream.ids) - counted)
+            on_text(stream, text)
+            self._on_tokens(len(stream.ids) - counted)
             counted = len(stream.ids)
             if stream.finish_reason:
                 with contextlib.suppress(RuntimeError):
@@ -245,7 +245,7 @@ class Service:
             self._jobs.discard(job)
         if stream.finish_reason != "cancelled":
             self._usual_s += 0.2 * (stream.seconds - self._usual_s)
-        self._ended(stream)
+        self._on_end(stream)
 
     def _patience(self) -> int:
         """Seconds until there may be room: until one of those that run is done, if they come evenly."""
@@ -262,7 +262,7 @@ class Service:
                 self._loop.call_soon_threadsafe(call)
 
     def stop(self) -> None:
-        """Take nothing in any more; whoever waits is told, and what runs is cancelled."""
+        """Take nothing in any more; answers that wait or run end with an error."""
         self.fail("the server is stopping")
 
     def fail(self, sentence: str) -> None:

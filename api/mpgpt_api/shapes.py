@@ -1,6 +1,6 @@
-"""What OpenAI's endpoints take and give, and the reference's: bodies, bounds and defaults.
+"""Bodies of OpenAI's endpoints and of the reference API, with bounds and defaults.
 
-Knows: names, types and bounds, as they stand in OpenAI's API reference and in the reference's own page.
+Knows: names, types and bounds, as they stand in OpenAI's API reference and in the page of the reference API.
 Must not know: how any of it is answered.
 
 What a body holds beyond these keys is passed over, as other servers do; but what would change the answer and is not
@@ -94,7 +94,7 @@ class Sampled(Body):
 
     @property
     def overrides(self) -> dict[str, float]:
-        """What is wanted otherwise than the server was started."""
+        """The body's own sampling parameters, over the server's."""
         names = set(Sampled.model_fields) - {"seed"}
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -205,7 +205,7 @@ class CompletionRequest(OpenAIRequest):
 
 
 class QueryBody(Sampled):
-    """``POST /chat`` and ``POST /query``: the reference's body, with ``seed``, ``stop`` and ``raw`` besides."""
+    """``POST /chat`` and ``POST /query``: the reference API's body, with ``seed``, ``stop`` and ``raw`` besides."""
 
     text: str | None = None
     messages: Messages | None = None

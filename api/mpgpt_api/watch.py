@@ -1,6 +1,6 @@
 """The ring as it is: what every rank does, from the accounts that travel round it.
 
-Knows: places, accounts, and how long ago the ring was heard.
+Knows: places, accounts, and how long the ring has been silent.
 Must not know: HTTP, requests, text.
 
 Nobody is asked while nobody looks: an idle cluster stays asleep. Whoever looks gets accounts that are ``FRESH_S`` old
@@ -70,7 +70,7 @@ class Rank(BaseModel):
 
 @dataclass(slots=True)
 class Total:
-    """What a rank did since the start."""
+    """A rank's counts since the start."""
 
     steps: int = 0
     tokens: int = 0
@@ -101,7 +101,7 @@ class Watch:
     def __init__(
         self, engine: Engine, reports: Sequence[RankReport], silences: Callable[[], tuple[Silence, ...]] = tuple
     ) -> None:
-        """``silences`` gives the ranks that have not been heard for some seconds."""
+        """``silences`` gives the ranks that have been silent for some seconds."""
         self._silences = silences
         self.reports = tuple(reports)
         self.totals = {place.node.rank: Total() for place in reports}
@@ -115,7 +115,7 @@ class Watch:
         self._asking: asyncio.Future[None] | None = None
 
     def count(self, tokens: int) -> None:
-        """So many tokens of answers have come. From the engine's thread alone."""
+        """Count tokens of answers. Called on the engine's thread alone."""
         self._generated += tokens
 
     async def look(self) -> None:
@@ -136,7 +136,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[None] = loop.create_future()
 
-        def hear(accounts: tuple[StageStats, ...]) -> None:
+        def on_stats(accounts: tuple[StageStats, ...]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(take, accounts)
 
@@ -145,7 +145,7 @@ class Watch:
             if not answered.done():
                 answered.set_result(None)
 
-        self._engine.request_stats(hear, redial=redial)
+        self._engine.request_stats(on_stats, redial=redial)
         return answered
 
     def _take(self, accounts: Sequence[StageStats]) -> None:
@@ -159,7 +159,7 @@ class Watch:
 
     @property
     def window_s(self) -> float:
-        """What the last accounts are over; 0 before the first."""
+        """The seconds that the last accounts cover; 0 before the first."""
         return max((account.wall_s for account in self._accounts.values()), default=0.0)
 
     @property
@@ -167,12 +167,12 @@ class Watch:
         return bool(self._silences()) or self._engine.silent_s > STALLED_S
 
     def silent(self) -> dict[int, float]:
-        """For how many seconds ranks have not been heard that should have been."""
+        """The seconds since each rank last sent something that was due."""
         return {silence.rank: silence.seconds for silence in self._silences()}
 
     @property
     def away(self) -> bool:
-        """Whether an iPad was away when last heard of."""
+        """Whether an iPad was away by the last accounts."""
         return any(account.device and account.device.away for account in self._accounts.values())
 
     def state(self, rank: int) -> State:
@@ -204,5 +204,5 @@ class Watch:
 def _device(account: StageStats | None) -> Device | None:
     if account is None or account.device is None:
         return None
-    told: dict[str, Any] = {name: getattr(account.device, name) for name in Device.model_fields}
-    return Device(**told)
+    facts: dict[str, Any] = {name: getattr(account.device, name) for name in Device.model_fields}
+    return Device(**facts)

@@ -1,7 +1,7 @@
-"""A session: what its options and its settings file say, the ring that is formed of it, and requests as it wants them.
+"""A session: a ring formed by a command's options and a settings file, and requests with their defaults.
 
 Knows: which option goes before which setting; in which order a ring is formed; how a prompt becomes a request.
-Must not know: where prompts come from, or where text goes (a command line, an API).
+Must not know: where prompts come from, or where text goes (a command line, an API, a terminal).
 
 ``start`` is called on every rank; everything else is rank 0's, where the options and the file are read.
 """
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import click
 
 from mpgpt import config as configs
 from mpgpt.cluster.bootstrap import DeviceFactory, TuningResults, connect_device, ensure_model, negotiate
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions
+from mpgpt.config import DtypeName, StrategyName
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import RequestError, UsageError
@@ -36,26 +36,64 @@ Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]
 """Shows the kernels that each host tried."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """The options of a command that forms a ring. None leaves a value to the settings, or to the model."""
+
+    model: str | None = None
+
+    dtype: DtypeName | None = None
+    layers: str | None = None
+    """Every rank's layers, such as "0-3,4-7,-"."""
+    objective: Objective | None = None
+    kernel: str | None = None
+    explain: bool = False
+    """Whether the kernels that each host tried are shown."""
+    threads: int | None = None
+    max_sequences: int | None = None
+    context: int | None = None
+
+    max_new_tokens: int | None = None
+    strategy: StrategyName | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    ignore_eos: bool = False
+    chat: bool | None = None
+    system: str | None = None
+    drafts: bool | None = None
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The sampling parameters that are given."""
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+
+
 class Session:
-    """``options`` are those of a command that forms a ring; an option that a command does not have is as if not given.
+    """A ring and its requests' defaults, by a command's options over a settings file.
 
     After ``start``, on rank 0: ``config`` holds the settings, ``tokenizer`` the model's, ``chat`` whether prompts go
-    through its chat template, and ``system`` what a chat begins with.
+    through its chat template, and ``system`` the system message that a chat begins with.
     """
 
     def __init__(
         self,
-        options: Mapping[str, Any],
+        options: SessionOptions,
         *,
         home: Path,
         file: SettingsFile | None,
         device_factory: DeviceFactory,
         explain: Explain,
+        report: Callable[[str], None],
     ) -> None:
-        """``file`` holds the settings, if there are any; ``device_factory`` reaches for the iPad behind a rank;
-        ``explain`` shows which kernels were tried."""
+        """``file`` holds the settings, if there are any; ``device_factory`` connects the iPad behind a rank;
+        ``explain`` shows which kernels were tried; ``report`` shows a line of progress."""
         self._options, self._home, self._file, self._device_factory = options, home, file, device_factory
-        self._show_kernels = explain
+        self._show_kernels, self._report = explain, report
         self.config = configs.RunConfig()
         self.model = ""
 
@@ -66,7 +104,7 @@ class Session:
         """
         chosen = on_rank0(world, lambda: self._prepare(prepare))
         world.heed(*chosen["heartbeat"])
-        report = self._report if world.rank == 0 else lambda line: None
+        report = self._report if world.rank == 0 else _discard
         folder = ensure_model(world, chosen["model"], self._home, report)
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
@@ -80,41 +118,40 @@ class Session:
         return Ring(world, settings, folder, device, report)
 
     def engine(self, ring: Ring) -> Engine:
-        drafts = self._given("drafts")
+        drafts = self._options.drafts
         return ring.engine(drafts=self.config.drafts if drafts is None else drafts)
 
     def sampling(
         self, overrides: Mapping[str, float | None], seed: int | None, strategy: str | None = None
     ) -> Sampling:
-        """How a request is sampled that wants ``overrides``, a ``seed`` and a ``strategy`` of its own, or the run's.
+        """A request's sampling: its ``overrides``, ``seed`` and ``strategy`` over the session's.
 
-        ``UsageError`` or ``RequestError`` where it asks for the impossible.
+        Raises ``UsageError`` or ``RequestError`` for impossible values.
         """
-        given = {key: self._given(key) for key in SAMPLING if self._given(key) is not None} | dict(overrides)
+        options = self._options
         if seed is None:
-            seed = self._given("seed") if self._given("seed") is not None else self.config.seed
+            seed = self.config.seed if options.seed is None else options.seed
         if seed is None:
             seed = secrets.randbits(63)
-        sampling = self.config.sampling(strategy or self._given("strategy"), seed, **given)
+        parameters = {**options.sampling, **overrides}
+        sampling = self.config.sampling(strategy or options.strategy, seed, **parameters)
         check(sampling)
         return GREEDY if sampling == Sampling(seed=sampling.seed) else sampling
 
     @property
     def strategy(self) -> str:
-        """The name of what a request is decoded by that does not say."""
-        named: str = self._given("strategy") or self.config.active_decoding_strategy
-        return named
+        """The default decoding strategy."""
+        return self._options.strategy or self.config.active_decoding_strategy
 
     @property
     def max_new_tokens(self) -> int:
-        """Where a request does not say."""
-        most: int = self._given("max_new_tokens") or self.config.max_new_tokens
-        return most
+        """The default number of new tokens."""
+        return self._options.max_new_tokens or self.config.max_new_tokens
 
     def request(
         self, ids: Sequence[int], sampling: Sampling, *, max_new_tokens: int | None = None, logprobs: int = 0
     ) -> Request:
-        stop_ids = frozenset() if self._given("ignore_eos") else self.tokenizer.stop_ids
+        stop_ids = frozenset() if self._options.ignore_eos else self.tokenizer.stop_ids
         return Request(
             ids=tuple(ids), max_new_tokens=max_new_tokens or self.max_new_tokens, sampling=sampling, stop_ids=stop_ids,
             logprobs=logprobs,
@@ -132,58 +169,54 @@ class Session:
 
     @property
     def opening(self) -> list[Message]:
-        """What a conversation begins with: the system message, if there is one."""
+        """The messages that a conversation begins with: the system message, if there is one."""
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    def _given(self, name: str) -> Any:
-        return self._options.get(name)
-
     def _prepare(self, prepare: Callable[[], None]) -> dict[str, Any]:
-        """Everything that can be found wrong without a model; what every rank must know before it has one."""
+        """The sizes that every rank must know before it has a model, checked as far as none is needed."""
+        options = self._options
         self.config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
-        self.model = self._given("model") or config.hf_model_name or ""
+        self.model = options.model or config.hf_model_name or ""
         if not self.model:
             raise UsageError("no model: give --model, or a config with hf_model_name")
         self.sampling({}, None)
         prepare()
         return {
             "model": self.model,
-            "dtype": self._given("dtype") or config.dtype,
-            "kernel": self._given("kernel") or config.kernel,
-            "slots": self._given("max_sequences") or config.max_sequences,
-            "context": self._given("context") or config.ctx_length,
-            "threads": self._given("threads") or config.threads,
+            "dtype": options.dtype or config.dtype,
+            "kernel": options.kernel or config.kernel,
+            "slots": options.max_sequences or config.max_sequences,
+            "context": options.context or config.ctx_length,
+            "threads": options.threads or config.threads,
             "heartbeat": (config.heartbeat.interval_s, config.heartbeat.timeout_s),
             "ipad": config.device.model_dump() if config.device else None,
         }
 
     @property
     def _objective(self) -> Objective:
-        chosen: Objective = self._given("objective") or self.config.plan.objective
-        return chosen
+        return self._options.objective or self.config.plan.objective
 
     def _spans(self, world: World, config: ModelConfig) -> tuple[Span | None, ...] | None:
-        if layers := self._given("layers"):
+        if layers := self._options.layers:
             return configs.check_spans(configs.parse_layers(layers), world.size, config.layers, "--layers")
         # A model named on the command line is another than the file's: its layers are not the file's either.
-        model = self._given("model")
+        model = self._options.model
         return None if model and model != self.config.hf_model_name else self.config.spans(world.size, config.layers)
 
     def _read_tokenizer(self, folder: Path) -> None:
         self.tokenizer = Tokenizer(folder)
-        chat = self._given("chat")
+        chat, system = self._options.chat, self._options.system
         if chat and not self.tokenizer.can_chat:
             raise UsageError("--chat: this model has no chat template; leave it out, or give --raw")
         self.chat: bool = self.tokenizer.can_chat if chat is None else chat
-        system = self._given("system")
         if system and not self.chat:
             raise UsageError("--system needs a chat, and this is a raw completion")
         self.system: str | None = system or self.config.system
 
     def _explain(self, tuning: TuningResults) -> None:
-        if self._given("explain"):
+        if self._options.explain:
             self._show_kernels(tuning.timings)
 
-    @staticmethod
-    def _report(line: str) -> None:
-        click.echo(line, err=True)
+
+def _discard(line: str) -> None:
+    """The report of a rank that prints nothing."""

@@ -1,1 +1,1 @@
-"""What a person types: the only place that knows every kind of part."""
+"""The command line: the only package that knows every kind of part."""

@@ -1,6 +1,6 @@
 """Prompts in, records out: the files of a batch run.
 
-Knows: what a line of a prompts file may say, what a record says, and how a broken run is taken up again.
+Knows: the keys of a prompts file's line and of a record, and how a broken run is taken up again.
 Must not know: models, ranks, how text is made.
 """
 
@@ -32,7 +32,7 @@ RECORD_KEYS = (
 
 
 def _complete(message: Message) -> Message:
-    """A message as chat templates take it, which know no developer but a system."""
+    """A message for chat templates, which know no developer role, only system."""
     for key in ("role", "content"):
         if key not in message:
             raise ValueError(f"a message needs a {key}")
@@ -42,7 +42,7 @@ def _complete(message: Message) -> Message:
 
 
 class Line(BaseModel):
-    """A line of a .jsonl prompts file: ``prompt`` or ``messages``, and whatever this one wants otherwise."""
+    """A line of a .jsonl prompts file: ``prompt`` or ``messages``, and its own parameters."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -66,10 +66,10 @@ class Prompt:
     id: int | str
     prompt: str | list[Message] | None
     line: int | None = field(default=None, compare=False)
-    """Where in its file it stands."""
+    """Its line in its file."""
     max_new_tokens: int | None = None
     overrides: dict[str, float | None] = field(default_factory=dict)
-    """Sampling parameters that this prompt wants otherwise, those of ``core.Sampling`` without the seed."""
+    """This prompt's own sampling parameters, by ``core.Sampling``'s names, without the seed."""
     seed: int | None = None
     stops: tuple[str, ...] | None = None
     error: str = ""

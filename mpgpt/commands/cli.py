@@ -1,9 +1,9 @@
 """The command line: the composition root, the only module that knows every kind of part.
 
-Knows: options, the environment, exit statuses, what goes to standard output and error.
-Must not know: how any part works, how a job runs on all ranks and ends (``job.py``).
+Knows: options, exit statuses, what goes to standard output and error.
+Must not know: how any part works, what mpirun gives its ranks (``launcher.py``), how a job runs and ends (``job.py``).
 
-Standard output carries what was asked for: text, or records. Everything else goes to standard error.
+Standard output carries the result: text, or records. Everything else goes to standard error.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,10 +21,13 @@ import click
 
 from mpgpt import __version__, stdio
 from mpgpt.commands import options
-from mpgpt.commands.job import launched, run_job, set_mpi_defaults
+from mpgpt.commands.job import run_job
+from mpgpt.commands.launcher import detect, rank_of, set_mpi_defaults
 from mpgpt.errors import MpgptError, ReaderGone, UsageError
 
 if TYPE_CHECKING:
+    from mpgpt.cluster.session import Session
+    from mpgpt.commands.launcher import Launch
     from mpgpt.engine.stage import Device
     from mpgpt.transport.link import World
 
@@ -35,7 +39,7 @@ def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed (at least in part), 2 misused, 130 or 143 interrupted, 141 if
     nobody reads on."""
     stdio.settle()
-    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+    rank = rank_of(os.environ)
     message, status = "", 0
     try:
         status = cli.main(standalone_mode=False) or 0
@@ -43,7 +47,7 @@ def main() -> NoReturn:
         status = error.exit_code
     except click.ClickException as error:
         status = error.exit_code
-        if rank == 0:
+        if not rank:
             error.show()
     except (click.Abort, KeyboardInterrupt):
         message, status = "interrupted", 130
@@ -52,11 +56,11 @@ def main() -> NoReturn:
     failed = stdio.finish()
     if failed and not status:
         message, status = str(failed), failed.exit_status
-    if message and rank == 0:
+    if message and not rank:
         click.echo(f"mpgpt: {message}", err=True)
-    if status == ReaderGone.exit_status and "OMPI_COMM_WORLD_RANK" in os.environ:
+    if status == ReaderGone.exit_status and rank is not None:
         status = 0  # of any other, mpirun would make many words
-    if status and "OMPI_COMM_WORLD_RANK" in os.environ:
+    if status and rank is not None:
         if rank:
             os._exit(0)  # the run's status is rank 0's, and mpirun makes many words of two
         time.sleep(LAST_S)
@@ -119,13 +123,11 @@ def generate_command(**given: Any) -> int:
     A line of a .jsonl file has "prompt" or "messages", and any of id, max_new_tokens, temperature, top_k, top_p,
     min_p, repetition_penalty, seed, stop.
     """
-    from mpgpt.commands.generate import Generate
+    from mpgpt.commands.generate import Generate, GenerateOptions
 
-    launcher, config = launched(given["config"])
-    interactive = launcher.terminal if launcher else sys.stdin is not None and sys.stdin.isatty()
-    return run_job(
-        Generate(given, home=_model_home(), config=config, interactive=interactive, device_factory=_device_factory)
-    )
+    launch = detect(os.environ)
+    own = options.from_click(GenerateOptions, given)
+    return run_job(Generate(_session(given, launch), own, interactive=launch.interactive), launch)
 
 
 @cli.command("serve")
@@ -146,21 +148,13 @@ def generate_command(**given: Any) -> int:
 def serve_command(**given: Any) -> int:
     """Serve the model over HTTP, and a page to chat with it.
 
-    Rank 0 listens: OpenAI's API under /v1, the page at /, the ring as it is at /cluster and /metrics. What a request
-    does not say is as these options and the settings say.
+    Rank 0 listens: OpenAI's API under /v1, the page at /, the ring as it is at /cluster and /metrics. These options and
+    the settings are a request's defaults.
     """
-    from mpgpt.commands.terminal import explain
-    from mpgpt_api.serve import Serve
+    from mpgpt_api.serve import Serve, ServeOptions
 
-    return run_job(
-        Serve(
-            given,
-            home=_model_home(),
-            config=launched(given["config"])[1],
-            device_factory=_device_factory,
-            explain=explain,
-        )
-    )
+    launch = detect(os.environ)
+    return run_job(Serve(_session(given, launch), options.from_click(ServeOptions, given)), launch)
 
 
 @cli.command("bench")
@@ -177,8 +171,10 @@ def serve_command(**given: Any) -> int:
 @click.option("--dtype", default="float32", show_default=True, help="One or several, such as float32,bfloat16.")
 @click.option("--kernel", default="auto", show_default=True, help="How weights are held and multiplied.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
-@click.option("--pin", is_flag=True, help="Bind each rank to cores of its own, one for each thread (1, if not said).")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Do everything so often, in turn.")
+@click.option("--pin", is_flag=True, help="Bind each rank to cores of its own, one for each thread (1 by default).")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Repeat every measurement this many times."
+)
 @click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11".  [default: shared evenly]')
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Slots.  [default: the greatest concurrency]")
 @click.option("--context", type=click.IntRange(2), help="Tokens of a slot.  [default: prompt and new tokens]")
@@ -200,16 +196,17 @@ def bench_command(**given: Any) -> int:
     """
     from mpgpt.bench.runner import Bench, RingMeasurement
 
-    set_mpi_defaults()
-    if given["child"] or "OMPI_COMM_WORLD_SIZE" in os.environ:
-        return run_job(RingMeasurement(given, home=_model_home(), device_factory=_device_factory))
+    set_mpi_defaults(os.environ)
+    launch = detect(os.environ)
+    if given["child"] or launch.by_mpirun:
+        return run_job(RingMeasurement(given, home=_model_home(), device_factory=_device_factory), launch)
     for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
         signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
     return Bench(given, home=_model_home(), env=os.environ).run()
 
 
 @cli.command("plan")
-@click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; no machine is asked.")
+@click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; none is measured.")
 @click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
 @click.option("--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]")
@@ -217,9 +214,9 @@ def bench_command(**given: Any) -> int:
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
 @click.option("--context", type=click.IntRange(2), help="Tokens of a sequence at most.")
-@options.asked
+@options.workload_options
 def plan_command(**given: Any) -> int:
-    """Say which rank should run which layers, and what that will give.
+    """Plan which rank runs which layers, and predict the speed.
 
     Under mpirun (or alone) the ranks and the links between them are measured, which takes a second or two; nothing is
     loaded. With --what-if nothing is measured: FILE describes machines and links (hostfiles/what-if has two such
@@ -228,27 +225,32 @@ def plan_command(**given: Any) -> int:
     from rich.console import Console
 
     if given["what_if"] is None:
-        from mpgpt.commands.plan import Planning
+        from mpgpt.commands.plan import Planning, PlanOptions
 
-        config = launched(given["config"])[1]
-        return run_job(
-            Planning(given, home=_model_home(), config=config, console=Console(), device_factory=_device_factory)
+        launch = detect(os.environ)
+        planning = Planning(
+            options.from_click(PlanOptions, given),
+            home=_model_home(),
+            config=launch.settings(given["config"]),
+            console=Console(),
+            device_factory=_device_factory,
         )
-    from mpgpt.commands.plan_report import what_if
+        return run_job(planning, launch)
+    from mpgpt.commands.plan_report import WorkloadOptions, what_if
 
     for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
         if given[name] is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"
             )
-    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
-        what_if(given["what_if"], given, Console())
+    if not rank_of(os.environ):
+        what_if(given["what_if"], options.from_click(WorkloadOptions, given), Console())
     return 0
 
 
 @cli.command("simulate")
 @click.argument("file", type=click.Path(path_type=Path))
-@options.asked
+@options.workload_options
 @click.option("--spans", help='Every machine\'s layers, such as "0-3,-,4-11"; - for none.  [default: the best plan]')
 @click.option("--arrival", type=click.FloatRange(0, min_open=True), help="Requests a second.  [default: all at once]")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of when requests come.")
@@ -260,10 +262,10 @@ def simulate_command(file: Path, **given: Any) -> None:
     """
     from rich.console import Console
 
-    from mpgpt.commands.plan_report import simulation
+    from mpgpt.commands.plan_report import SimulationOptions, simulation
 
-    if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
-        simulation(file, given, Console(), Console(stderr=True))
+    if not rank_of(os.environ):
+        simulation(file, options.from_click(SimulationOptions, given), Console(), Console(stderr=True))
 
 
 @cli.group("convert")
@@ -324,6 +326,25 @@ def _need_coremltools() -> None:
             'this needs coremltools: pip install "mpgpt[coreml]" (there is none for Linux on Arm: take a Mac or an '
             "x86-64 machine, and copy the package from there)"
         )
+
+
+def _session(given: Mapping[str, Any], launch: Launch) -> Session:
+    """The session of a command that has all of its options."""
+    from mpgpt.cluster.session import Session, SessionOptions
+    from mpgpt.commands.terminal import explain
+
+    return Session(
+        options.from_click(SessionOptions, given),
+        home=_model_home(),
+        file=launch.settings(given["config"]),
+        device_factory=_device_factory,
+        explain=explain,
+        report=_print_error,
+    )
+
+
+def _print_error(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _device_factory(ipad: dict[str, Any], world: World) -> Device:

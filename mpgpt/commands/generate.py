@@ -1,6 +1,6 @@
 """`mpgpt generate`: from options to prompts, from prompts to text or records.
 
-Knows: where prompts come from, how a batch is kept full, what a person sees.
+Knows: where prompts come from, how a batch is kept full, how a conversation goes.
 Must not know: MPI, models, how steps are made.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mpgpt import stdio
-from mpgpt.cluster.bootstrap import DeviceFactory
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Session
 from mpgpt.commands import terminal
@@ -25,27 +25,24 @@ from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import OutputError, RequestError, UsageError
 from mpgpt.model.tokenizer import Message
 from mpgpt.transport.link import World
-from mpgpt.transport.mpirun import SettingsFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """The options of `mpgpt generate` besides the session's."""
+
+    prompts: tuple[str, ...] = ()
+    prompts_file: Path | None = None
+    out: Path | None = None
+    stops: tuple[str, ...] = ()
 
 
 class Generate:
     """One run. Only rank 0 looks at prompts and files."""
 
-    def __init__(
-        self,
-        options: Mapping[str, Any],
-        *,
-        home: Path,
-        config: SettingsFile | None,
-        interactive: bool,
-        device_factory: DeviceFactory,
-    ) -> None:
-        """``config`` is the settings file, if there is one; ``interactive`` says that a person sits at standard input;
-        ``device_factory`` reaches for the iPad behind a rank."""
-        self._options, self._interactive = options, interactive
-        self._session = Session(
-            options, home=home, file=config, device_factory=device_factory, explain=terminal.explain
-        )
+    def __init__(self, session: Session, options: GenerateOptions, *, interactive: bool) -> None:
+        """``interactive`` says that a person sits at standard input."""
+        self._session, self._options, self._interactive = session, options, interactive
         self._prompts: list[Prompt] | None = None
         self._records: Records | None = None
 
@@ -57,27 +54,27 @@ class Generate:
     def _prepare(self) -> None:
         options = self._options
         self._prompts = self._read_prompts()
-        if options["out"]:
+        if options.out:
             if self._prompts is None:
                 raise UsageError("--out needs --prompt or --prompts")
-            self._records = Records(options["out"], self._prompts)
+            self._records = Records(options.out, self._prompts)
 
     def _read_prompts(self) -> list[Prompt] | None:
         """The prompts of the run; None for a conversation."""
         options = self._options
-        if options["prompts"] and options["prompts_file"]:
+        if options.prompts and options.prompts_file:
             raise UsageError("give --prompt or --prompts, not both")
-        if options["prompts_file"]:
-            return read_prompts(options["prompts_file"])
-        if options["prompts"]:
-            return [_argument(n, text) for n, text in enumerate(options["prompts"], 1)]
+        if options.prompts_file:
+            return read_prompts(options.prompts_file)
+        if options.prompts:
+            return [_argument(n, text) for n, text in enumerate(options.prompts, 1)]
         return None if self._interactive else [Prompt(id=1, prompt=terminal.read_all())]
 
     def _submit(self, engine: Engine, prompt: Prompt, listener: Callable[[Stream, str], None]) -> Stream:
         """Raises ``RequestError`` (or another MpgptError) for a prompt that cannot be served."""
         if prompt.error or prompt.prompt is None:
             raise RequestError(prompt.error)
-        stops = self._options["stops"] if prompt.stops is None else prompt.stops
+        stops = self._options.stops if prompt.stops is None else prompt.stops
         session = self._session
         sampling = session.sampling(prompt.overrides, prompt.seed)
         request = session.request(session.encode(prompt.prompt), sampling, max_new_tokens=prompt.max_new_tokens)
@@ -92,14 +89,14 @@ class Generate:
         try:
             if self._prompts is None:
                 status = self._converse(engine, ring)
-            elif len(self._prompts) == 1 and not self._records and not self._options["prompts_file"]:
+            elif len(self._prompts) == 1 and not self._records and not self._options.prompts_file:
                 status = self._single(engine, ring, self._prompts[0])
             else:
                 status = self._batch(engine, ring, self._prompts)
         except (RequestError, UsageError):
             engine.stop()
             raise
-        except OutputError as error:  # whatever else there is to say would not be heard
+        except OutputError as error:  # nothing more can be written
             engine.stop()
             return stdio.parting(error)
         engine.stop()
@@ -112,8 +109,8 @@ class Generate:
             raise RequestError(stream.error)
         if ring.world.launched:
             time.sleep(0.1)  # mpirun forwards the two outputs apart: the text goes first
-        click.echo(terminal.figures(stream, [(place.node, place.span) for place in ring.reports]), err=True)
-        self._tell_devices(engine, ring)
+        click.echo(terminal.stream_summary(stream, [(place.node, place.span) for place in ring.reports]), err=True)
+        self._report_devices(engine, ring)
         return 0
 
     def _follow(self, engine: Engine, prompt: Prompt) -> Stream:
@@ -127,7 +124,7 @@ class Generate:
                 terminal.echo(stream, pieces.popleft())
         return stream
 
-    def _tell_devices(self, engine: Engine, ring: Ring) -> None:
+    def _report_devices(self, engine: Engine, ring: Ring) -> None:
         if any(place.node.kind == "ipad" for place in ring.reports):
             click.echo(terminal.devices(engine.stats_round()), err=True)
 
@@ -139,12 +136,12 @@ class Generate:
         messages: list[Message] = list(opening)
         while True:
             stdio.put("> ")
-            said = terminal.read_line()
-            if not said.strip():
+            line = terminal.read_line()
+            if not line.strip():
                 return 0
-            messages.append({"role": "user", "content": said})
+            messages.append({"role": "user", "content": line})
             try:
-                stream = self._follow(engine, Prompt(id=0, prompt=list(messages) if self._session.chat else said))
+                stream = self._follow(engine, Prompt(id=0, prompt=list(messages) if self._session.chat else line))
             except RequestError as error:
                 stdio.put(f"({error}; the conversation begins anew)\n")
                 messages = list(opening)
@@ -154,7 +151,9 @@ class Generate:
                 messages = list(opening)
                 continue
             messages.append({"role": "assistant", "content": stream.text})
-            stdio.put("\n" + terminal.figures(stream, [(place.node, place.span) for place in ring.reports]) + "\n")
+            stdio.put(
+                "\n" + terminal.stream_summary(stream, [(place.node, place.span) for place in ring.reports]) + "\n"
+            )
 
     def _batch(self, engine: Engine, ring: Ring, prompts: list[Prompt]) -> int:
         """Many prompts, as many in flight as there are slots and as many again ready; a record as each is done."""
@@ -165,7 +164,7 @@ class Generate:
         failed = 0
         with terminal.BatchProgress(len(prompts), len(done)) as progress:
 
-            def hear(stream: Stream, piece: str) -> None:
+            def on_text(stream: Stream, piece: str) -> None:
                 if stream.finish_reason:
                     ended.append(stream)
 
@@ -173,7 +172,7 @@ class Generate:
                 while waiting and len(streams) < 2 * ring.slots:
                     prompt = waiting.popleft()
                     try:
-                        streams[self._submit(engine, prompt, hear)] = prompt
+                        streams[self._submit(engine, prompt, on_text)] = prompt
                     except (RequestError, UsageError) as error:
                         failed += 1
                         where = f"line {prompt.line}: " if prompt.line and not prompt.error else ""
@@ -190,7 +189,7 @@ class Generate:
             self._records.close()
         if engine.drafted:
             click.echo(f"[{terminal.drafts(engine)}]", err=True)
-        self._tell_devices(engine, ring)
+        self._report_devices(engine, ring)
         if failed:
             click.echo(f"mpgpt: {failed} of {len(prompts)} prompts failed; their records say why", err=True)
         return 1 if failed else 0

@@ -1,7 +1,7 @@
-"""A job on all ranks: how it begins below mpirun, runs, and ends, in order or all at once.
+"""A job on all ranks: how it begins, runs, and ends, in order or all at once.
 
-Knows: the environment that mpirun gives, the launcher and the guard beside it, signals, exit statuses.
-Must not know: options, or what a job does.
+Knows: ranks, the guard beside mpirun, signals, exit statuses, last words on standard error.
+Must not know: options, what a job does, or how mpirun is found (``launcher.py``).
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 import click
 
 from mpgpt import stdio
+from mpgpt.commands.launcher import Launch, rank_of, set_mpi_defaults
 from mpgpt.errors import LinkError, MpgptError, RequestError, UsageError
 
 if TYPE_CHECKING:
     from mpgpt.transport.guard import Guard
     from mpgpt.transport.link import World
-    from mpgpt.transport.mpirun import Launcher, SettingsFile
 
 GRACE_S = 3.0
 """How long a rank that failed waits for rank 0 to end the run."""
@@ -35,20 +34,6 @@ FORWARD_S = 0.3
 SIGNAL_S = 0.15
 """How long rank 0 waits for the signal that ended another rank: mpirun sends it to all at once when it is interrupted,
 and 0.25 s later when a rank has died of somebody else's."""
-LOST_S = 0.05
-"""How long after mpirun's signal, which is a quarter of a second late, it may take to see that a rank died."""
-
-MPI_DEFAULTS = {
-    # The plain TCP and shared-memory transport: starts in a tenth of the time, and is what macOS has anyway.
-    "OMPI_MCA_pml": "ob1",
-    "OMPI_MCA_btl": "self,sm,tcp",
-    # Without it MPI ends a process, with a page of text, as soon as another one's connection closes.
-    "OMPI_MCA_mpi_ft_enable": "1",
-    # A frame goes out in one piece, without waiting for the receiver to say that it is ready.
-    "OMPI_MCA_btl_tcp_eager_limit": "4194304",
-    "OMPI_MCA_btl_tcp_rndv_eager_limit": "4194304",
-    "OMPI_MCA_btl_tcp_max_send_size": "4194304",
-}
 
 
 class Started(Protocol):
@@ -71,38 +56,25 @@ class Job(Protocol[S]):
         """Rank 0's part, while the others serve; the exit status."""
 
 
-def set_mpi_defaults() -> None:
-    os.environ.update({key: value for key, value in MPI_DEFAULTS.items() if key not in os.environ})
-
-
-def launched(config: Path | None) -> tuple[Launcher | None, SettingsFile | None]:
-    """The launcher above this process, and the settings: ``config`` if it is given, or the file beside the hostfile."""
-    from mpgpt.transport.mpirun import SettingsFile, find, settings
-
-    set_mpi_defaults()
-    above = find(os.environ)
-    return above, SettingsFile(path=config) if config else settings(above, os.environ)
-
-
-def run_job(job: Job[S]) -> int:
-    """The exit status of ``job`` on whatever ranks there are. Every rank comes through here."""
-    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+def run_job(job: Job[S], launch: Launch) -> int:
+    """The exit status of ``job`` on all ranks of the launch. Every rank comes through here."""
+    set_mpi_defaults(os.environ)
+    if not launch.by_mpirun:
         from mpgpt.transport.link import SoloWorld
 
         return _work(job, SoloWorld(), None)
     from mpgpt.transport.guard import Guard, dial_guard
     from mpgpt.transport.mpi import MPIWorld
-    from mpgpt.transport.mpirun import find
 
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), name="launcher", daemon=True).start()
-    rank = os.environ["OMPI_COMM_WORLD_RANK"]
-    first, name = rank == "0", f"rank {rank} on {platform.node()}"
-    above = find(os.environ) if first else None
-    guard = Guard(above, name) if above else dial_guard(os.environ, name) if first else None
+    rank = rank_of(launch.environment)
+    first, name = rank == 0, f"rank {rank} on {platform.node()}"
+    above = launch.launcher if first else None
+    guard = Guard(above, name) if above else dial_guard(launch.environment, name) if first else None
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # nothing is left behind
     if guard:
         signal.set_wakeup_fd(guard.wakeup, warn_on_full_buffer=False)
-    if above and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") != os.environ["OMPI_COMM_WORLD_SIZE"]:
+    if above and launch.several_hosts:
         _check_defaults()
     try:
         world = MPIWorld(guard.beat if guard else None)
@@ -110,10 +82,10 @@ def run_job(job: Job[S]) -> int:
         if not first:
             time.sleep(GRACE_S)
             os._exit(1)
-        _say(f"mpgpt: {error}", guard)
+        _print(f"mpgpt: {error}", guard)
         _abandon(guard, lambda: None, 1)
     except OSError as error:
-        _say(f"mpgpt: {name}: {error}", guard)
+        _print(f"mpgpt: {name}: {error}", guard)
         _abandon(guard, lambda: None, 1)
     if guard:
         world.told_to_end = guard.stopping
@@ -130,7 +102,7 @@ def run_job(job: Job[S]) -> int:
 
 
 def _check_defaults() -> None:
-    """For whoever got as far without them, such as by the program's whole path: otherwise no rank would have begun."""
+    """A hint where mpirun lacks our defaults, yet the ranks began: the program was named by its whole path."""
     from mpgpt.commands import setup
 
     if not setup.present():
@@ -196,7 +168,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
         message = ""  # it stands there already, or rank 0 says it
     _finish_output()
     if message:
-        _say(f"mpgpt: {message}", guard)
+        _print(f"mpgpt: {message}", guard)
     world.part(message)
     if world.rank:
         time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
@@ -211,7 +183,7 @@ def _finish_output() -> None:
         stdio.finish()
 
 
-def _say(sentence: str, guard: Guard | None) -> None:
+def _print(sentence: str, guard: Guard | None) -> None:
     """The last words before mpirun is ended."""
     if guard and guard.say(sentence):
         return
@@ -233,7 +205,7 @@ def _terminated(signum: int, world: World, guard: Guard | None) -> NoReturn:
     """SIGTERM on rank 0: somebody ends it, or mpirun does, because of the user or of a rank that it saw die. What was
     written stays written."""
     world.told_to_end()
-    if world.lost_soon(LOST_S):
+    if world.lost_soon():
         assert world.loss
         _end(world, guard, world.loss.sentence, 1)
     _finish_output()

@@ -1,4 +1,4 @@
-"""Options that several commands have.
+"""Options that several commands have, and the values that a command makes of its options.
 
 Knows: names, types and help of options.
 Must not know: commands, or what options do.
@@ -6,9 +6,10 @@ Must not know: commands, or what options do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -16,6 +17,12 @@ from mpgpt.config import DtypeName
 from mpgpt.core import SEEDS
 
 Option = Callable[[Any], Any]
+Options = TypeVar("Options")
+
+
+def from_click(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """A dataclass whose fields are click's ``values`` of the same names; a command has an option for each of them."""
+    return kind(**{field.name: values[field.name] for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def group(*options: Option) -> Option:
@@ -44,7 +51,7 @@ decoding = group(
     click.option("--top-k", type=int, help="Only the K most probable tokens."),
     click.option("--top-p", type=float, help="Only the most probable tokens that together reach P; 0 is greedy."),
     click.option("--min-p", type=float, help="Only tokens at least P times as probable as the most probable."),
-    click.option("--repetition-penalty", type=float, help="Above 1: less of what was already said."),
+    click.option("--repetition-penalty", type=float, help="Above 1: fewer tokens that are already in the text."),
     click.option(
         "--seed", type=click.IntRange(-(SEEDS // 2), SEEDS // 2 - 1),
         help="The same seed, the same text, on any cluster.",
@@ -60,7 +67,7 @@ prompting = group(
     click.option("--system", help="The system message of a chat."),
     click.option(
         "--drafts/--no-drafts", "drafts", default=None,
-        help="Foretell tokens from what was said before; faster or not, the same text.  [default: drafts]",
+        help="Predict tokens from the text so far; faster or not, the same text.  [default: drafts]",
     ),
 )  # fmt: skip
 """How a prompt becomes a sequence."""
@@ -69,7 +76,7 @@ ring = group(
     click.option("--dtype", type=click.Choice(get_args(DtypeName))),
     click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]'),
     click.option(
-        "--objective", type=click.Choice(["throughput", "latency"]), help="What measured layers are to serve."
+        "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
     ),
     click.option(
         "--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]"
@@ -83,7 +90,7 @@ ring = group(
 )
 """How the ring is formed."""
 
-asked = group(
+workload_options = group(
     click.option("--objective", type=click.Choice(["throughput", "latency"]), help="What to be best at."),
     click.option("--dtype", type=click.Choice(get_args(DtypeName))),
     click.option("--sequences", type=click.IntRange(1, 1_000_000), help="How many.  [default: the file's]"),
@@ -91,4 +98,4 @@ asked = group(
     click.option("--new-tokens", type=click.IntRange(1, 1_000_000), help="Of each.  [default: the file's]"),
     click.option("--json", type=click.Path(path_type=Path), help="Write all figures here, too."),
 )
-"""What a plan or a simulation is for."""
+"""The workload of a plan or a simulation."""

@@ -1,4 +1,4 @@
-"""`mpgpt plan` with ranks: measure them, and say which layers each should have and what that would give.
+"""`mpgpt plan` with ranks: measure them, place the layers, and predict the speed.
 
 Knows: what the options mean together; that nothing of the model is needed but its config.json.
 Must not know: how ranks are measured, how layers are placed, how a table is drawn.
@@ -6,8 +6,7 @@ Must not know: how ranks are measured, how layers are placed, how a table is dra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mpgpt import config as configs
 from mpgpt import stdio
 from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, context_of, probe_cluster, tune_kernels
 from mpgpt.cluster.ring_config import RingOptions
-from mpgpt.commands.plan_report import check_target, plan_tree, save, show
+from mpgpt.commands.plan_report import WorkloadOptions, check_target, plan_tree, save, show
 from mpgpt.commands.terminal import explain
 from mpgpt.errors import OutputError, UsageError
 from mpgpt.machines import ClusterProfile
@@ -31,59 +30,72 @@ from mpgpt.transport.link import World
 from mpgpt.transport.mpirun import SettingsFile
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions(WorkloadOptions):
+    """The options of `mpgpt plan` with ranks. None leaves a value to the settings, or to the model."""
+
+    model: str | None = None
+    kernel: str | None = None
+    explain: bool = False
+    """Whether the kernels that each host tried are shown."""
+    threads: int | None = None
+    max_sequences: int | None = None
+    context: int | None = None
+
+
 class Planning:
     """One run. ``start`` is called on every rank, then ``run_rank0`` on rank 0 and ``serve`` on the others."""
 
     def __init__(
         self,
-        options: Mapping[str, Any],
+        options: PlanOptions,
         *,
         home: Path,
         config: SettingsFile | None,
         console: Console,
         device_factory: DeviceFactory,
     ) -> None:
-        """``config`` is the settings file, if there is one; the tables go to ``console``; ``device_factory`` reaches
-        for the iPad behind a rank."""
+        """``config`` is the settings file, if there is one; the tables go to ``console``; ``device_factory`` connects
+        the iPad behind a rank."""
         self._options, self._home, self._file, self._console = options, home, config, console
         self._device_factory = device_factory
         self._config = configs.RunConfig()
 
     def start(self, world: World) -> Planning:
         """Measure. Whatever is wrong anywhere is raised on every rank."""
-        asked = on_rank0(world, self._prepare)
-        config, dtype, threads = read_config(asked["raw"]), asked["dtype"], asked["threads"]
-        device = connect_device(world, asked["ipad"], self._device_factory)
+        chosen = on_rank0(world, self._prepare)
+        config, dtype, threads = read_config(chosen["raw"]), chosen["dtype"], chosen["threads"]
+        device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
-            dtype=dtype, slots=asked["slots"], context=asked["context"], threads=threads, kernel=asked["kernel"],
+            dtype=dtype, slots=chosen["slots"], context=chosen["context"], threads=threads, kernel=chosen["kernel"],
             memory=self._home.parent / "kernels.json",
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
-        if world.rank == 0 and self._options["explain"]:
+        if world.rank == 0 and self._options.explain:
             explain(tuning.timings)
         kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
-        self._ground: ClusterProfile = probe_cluster(
-            world, config, kernels, slots=asked["slots"], context=asked["context"], threads=threads, device=device
+        self._profile: ClusterProfile = probe_cluster(
+            world, config, kernels, slots=chosen["slots"], context=chosen["context"], threads=threads, device=device
         )
         return self
 
     def _prepare(self) -> dict[str, Any]:
-        """What every rank must know to be measured; all that can be found wrong before."""
+        """The sizes by which every rank is measured, checked as far as that can be before."""
         options = self._options
         self._config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
-        model = options["model"] or config.hf_model_name
+        model = options.model or config.hf_model_name
         if not model:
             raise UsageError("no model: give --model, or a config with hf_model_name, or --what-if FILE")
-        check_target(options["json"])
+        check_target(options.json)
         raw = read_json(self._locate(model))
-        self._slots = options["max_sequences"] or config.max_sequences
+        self._slots = options.max_sequences or config.max_sequences
         return {
             "raw": raw,
-            "dtype": options["dtype"] or config.dtype,
+            "dtype": options.dtype or config.dtype,
             "slots": self._slots,
-            "context": context_of(read_config(raw), options["context"] or config.ctx_length),
-            "threads": options["threads"] or config.threads,
-            "kernel": options["kernel"] or config.kernel,
+            "context": context_of(read_config(raw), options.context or config.ctx_length),
+            "threads": options.threads or config.threads,
+            "kernel": options.kernel or config.kernel,
             "ipad": config.device.model_dump() if config.device else None,
         }
 
@@ -97,19 +109,18 @@ class Planning:
         return folder / "config.json"
 
     def run_rank0(self, ring: Planning) -> int:
-        """Rank 0's part: place, say, write down. ``UsageError`` when the model does not fit."""
-        profile, options, config = self._ground, self._options, self._config
-        given = {key: options[key] for key in ("sequences", "prompt_tokens", "new_tokens") if options[key] is not None}
-        workload = replace(config.workload, **given)
+        """Rank 0's part: place the layers, print the plan. Raises ``UsageError`` when the model does not fit."""
+        profile, options, config = self._profile, self._options, self._config
+        workload = options.over(config.workload)
         workload = replace(workload, sequences=min(workload.sequences, self._slots))
-        objective = options["objective"] or config.plan.objective
+        objective = options.objective or config.plan.objective
         plans = alternatives(profile, workload, objective, rank0_tolerance=RANK0_TOLERANCE)
         plan = choose(plans)
         try:
             show(plan, plans, profile, workload, self._console)
-            if options["json"]:
+            if options.json:
                 tree = plan_tree(plan, plans, profile, workload)
-                save(options["json"], tree | {"measured": _measured(profile)})
+                save(options.json, tree | {"measured": _measured(profile)})
         except OutputError as error:
             return stdio.parting(error)
         return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpgpt.config import check_spans, parse_layers
+from mpgpt.config import DtypeName, check_spans, parse_layers
 from mpgpt.core import Span
 from mpgpt.display import counted, gigabytes
 from mpgpt.files import check_writable, write_atomically
 from mpgpt.machines import ClusterProfile, Node, Workload
 from mpgpt.placement.costs import needs
-from mpgpt.placement.plan import Plan, alternatives, choose, predict
+from mpgpt.placement.plan import Objective, Plan, alternatives, choose, predict
 from mpgpt.placement.simulator import Report, Traffic, run
 from mpgpt.placement.what_if import SLOTS, Scene, WhatIf, load_cluster
 
@@ -34,11 +34,39 @@ LISTED = 40
 """Of more ranks than this the tables leave out the middle."""
 
 
-def what_if(path: Path, options: Mapping[str, Any], console: Console) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadOptions:
+    """The options of a workload, and where its figures go. None leaves a value to the file, or to the settings."""
+
+    objective: Objective | None = None
+    dtype: DtypeName | None = None
+    sequences: int | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    json: Path | None = None
+
+    def over(self, workload: Workload) -> Workload:
+        """``workload`` with the options that are given."""
+        options = {name: getattr(self, name) for name in ("sequences", "prompt_tokens", "new_tokens")}
+        return replace(workload, **{name: value for name, value in options.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions(WorkloadOptions):
+    """The options of `mpgpt simulate`."""
+
+    spans: str | None = None
+    """Every machine's layers, such as "0-3,-,4-11"; None for the best plan."""
+    arrival: float | None = None
+    """Requests a second; None for all at once."""
+    seed: int = 0
+
+
+def what_if(path: Path, options: WorkloadOptions, console: Console) -> None:
     """Plan for the machines of a file and show it. Raises ``UsageError`` when there is no plan."""
-    cluster, target = load_cluster(path), check_target(options["json"])
-    workload = _workload(cluster, options)
-    scene = cluster.scene(options["dtype"], workload, cluster.slots or max(SLOTS, workload.sequences))
+    cluster, target = load_cluster(path), check_target(options.json)
+    workload = options.over(cluster.work)
+    scene = cluster.scene(options.dtype, workload, cluster.slots or max(SLOTS, workload.sequences))
     scene = replace(scene, workload=replace(workload, sequences=min(workload.sequences, scene.slots)))
     plans = _plans(cluster, scene, options)
     plan = choose(plans)
@@ -47,20 +75,20 @@ def what_if(path: Path, options: Mapping[str, Any], console: Console) -> None:
         save(target, plan_tree(plan, plans, scene.profile, scene.workload))
 
 
-def simulation(path: Path, options: Mapping[str, Any], console: Console, progress: Console) -> None:
+def simulation(path: Path, options: SimulationOptions, console: Console, progress: Console) -> None:
     """Simulate the ring of a file's machines and show the figures; with a bar on ``progress`` if it is a terminal."""
-    cluster, target = load_cluster(path), check_target(options["json"])
-    asked = _workload(cluster, options)
-    scene = cluster.scene(options["dtype"], asked, cluster.slots or max(SLOTS, cluster.workload.sequences))
+    cluster, target = load_cluster(path), check_target(options.json)
+    workload = options.over(cluster.work)
+    scene = cluster.scene(options.dtype, workload, cluster.slots or max(SLOTS, cluster.workload.sequences))
     # The plan is made for as many as run at once; the simulation serves them all.
-    scene = replace(scene, workload=replace(asked, sequences=min(asked.sequences, scene.slots)))
+    scene = replace(scene, workload=replace(workload, sequences=min(workload.sequences, scene.slots)))
     profile = scene.profile
-    if options["spans"]:
-        spans = _given_spans(path, options["spans"], profile)
-        plan = predict(spans, profile, scene.workload, options["objective"] or cluster.objective)
+    if options.spans:
+        spans = _given_spans(path, options.spans, profile)
+        plan = predict(spans, profile, scene.workload, options.objective or cluster.objective)
     else:
         plan = choose(_plans(cluster, scene, options))
-    traffic = Traffic(workload=asked, arrival=options["arrival"], seed=options["seed"])
+    traffic = Traffic(workload=workload, arrival=options.arrival, seed=options.seed)
     with Progress(
         TextColumn("simulating"),
         BarColumn(),
@@ -70,11 +98,11 @@ def simulation(path: Path, options: Mapping[str, Any], console: Console, progres
         disable=not progress.is_terminal,
         transient=True,
     ) as bar:
-        update = _sometimes(bar, bar.add_task("", total=asked.sequences * asked.new_tokens))
+        update = _sometimes(bar, bar.add_task("", total=workload.sequences * workload.new_tokens))
         report = run(plan.spans, profile, traffic, slots=scene.slots, context=scene.context, progress=update)
     show_report(report, plan, profile.nodes, console)
     if target:
-        tree = {"workload": asdict(asked), "slots": scene.slots, "context": scene.context, **asdict(report)}
+        tree = {"workload": asdict(workload), "slots": scene.slots, "context": scene.context, **asdict(report)}
         save(target, tree | {"plan": plan_tree(plan, [plan], profile, scene.workload)})
 
 
@@ -98,14 +126,8 @@ def _sometimes(bar: Progress, task: TaskID) -> Callable[[int], None]:
     return update
 
 
-def _workload(cluster: WhatIf, options: Mapping[str, Any]) -> Workload:
-    """The file's workload, with the command line's values over it."""
-    given = {key: options[key] for key in ("sequences", "prompt_tokens", "new_tokens") if options[key] is not None}
-    return replace(cluster.work, **given)
-
-
-def _plans(cluster: WhatIf, scene: Scene, options: Mapping[str, Any]) -> list[Plan]:
-    objective = options["objective"] or cluster.objective
+def _plans(cluster: WhatIf, scene: Scene, options: WorkloadOptions) -> list[Plan]:
+    objective = options.objective or cluster.objective
     return alternatives(scene.profile, scene.workload, objective)
 
 
@@ -188,7 +210,7 @@ def _plans_table(plan: Plan, plans: Sequence[Plan], workload: Workload, width: i
 
 
 def sentences(plan: Plan, plans: Sequence[Plan], workload: Workload) -> list[str]:
-    """Where fewer ranks are faster than all, and what one sequence gains or loses by the plan, in plain words."""
+    """Sentences on fewer ranks that are faster than all, and on what one sequence gains or loses by the plan."""
     if len(plans) < 2:
         return []
     found = []

@@ -19,7 +19,7 @@ OPENMPI, RUNTIME = "openmpi-mca-params.conf", "prte-mca-params.conf"
 
 
 def parameters() -> dict[str, dict[str, str]]:
-    """By file, what is set."""
+    """The parameters of each file."""
     return {
         # Other hosts look for the program along the PATH of whoever typed mpirun: ssh gives them a short one, and a
         # bare `mpgpt` would be taken for the folder of that name in the checkout.
@@ -52,7 +52,7 @@ def present() -> bool:
 
 
 def agent(path: Path | None) -> str:
-    """What the runtime calls to reach a host: ssh that never asks, gives up after seconds, and names the host.
+    """The command by which the runtime reaches a host: ssh that never asks, gives up after seconds, and names the host.
 
     The runtime splits at spaces and colons; a path with such is left to PATH.
     """

@@ -98,7 +98,7 @@ def _follow(process: subprocess.Popen[str], words: list[str], parent: int) -> in
 
 
 def host_index(arguments: list[str]) -> int:
-    """Where among ssh's arguments the host stands."""
+    """The index of the host among ssh's arguments."""
     at = 0
     while at < len(arguments) and arguments[at].startswith("-") and arguments[at] != "--":
         word = arguments[at][1:]

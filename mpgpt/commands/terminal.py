@@ -1,4 +1,4 @@
-"""What a person sees: text as it streams, a line of figures, a bar for a batch.
+"""Output for a person: text as it streams, a line of figures, a bar for a batch.
 
 Knows: standard output and error, and how figures are put.
 Must not know: how any figure came about.
@@ -52,7 +52,7 @@ def read_line() -> str:
         return raw.decode(sys.stdin.encoding, "replace")
 
 
-def figures(stream: Stream, reports: Sequence[tuple[Node, Span | None]]) -> str:
+def stream_summary(stream: Stream, reports: Sequence[tuple[Node, Span | None]]) -> str:
     """A finished stream in one line: tokens, time to first token, decoding speed, layers per rank."""
     new = len(stream.ids)
     first = stream.ttft_s or 0.0
@@ -67,7 +67,7 @@ def figures(stream: Stream, reports: Sequence[tuple[Node, Span | None]]) -> str:
 
 
 def devices(accounts: Sequence[StageStats]) -> str:
-    """What the iPads did, a line each; empty without any."""
+    """The iPads' figures, a line each; empty without any."""
     lines = []
     for account in accounts:
         if d := account.device:
@@ -81,10 +81,10 @@ def devices(accounts: Sequence[StageStats]) -> str:
     return "\n".join(lines)
 
 
-def drafts(told: Stream | Engine) -> str:
-    """How many drafts were right, and how many tokens a step gave a sequence on average."""
-    tokens = (told.decode_steps + told.accepted) / max(told.decode_steps, 1)
-    return f"drafts {told.accepted} of {told.drafted} accepted, {tokens:.1f} tokens a step"
+def drafts(counts: Stream | Engine) -> str:
+    """The drafts that were right, and the average number of tokens of a sequence's step."""
+    tokens = (counts.decode_steps + counts.accepted) / max(counts.decode_steps, 1)
+    return f"drafts {counts.accepted} of {counts.drafted} accepted, {tokens:.1f} tokens a step"
 
 
 def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
@@ -132,7 +132,7 @@ class BatchProgress(ProgressBar):
         self.advance()
 
     def running(self, tokens: int) -> None:
-        """So many new tokens have the prompts that are not finished."""
+        """Show the speed with the new tokens of the prompts that are not finished."""
         seconds = max(time.monotonic() - self._begun, 1e-9)
         self.show(_speed((self._tokens + tokens) / seconds))
 

@@ -81,8 +81,11 @@ class World(Protocol):
     def check(self) -> None:
         """Raises ``LinkError`` if a rank was lost."""
 
-    def lost_soon(self, seconds: float) -> bool:
-        """Whether a rank was lost, or is within so many seconds, without having been told to end."""
+    def lost_soon(self) -> bool:
+        """Whether a rank was lost, without having been told to end; waits a moment for the news of it.
+
+        mpirun's signal, which follows a rank's death by a quarter of a second, may be here first.
+        """
 
     def told_to_end(self) -> None:
         """A signal has told this rank to end; it may take a moment."""
@@ -155,7 +158,7 @@ class SoloWorld:
     def check(self) -> None:
         """There is nobody else to lose."""
 
-    def lost_soon(self, seconds: float) -> bool:
+    def lost_soon(self) -> bool:
         return False
 
     def told_to_end(self) -> None:

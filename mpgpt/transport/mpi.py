@@ -40,6 +40,8 @@ NETWORKS = 4
 """Over so many connections between two ranks, one for each network and family of addresses, MPI may send in turn."""
 LEAVE_S = 1.0
 """How long a rank that was told of a failure waits to be ended with mpirun, which would comment on its status."""
+LOST_S = 0.05
+"""How long after mpirun's signal, which is a quarter of a second late, it may take to see that a rank died."""
 TROUBLE_S = 1.0
 """How much sooner than a heartbeat MPI may see that a rank has gone."""
 FIRST_S = 60.0
@@ -267,20 +269,23 @@ class MPIWorld:
     def loss(self) -> Loss | None:
         return self._heartbeat.loss
 
-    def lost_soon(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self.size > 1 and self.loss is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+    def lost_soon(self) -> bool:
+        if self.size > 1:
+            self._await_loss(LOST_S)
         return self.loss is not None and not self.loss.said
+
+    def _await_loss(self, seconds: float) -> None:
+        """Wait until a rank is lost, for so many seconds at most."""
+        deadline = time.monotonic() + seconds
+        while self.loss is None and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def name(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]}"
 
     def trouble(self, what: str, error: MPI.Exception) -> LinkError:
         """Why MPI cannot do ``what``. It may see that a rank has gone before the heartbeat, which knows more, does."""
-        deadline = time.monotonic() + TROUBLE_S
-        while self.loss is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self._await_loss(TROUBLE_S)
         return LinkError(self.loss.sentence if self.loss else f"{what}: {error}")
 
     def silences(self) -> tuple[Silence, ...]:

@@ -16,7 +16,7 @@ import httpx
 import openai
 
 from mpgpt.cluster.ring import Ring
-from mpgpt.cluster.session import Session
+from mpgpt.cluster.session import Session, SessionOptions
 from mpgpt.core import Step
 from mpgpt.engine.engine import Engine
 from mpgpt.transport.link import Silence, SoloWorld
@@ -89,8 +89,14 @@ def serving(
     folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST, **options: Any,  # noqa: B008
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
-    given = {"model": str(folder), "threads": 1, "ignore_eos": True, **options}
-    session = Session(given, home=folder.parent, file=None, device_factory=_nobody, explain=lambda timings: None)
+    session = Session(
+        SessionOptions(**{"model": str(folder), "threads": 1, "ignore_eos": True, **options}),
+        home=folder.parent,
+        file=None,
+        device_factory=_nobody,
+        explain=lambda timings: None,
+        report=lambda line: None,
+    )
     ring: Ring = session.start(SoloWorld(), lambda: None)
     engine = session.engine(ring)
     naps = [0.0]

@@ -1,4 +1,4 @@
-"""The reference's endpoints, by plain httpx; and the ring as it is."""
+"""The reference API, by plain httpx; and the ring as it is."""
 
 from __future__ import annotations
 

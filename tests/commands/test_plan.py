@@ -13,17 +13,12 @@ import pytest
 from rich.console import Console
 
 from mpgpt.cluster import rank_probe
-from mpgpt.commands.plan import Planning
+from mpgpt.commands.plan import Planning, PlanOptions
 from mpgpt.engine.stage import Device
 from mpgpt.errors import UsageError
 from mpgpt.transport.link import SoloWorld, World
 from mpgpt.transport.mpirun import SettingsFile
 from tests.support.launch import mpgpt
-
-NAMES = (
-    "model", "dtype", "objective", "sequences", "prompt_tokens", "new_tokens", "context", "max_sequences", "threads",
-    "json", "kernel", "explain",
-)  # fmt: skip
 
 
 def nobody(ipad: dict[str, Any], world: World) -> Device:
@@ -33,10 +28,10 @@ def nobody(ipad: dict[str, Any], world: World) -> Device:
 def plan(home: Path, config: Path | None = None, **given: Any) -> str:
     """What is printed."""
     out, world = io.StringIO(), SoloWorld()
-    options = dict.fromkeys(NAMES) | given
     try:
         console = Console(file=out, width=100)
         file = SettingsFile(path=config) if config else None
+        options = PlanOptions(**given)
         planning = Planning(options, home=home, config=file, console=console, device_factory=nobody).start(world)
         assert planning.run_rank0(planning) == 0
     finally:

@@ -13,7 +13,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from mpgpt.commands.plan_report import save, sentences, show, simulation, what_if
+from mpgpt.commands.plan_report import (
+    SimulationOptions,
+    WorkloadOptions,
+    save,
+    sentences,
+    show,
+    simulation,
+    what_if,
+)
 from mpgpt.errors import UsageError
 from mpgpt.placement.plan import Plan, alternatives, choose
 from mpgpt.placement.what_if import load_cluster
@@ -91,10 +99,11 @@ def test_a_simulation_is_shown_and_written(tmp_path: Path) -> None:
 
 def refused(command: Callable[..., None], path: Path, **given: Any) -> str:
     nowhere = Console(file=io.StringIO())
-    names = ("objective", "dtype", "sequences", "prompt_tokens", "new_tokens", "json", "spans", "arrival")
-    options = dict.fromkeys(names) | {"seed": 0} | given
     with pytest.raises(UsageError) as caught:
-        command(path, options, *([nowhere] if command is what_if else [nowhere, nowhere]))
+        if command is what_if:
+            command(path, WorkloadOptions(**given), nowhere)
+        else:
+            command(path, SimulationOptions(**given), nowhere, nowhere)
     return str(caught.value)
 
 
