@@ -7,7 +7,6 @@ Must not know: how rings are started or measured.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,6 +18,35 @@ from mpgpt.core import Span
 from mpgpt.errors import UsageError
 from mpgpt.files import check_writable
 from mpgpt.model.architecture import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchArguments:
+    """The options of `mpgpt bench` as they are written on the command line."""
+
+    model: str | None
+    random: str | None
+    ranks: str | None
+    concurrency: str
+    prompt_tokens: int
+    new_tokens: int
+    dtype: str
+    kernel: str
+    threads: int | None
+    pin: bool
+    rounds: int
+    layers: str | None
+    max_sequences: int | None
+    context: int | None
+    drafts: bool
+    hostfile: Path | None
+    config: Path | None
+    against: tuple[str, ...]
+    llama_bin: Path | None
+    json: Path | None
+    plot: Path | None
+    child: bool
+    """Whether another `mpgpt bench` started this one, and reads its figures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,71 +86,74 @@ class BenchOptions:
         return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
 
 
-def parse(options: Mapping[str, Any], size: int | None) -> BenchOptions:
+def parse(arguments: BenchArguments, size: int | None) -> BenchOptions:
     """The options, checked as far as no model is needed. ``size`` is that of the mpirun that we are in, if any.
 
     Raises ``UsageError``.
     """
-    if bool(options["model"]) == bool(options["random"]):
+    if bool(arguments.model) == bool(arguments.random):
         raise UsageError("give --model NAME or --random SHAPE, and not both; --random gpt2 needs no download")
-    concurrency = _numbers(options["concurrency"], "--concurrency")
-    prompt, new = options["prompt_tokens"], options["new_tokens"]
-    slots, context = options["max_sequences"] or max(concurrency), options["context"] or prompt + new
+    concurrency = _numbers(arguments.concurrency, "--concurrency")
+    prompt, new = arguments.prompt_tokens, arguments.new_tokens
+    slots, context = arguments.max_sequences or max(concurrency), arguments.context or prompt + new
     if slots < max(concurrency):
         raise UsageError(f"--concurrency {max(concurrency)} needs --max-sequences of at least that, not {slots}")
     if context < prompt + new:
         raise UsageError(f"--context {context} is too small for {prompt} prompt and {new} new tokens")
-    ranks = _ranks(options, size)
-    _check_pin(options, ranks)
-    _check_config(options, size)
-    _check_against(options, size)
+    ranks = _ranks(arguments, size)
+    _check_pin(arguments, ranks)
+    _check_config(arguments, size)
+    _check_against(arguments, size)
     return BenchOptions(
-        model=options["model"] or options["random"], random=bool(options["random"]), ranks=ranks,
-        concurrency=concurrency, dtypes=_dtypes(options, size), prompt_tokens=prompt, new_tokens=new,
+        model=arguments.model or arguments.random or "", random=bool(arguments.random), ranks=ranks,
+        concurrency=concurrency, dtypes=_dtypes(arguments, size), prompt_tokens=prompt, new_tokens=new,
         # Bound to a core, more threads than one would only take turns on it.
-        threads=options["threads"] or (1 if options["pin"] else None), pin=options["pin"], rounds=options["rounds"],
-        spans=parse_layers(options["layers"]) if options["layers"] else None, slots=slots, context=context,
-        hostfile=options["hostfile"], drafts=options["drafts"], kernel=options["kernel"],
-        against=tuple(dict.fromkeys(options["against"])), llama_bin=options["llama_bin"], json=options["json"],
-        plot=options["plot"],
+        threads=arguments.threads or (1 if arguments.pin else None), pin=arguments.pin, rounds=arguments.rounds,
+        spans=parse_layers(arguments.layers) if arguments.layers else None, slots=slots, context=context,
+        hostfile=arguments.hostfile, drafts=arguments.drafts, kernel=arguments.kernel,
+        against=tuple(dict.fromkeys(arguments.against)), llama_bin=arguments.llama_bin, json=arguments.json,
+        plot=arguments.plot,
     )  # fmt: skip
 
 
-def _ranks(options: Mapping[str, Any], size: int | None) -> tuple[int, ...]:
+def _ranks(arguments: BenchArguments, size: int | None) -> tuple[int, ...]:
     if size is None:
-        return _numbers(options["ranks"] or "1", "--ranks")
-    if options["ranks"] and _numbers(options["ranks"], "--ranks") != (size,):
+        return _numbers(arguments.ranks or "1", "--ranks")
+    if arguments.ranks and _numbers(arguments.ranks, "--ranks") != (size,):
         raise UsageError(
-            f"--ranks {options['ranks']}, but mpirun started {size} (-n {size}): leave --ranks out to measure the ring "
+            f"--ranks {arguments.ranks}, but mpirun started {size} (-n {size}): leave --ranks out to measure the ring "
             "that is there, or mpirun, to have the rings started one after the other"
         )
-    for option, instead in (("hostfile", "give it to mpirun"), ("pin", "give mpirun --bind-to core --map-by core")):
-        if options[option] and not options["child"]:
+    for option, given, instead in (
+        ("hostfile", arguments.hostfile, "give it to mpirun"),
+        ("pin", arguments.pin, "give mpirun --bind-to core --map-by core"),
+    ):
+        if given and not arguments.child:
             raise UsageError(f"--{option} is for starting rings, and mpirun has started this one: {instead}")
     return (size,)
 
 
-def _check_config(options: Mapping[str, Any], size: int | None) -> None:
-    if options["config"] and size is None:
+def _check_config(arguments: BenchArguments, size: int | None) -> None:
+    if arguments.config and size is None:
         raise UsageError("--config says which rank of a ring stands before an iPad, so mpirun must start the ring")
 
 
-def _check_pin(options: Mapping[str, Any], ranks: tuple[int, ...]) -> None:
-    if options["pin"] and not hasattr(os, "sched_setaffinity"):
+def _check_pin(arguments: BenchArguments, ranks: tuple[int, ...]) -> None:
+    if arguments.pin and not hasattr(os, "sched_setaffinity"):
         raise UsageError("--pin: this system cannot bind a process to cores")
-    threads, cores = options["threads"] or 1, os.cpu_count() or 1
+    threads, cores = arguments.threads or 1, os.cpu_count() or 1
     # One thread can share a core; several cannot be bound to cores that are not there.
-    if options["pin"] and threads > 1 and not options["hostfile"] and threads * max(ranks) > cores:
+    if arguments.pin and threads > 1 and not arguments.hostfile and threads * max(ranks) > cores:
         raise UsageError(
             f"--pin: {max(ranks)} ranks of {threads} threads need {threads * max(ranks)} cores, not {cores}"
         )
 
 
-def _check_against(options: Mapping[str, Any], size: int | None) -> None:
-    against, folder = options["against"], options["llama_bin"]
-    if against and size is not None and not options["child"]:
+def _check_against(arguments: BenchArguments, size: int | None) -> None:
+    against, folder = arguments.against, arguments.llama_bin
+    if against and size is not None and not arguments.child:
         raise UsageError("--against is run in turn with rings, and mpirun has started this one: leave mpirun out")
-    if against and options["hostfile"]:
+    if against and arguments.hostfile:
         raise UsageError("--against runs on this host alone, so it cannot be compared with the rings of a --hostfile")
     if "llama-rpc" in against and folder is None:
         raise UsageError("--against llama-rpc needs --llama-bin, the folder of llama.cpp's programs")
@@ -130,12 +161,12 @@ def _check_against(options: Mapping[str, Any], size: int | None) -> None:
         raise UsageError("--llama-bin is for --against llama-rpc, which is not asked for")
 
 
-def _dtypes(options: Mapping[str, Any], size: int | None) -> tuple[DtypeName, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in options["dtype"].split(",")))
+def _dtypes(arguments: BenchArguments, size: int | None) -> tuple[DtypeName, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in arguments.dtype.split(",")))
     for name in names:
         if name not in get_args(DtypeName):
             raise UsageError(
-                f"--dtype {options['dtype']}: there is no {name!r}; there are {', '.join(get_args(DtypeName))}"
+                f"--dtype {arguments.dtype}: there is no {name!r}; there are {', '.join(get_args(DtypeName))}"
             )
     if size is not None and len(names) > 1:
         raise UsageError("--dtype: a ring that is there has one dtype; without mpirun several are measured in turn")
@@ -165,9 +196,9 @@ def fit(options: BenchOptions, config: ModelConfig) -> None:
         check_spans(options.spans or (), ranks, config.layers, "--layers")
 
 
-def check_outputs(options: Mapping[str, Any]) -> None:
+def check_outputs(arguments: BenchArguments) -> None:
     """Raise ``UsageError`` if a file of the options cannot be written."""
-    if options["json"]:
-        check_writable(options["json"], "--json")
-    if options["plot"]:
-        plot.check(options["plot"])
+    if arguments.json:
+        check_writable(arguments.json, "--json")
+    if arguments.plot:
+        plot.check(arguments.plot)

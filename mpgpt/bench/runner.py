@@ -25,7 +25,7 @@ from mpgpt.bench import plot
 from mpgpt.bench.baselines import Baseline, BaselineSettings, Transformers
 from mpgpt.bench.llama_cpp import LlamaRpc, programs
 from mpgpt.bench.measure import REPEATS, measure, read_bandwidth
-from mpgpt.bench.options import check_outputs, fit, parse
+from mpgpt.bench.options import BenchArguments, check_outputs, fit, parse
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.report import Results, show
 from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model, local_rank, negotiate
@@ -46,16 +46,16 @@ from mpgpt.transport.link import SoloWorld, World
 class RingMeasurement:
     """The command within a ring. ``start`` is called on every rank, ``run_rank0`` on rank 0 alone."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, device_factory: DeviceFactory) -> None:
+    def __init__(self, arguments: BenchArguments, *, home: Path, device_factory: DeviceFactory) -> None:
         """``device_factory`` reaches for the iPad behind a rank."""
-        self._options, self._home, self._device_factory = options, home, device_factory
+        self._arguments, self._home, self._device_factory = arguments, home, device_factory
 
     def start(self, world: World) -> Ring:
         """Agree, load, connect. Whatever is wrong anywhere is raised on every rank."""
         ipad = on_all_ranks(world, lambda: self._prepare(world))[0]
         device = connect_device(world, ipad, self._device_factory)
         wanted = self._wanted
-        report = _notify if world.rank == 0 and not self._options["child"] else _silent
+        report = _notify if world.rank == 0 and not self._arguments.child else _silent
         folder = self._locate(world, report)
         on_rank0(world, lambda: fit(wanted, model_config(folder)))
         options = RingOptions(
@@ -67,13 +67,13 @@ class RingMeasurement:
         return Ring(world, settings, folder, device, report)
 
     def _prepare(self, world: World) -> dict[str, Any] | None:
-        self._wanted = parse(self._options, world.size)
+        self._wanted = parse(self._arguments, world.size)
         if world.rank == 0:
-            check_outputs(self._options)
+            check_outputs(self._arguments)
         if self._wanted.pin and not world.launched:
             cores = sorted(os.sched_getaffinity(0))[: self._wanted.threads]
             os.sched_setaffinity(0, cores)  # those to which mpirun would bind its first rank
-        device = configs.load(self._options["config"]).device if world.rank == 0 and self._options["config"] else None
+        device = configs.load(self._arguments.config).device if world.rank == 0 and self._arguments.config else None
         return device.model_dump() if device else None
 
     def _locate(self, world: World, report: Callable[[str], None]) -> Path:
@@ -85,7 +85,7 @@ class RingMeasurement:
 
     def run_rank0(self, ring: Ring) -> int:
         """Rank 0's part: measure, and print the table; or, for the ``Bench`` that started us, the bare figures."""
-        wanted, child = self._wanted, self._options["child"]
+        wanted, child = self._wanted, self._arguments.child
         engine, results = ring.engine(drafts=wanted.drafts), Results(wanted.header(ring.config), wanted.json)
         for n in range(wanted.rounds):
             for concurrency in wanted.concurrency:
@@ -131,14 +131,14 @@ class Case:
 class Bench:
     """The command outside any ring: start each in turn, several rounds, and put their figures together."""
 
-    def __init__(self, options: Mapping[str, Any], *, home: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, arguments: BenchArguments, *, home: Path, env: Mapping[str, str]) -> None:
         """``env`` is this process's environment."""
-        self._options, self._home, self._env = options, home, env
+        self._arguments, self._home, self._env = arguments, home, env
 
     def run(self) -> int:
         """The exit status. Raises ``MpgptError`` for the first ring that fails, after showing what others did."""
-        wanted = self._wanted = parse(self._options, None)
-        check_outputs(self._options)
+        wanted = self._wanted = parse(self._arguments, None)
+        check_outputs(self._arguments)
         self._llama = programs(wanted.llama_bin) if wanted.llama_bin else None
         folder = self._locate()
         config = model_config(folder)
@@ -193,7 +193,7 @@ class Bench:
 
     def _command(self, dtype: str, ranks: int) -> list[str]:
         """One rank on this host needs no mpirun; it is bound as mpirun would bind it."""
-        wanted, options = self._wanted, self._options
+        wanted = self._wanted
         alone = ranks == 1 and wanted.hostfile is None
         launcher = [] if alone else mpirun(
             ranks, threads=wanted.threads or 1, pin=wanted.pin, hostfile=wanted.hostfile, path=self._env.get("PATH")
@@ -202,7 +202,7 @@ class Bench:
             "random" if wanted.random else "model": wanted.model, "dtype": dtype, "rounds": 1,
             "concurrency": ",".join(map(str, wanted.concurrency)), "prompt-tokens": wanted.prompt_tokens,
             "new-tokens": wanted.new_tokens, "max-sequences": wanted.slots, "context": wanted.context,
-            "threads": wanted.threads, "layers": options["layers"], "kernel": wanted.kernel,
+            "threads": wanted.threads, "layers": self._arguments.layers, "kernel": wanted.kernel,
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in given.items() if value is not None]
         flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts

@@ -194,15 +194,16 @@ def bench_command(**given: Any) -> int:
 
     Alone, it starts the rings itself, in turn, several rounds. Under mpirun it measures the ring that it is in.
     """
+    from mpgpt.bench.options import BenchArguments
     from mpgpt.bench.runner import Bench, RingMeasurement
 
     set_mpi_defaults(os.environ)
-    launch = detect(os.environ)
-    if given["child"] or launch.by_mpirun:
-        return run_job(RingMeasurement(given, home=_model_home(), device_factory=_device_factory), launch)
+    launch, arguments = detect(os.environ), options.from_click(BenchArguments, given)
+    if arguments.child or launch.by_mpirun:
+        return run_job(RingMeasurement(arguments, home=_model_home(), device_factory=_device_factory), launch)
     for signum in (signal.SIGTERM, signal.SIGHUP):  # not at once: the ring that it has started must end too
         signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
-    return Bench(given, home=_model_home(), env=os.environ).run()
+    return Bench(arguments, home=_model_home(), env=os.environ).run()
 
 
 @cli.command("plan")

@@ -17,8 +17,10 @@ import pytest
 from mpgpt.bench import baselines, llama_cpp
 from mpgpt.bench.baselines import BaselineSettings, Transformers
 from mpgpt.bench.llama_cpp import LlamaRpc, programs
+from mpgpt.bench.options import BenchArguments
 from mpgpt.bench.runner import Bench
 from mpgpt.commands.cli import bench_command
+from mpgpt.commands.options import from_click
 from mpgpt.errors import MpgptError, UsageError
 from tests.support.launch import ENV, mpgpt
 
@@ -254,9 +256,9 @@ def test_a_peer_that_fails_leaves_our_runs(
         "--model", str(models["llama"]), "--concurrency", "1", "--against", "llama-rpc", "--llama-bin", str(folder),
         "--json", str(path), *SMALL,
     ]  # fmt: skip
-    options = bench_command.make_context("bench", asked).params
+    arguments = from_click(BenchArguments, bench_command.make_context("bench", asked).params)
     with pytest.raises(MpgptError, match="llama-rpc, 1 rank, float32: llama-bench: first\nerror: unable to load"):
-        Bench(options, home=tmp_path, env=ENV).run()
+        Bench(arguments, home=tmp_path, env=ENV).run()
     document = json.loads(path.read_text())
     assert len(document["runs"]) == 1 and document["peers"] == [] and not document["complete"]
     assert "tokens/s" in capsys.readouterr().out

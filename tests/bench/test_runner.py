@@ -18,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpgpt.bench.options import check_outputs, fit, parse
+from mpgpt.bench.options import BenchArguments, check_outputs, fit, parse
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.runner import Bench
 from mpgpt.commands.cli import bench_command
+from mpgpt.commands.options import from_click
 from mpgpt.errors import MpgptError, UsageError
 from mpgpt.model.weights import Checkpoint, model_config
 from tests.support.launch import ENV, ROOT, mpgpt
@@ -68,9 +69,9 @@ def check_document(document: dict[str, Any], work: int) -> None:
         assert run["floor_tokens_per_s"] == pytest.approx(1000 * run["read_bandwidth_gb_s"] / weights)
 
 
-def parsed(*arguments: str) -> dict[str, Any]:
+def parsed(*arguments: str) -> BenchArguments:
     """What click makes of a command line."""
-    return bench_command.make_context("bench", list(arguments)).params
+    return from_click(BenchArguments, bench_command.make_context("bench", list(arguments)).params)
 
 
 # -- whole runs
