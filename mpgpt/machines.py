@@ -19,7 +19,7 @@ class Node:
     rank: int
     host: str
     kind: str
-    """``cpu`` today; an iPad's proxy will say ``ipad``."""
+    """``cpu``, or ``ipad`` where a package behind the rank computes."""
     memory: int
     """Physical memory of the host, bytes."""
     local_rank: int
@@ -45,7 +45,7 @@ class Speed:
     """What a rank needs for a step, in seconds. ``layer_s`` and ``head_s`` are (rows, seconds), rows ascending."""
 
     layer_s: tuple[tuple[int, float], ...]
-    """One layer with hardly anything in the cache; the most rows are those of a prompt's chunk."""
+    """One layer with a nearly empty cache; the largest row count is a prompt chunk's."""
     head_s: tuple[tuple[int, float], ...]
     """The last norm, the head and sampling, by the rows of which a token is wanted."""
     attend_s: float = 0.0

@@ -121,7 +121,7 @@ class _Tensor:
     type: GGMLQuantizationType
     transpose: bool
     heads: int
-    """Of which each has its rotary halves one after the other in our file, and interleaved in theirs; 0 for none."""
+    """Heads whose rotary pairs are a half apart here and adjacent in llama.cpp's file; 0 where none are."""
 
     @property
     def bytes_shape(self) -> tuple[int, ...]:

@@ -38,9 +38,9 @@ BUDGET_S = 0.03
 LEAST, MOST = 3, 12
 TIMEOUT_S = 15.0
 ALL_PAIRS = 6
-"""Up to so many ranks every pair is measured."""
+"""The most ranks of which every pair is measured."""
 FASTEST = 1e11
-"""Bytes a second where a large frame is not slower than a small one."""
+"""The bandwidth of an edge where a large frame takes no longer than a small one, bytes/s."""
 
 
 def measure_links(world: World, large: int) -> Links:
@@ -59,8 +59,9 @@ def measure_links(world: World, large: int) -> Links:
 
 
 def worth_measuring(hosts: Sequence[str]) -> list[Pair]:
-    """Every pair of a few ranks, in an order that ``rounds`` does well with; of many those of the ring, and rank 0
-    with one of each host."""
+    """The pairs to measure: every pair of up to ``ALL_PAIRS`` ranks, else the ring's, and rank 0 with one rank a host.
+
+    In an order that ``rounds`` packs into few rounds."""
     ranks = len(hosts)
     if ranks <= ALL_PAIRS:
         return sorted(combinations(range(ranks), 2), key=lambda pair: sum(pair) % ranks)

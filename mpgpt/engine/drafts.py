@@ -18,11 +18,11 @@ import heapq
 from collections.abc import Iterable, Sequence
 
 LONGEST = 16
-"""Longer matches are not told apart."""
+"""The longest match that counts, tokens; a longer one is no better."""
 DOUBT = 6
-"""Before anything is known of a text, a match of so many tokens is as likely right as wrong."""
+"""The prior: a match of this many tokens is taken to be right with probability one half."""
 MEMORY = 8
-"""The odds are those of about so many tokens."""
+"""The odds are a moving average over about this many tokens."""
 ROW_COST = 0.1
 """What a further row costs, of a step of one row, where nobody measured it. Too low, and wrong drafts cost time."""
 

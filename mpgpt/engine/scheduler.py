@@ -28,7 +28,7 @@ CHUNK = 96
 LEAST_CHUNK = 48
 """And at least. The chunks get smaller towards the end, because the last one passes through the stages alone."""
 DRAFTED_STEP = 16
-"""A step that decodes gets no drafts beyond so many tokens: from there on a row costs what it may give."""
+"""The most tokens of a decoding step with drafts; in a larger step a row costs more than a draft gains."""
 
 
 def next_chunk(left: int, most: int) -> int:
@@ -265,6 +265,6 @@ class Scheduler:
             )  # fmt: skip
 
     def _most_drafts(self, sequence: Sequence) -> int:
-        """A row of so many drafts gives one token more, and with it the sequence is at its end at the latest."""
+        """The most drafts that fit before the sequence's end; the step yields one token more than drafts."""
         new = len(sequence.tokens) - len(sequence.request.ids)
         return min(sequence.request.max_new_tokens - new, self.context - len(sequence.tokens)) - 1

@@ -63,11 +63,11 @@ class Device(Protocol):
         """What it does, measured now, the way to it included; None while it is away."""
 
     def stage(self, own: TorchStage | None, *, slots: int, context: int, dtype: torch.dtype) -> Stage:
-        """What runs the span there, and in ``own`` while it is away; hidden states are [T, E] of ``dtype``."""
+        """A stage that runs the span on the machine, or in ``own`` while it is away; hidden states are [T, E]."""
 
 
 class AtOnce:
-    """What a stage that answers at once has to say of answers that come later."""
+    """The part of ``Stage`` about later answers, for stages that have none."""
 
     def done(self) -> bool:
         return False
@@ -112,7 +112,7 @@ class TorchStage(AtOnce):
 
 
 class PassStage(AtOnce):
-    """Rank 0's where it has no layers: the next rank is the first that has, and embeds the ids itself."""
+    """Rank 0's stage where it has no layers: steps pass unchanged, and the next rank embeds their ids."""
 
     span: Span | None = None
 

@@ -187,13 +187,13 @@ def layer_norm(weight: Tensor, bias: Tensor, eps: float) -> Norm:
 
 def rms_norm(weight: Tensor, eps: float) -> Norm:
     if weight.dtype == torch.float32:
-        # x / sqrt(mean(x^2) + eps), written with the length of x: half as long as F.rms_norm for a row
+        # x / sqrt(mean(x^2) + eps) by way of x's Euclidean norm: half the time of F.rms_norm for one row
         width = weight.numel()
         longer, epsilon = weight * math.sqrt(width), torch.tensor(math.sqrt(eps * width))
         return lambda x: (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(epsilon)).mul_(longer)
 
     def norm(x: Tensor) -> Tensor:
-        """In float32 for all that; the weight is applied after rounding back, as the checkpoints expect."""
+        """Computed in float32, rounded to x's dtype before the weight is applied, as checkpoints expect."""
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True).add_(eps))
         return weight * y.to(x.dtype)

@@ -78,6 +78,10 @@ class Family:
     read_config: Callable[[Mapping[str, Any], str, bool], ModelConfig]
     """Of a config.json, its ``model_type``, and whether to compute rotary frequencies; raises ``ModelError``,
     ``KeyError``, ``TypeError``, ``ValueError`` or ``ZeroDivisionError`` when it is not supported or garbled."""
+    activation: str
+    """The activation of most of its models, for sizes without a config.json."""
+    gated: bool
+    """Whether its MLPs have a gate."""
     embedding: str
     """The name of the token embedding."""
     positions: str | None

@@ -20,8 +20,11 @@ FAMILIES: Mapping[str, Family] = {kind: family for family in _ALL for kind in fa
 """By ``model_type``."""
 
 
+NAMED: Mapping[str, Family] = {family.name: family for family in _ALL}
+
+
 def family_of(config: ModelConfig) -> Family:
-    return next(family for family in _ALL if family.name == config.family)
+    return NAMED[config.family]
 
 
 def read_config(raw: Mapping[str, Any], *, rotary: bool = True) -> ModelConfig:

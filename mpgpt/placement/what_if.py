@@ -32,7 +32,7 @@ from mpgpt.model.footprint import (
     smaller_shapes,
     weight_bytes,
 )
-from mpgpt.model.known_families import read_config
+from mpgpt.model.known_families import NAMED, read_config
 from mpgpt.model.known_shapes import PUBLISHED
 from mpgpt.placement.plan import Objective
 from mpgpt.yamlfile import problems, read_yaml, shown
@@ -47,6 +47,12 @@ SLOTS = 16
 def _printable(name: str) -> str:
     if not name.isprintable():
         raise ValueError(f"is {shown(name)}; a name has printable characters only")
+    return name
+
+
+def _known_family(name: str) -> str:
+    if name not in NAMED:
+        raise ValueError(f"is {shown(name)}; it should be one of {', '.join(NAMED)}")
     return name
 
 
@@ -89,7 +95,7 @@ Layers = Annotated[Span, BeforeValidator(_range)]
 class Numbers(Section):
     """A model's sizes, in elements."""
 
-    family: Literal["gpt2", "llama"]
+    family: Annotated[NonEmptyStr, AfterValidator(_known_family)]
     layers: Count
     embed: Count
     heads: Count
@@ -101,10 +107,11 @@ class Numbers(Section):
 
     @property
     def config(self) -> ModelConfig:
+        family = NAMED[self.family]
         return ModelConfig(
             family=self.family, vocab=self.vocab, embed=self.embed, layers=self.layers, heads=self.heads,
             kv_heads=self.kv_heads, head_dim=self.head_dim, inner=self.inner, positions=self.positions, eps=1e-5,
-            activation="gelu" if self.family == "gpt2" else "silu", gated=self.family != "gpt2", tied=True,
+            activation=family.activation, gated=family.gated, tied=True,
             windows=(0,) * self.layers,
             scales=(self.head_dim**-0.5,) * self.layers,
         )  # fmt: skip

@@ -43,13 +43,13 @@ GUARD_VARIABLE = "MPGPT_GUARD"
 NONCE_BYTES, PROOF_BYTES = 16, 32
 DIAL_S = 1.0
 PROVE_S = 5.0
-"""How long who dials a guard may take to prove that it is rank 0."""
+"""The time in which a caller must prove that it is rank 0, s."""
 CALLERS = 16
-"""How many may be at it at once."""
+"""The most callers at a time that have not proved it yet."""
 START_S = 120.0
 """How long a guard waits to be dialled."""
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-"""macOS calls the first otherwise."""
+"""Socket options; the first two are one option's names on Linux and on macOS."""
 STOPPING_S = 0.8
 """How long mpirun may outlive a rank 0 that was told to end."""
 DONE_S = 20.0

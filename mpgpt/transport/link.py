@@ -35,7 +35,7 @@ class Loss:
     said: bool
     """Whether the rank that failed said so itself."""
     by_signal: bool = False
-    """Whether it said no more than that a signal ended it, which was mpirun's if this rank gets one, too."""
+    """Whether its last message named a signal and nothing else; mpirun sent it if this rank receives one, too."""
 
 
 class Link(Protocol):

@@ -28,13 +28,12 @@ HOSTFILE_OPTION = re.compile(r"--?(?:hostfile|machinefile|default-hostfile)(?:=(
 NAMESPACE = re.compile(r"\w+-(.*)-([0-9]+)@[0-9]+")
 """How Open MPI names a run: the launcher's program, host and process."""
 SETTINGS_VARIABLE = "MPGPT_SETTINGS"
-"""What ``mpgpt-ssh`` gives to other hosts: the path of the settings and, behind a space, the text, packed."""
+"""The variable in which ``mpgpt-ssh`` passes settings to other hosts: their path, a space, and the packed text."""
 MOST_BYTES = 1 << 20
-"""Of a file that may be settings."""
+"""The largest file that is read as settings."""
 TOO_LONG = "-"
 MOST_PACKED = 100_000
-"""Bytes of settings that are taken to another host: Linux takes 128 KiB in an argument or a variable, ours is part of
-one."""
+"""The most bytes of packed settings: Linux allows 128 KiB in one environment variable, of which they are a part."""
 CONNECTIONS = ("ssh", "mpgpt-ssh")
 DAEMON = "prted"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -113,6 +113,8 @@ GPT2 = Family(
     name="gpt2",
     architectures={"gpt2": GgufArchitecture(name="gpt2")},
     read_config=_read_config,
+    activation="gelu_new",
+    gated=False,
     embedding="wte.weight",
     positions="wpe.weight",
     heads_reducible=False,

@@ -204,6 +204,8 @@ LLAMA = Family(
         "qwen3": GgufArchitecture(name="qwen3"),
     },
     read_config=_read_config,
+    activation="silu",
+    gated=True,
     embedding="embed_tokens.weight",
     positions=None,
     heads_reducible=True,
