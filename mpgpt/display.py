@@ -1,12 +1,23 @@
-"""What several commands show in the same way: numbers with their nouns and units, and a progress bar.
+"""What several commands show in the same way: lines of progress, numbers with their nouns and units, a progress bar.
 
-Knows: plurals, units, how a bar is laid out, and that none is drawn where standard error is no terminal.
+Knows: plurals, units, standard error, how a bar is laid out, and that none is drawn where that is no terminal.
 Must not know: what is counted, or what progresses.
 """
 
 from __future__ import annotations
 
 from typing import Self
+
+import click
+
+
+def notify(line: str) -> None:
+    """Show a line of progress, on standard error."""
+    click.echo(line, err=True)
+
+
+def silent(line: str) -> None:
+    """The report of a rank that shows nothing."""
 
 
 def counted(number: int, noun: str) -> str:

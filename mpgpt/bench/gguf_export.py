@@ -23,6 +23,7 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType, quants
 from numpy.typing import NDArray
 
+from mpgpt.display import silent
 from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.family import GgufArchitecture
@@ -41,7 +42,7 @@ TYPES = {
 }
 
 
-def gguf_file(folder: Path, dtype: str, home: Path, report: Callable[[str], None] = lambda line: None) -> Path:
+def gguf_file(folder: Path, dtype: str, home: Path, report: Callable[[str], None] = silent) -> Path:
     """The GGUF file of the model in ``folder``, made under ``home`` if it is not there yet.
 
     ``dtype`` is one of ours: int8 is Q8_0 and int4 is Q4_0, for every matrix that they fit, the head's too; vectors

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mpgpt.display import silent
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.folder import read_json
 from mpgpt.model.known_families import read_config
@@ -30,7 +31,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 """The known shapes that are small enough to be made on any machine."""
 
 
-def random_model(name: str, home: Path, report: Callable[[str], None] = lambda line: None) -> Path:
+def random_model(name: str, home: Path, report: Callable[[str], None] = silent) -> Path:
     """The folder of a random model, made under ``home`` if it is not there yet.
 
     ``name`` is one of ``SHAPES``, a ``config.json``, or a folder with one; a file's folder is named after its

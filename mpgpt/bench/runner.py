@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from mpgpt import config as configs
 from mpgpt import stdio
 from mpgpt.bench import plot
@@ -32,7 +30,7 @@ from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, ensure_model,
 from mpgpt.cluster.processes import environment, listen, mpirun
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions
-from mpgpt.display import ProgressBar, counted
+from mpgpt.display import ProgressBar, counted, notify, silent
 from mpgpt.errors import MpgptError, OutputError
 from mpgpt.files import write_atomically
 from mpgpt.machines import Workload
@@ -55,7 +53,7 @@ class RingMeasurement:
         ipad = on_all_ranks(world, lambda: self._prepare(world))[0]
         device = connect_device(world, ipad, self._device_factory)
         wanted = self._wanted
-        report = _notify if world.rank == 0 and not self._arguments.child else _silent
+        report = notify if world.rank == 0 and not self._arguments.child else silent
         folder = self._locate(world, report)
         on_rank0(world, lambda: fit(wanted, model_config(folder)))
         options = RingOptions(
@@ -98,7 +96,7 @@ class RingMeasurement:
                     _emit({"run": run})
                 else:
                     results.add(run)
-                    _notify(f"round {n + 1} of {wanted.rounds}: {_line(run)}")
+                    notify(f"round {n + 1} of {wanted.rounds}: {_line(run)}")
         # Last, because its buffer would be the most memory that this rank ever had.
         speed, way = read_bandwidth()
         engine.stop()
@@ -158,10 +156,10 @@ class Bench:
     def _locate(self) -> Path:
         wanted = self._wanted
         if wanted.random:
-            return random_model(wanted.model, self._home, _notify)
+            return random_model(wanted.model, self._home, notify)
         alone = SoloWorld()
         try:
-            return ensure_model(alone, wanted.model, self._home, _notify)
+            return ensure_model(alone, wanted.model, self._home, notify)
         finally:
             alone.close()
 
@@ -188,7 +186,7 @@ class Bench:
         if Transformers.name in wanted.against:
             peers.append(Transformers(settings))
         if self._llama:
-            peers.append(LlamaRpc(settings, self._llama, wanted.dtypes, self._home, _notify))
+            peers.append(LlamaRpc(settings, self._llama, wanted.dtypes, self._home, notify))
         return peers
 
     def _command(self, dtype: str, ranks: int) -> list[str]:
@@ -239,7 +237,7 @@ class RunProgress(ProgressBar):
     def done(self, line: str) -> None:
         self.advance()
         if not self.watched:
-            _notify(line)
+            notify(line)
 
 
 def publish(results: Results, picture: Path | None) -> None:
@@ -274,11 +272,3 @@ def _whose(peer: str) -> str:
 
 def _emit(figures: Mapping[str, Any]) -> None:
     print(json.dumps(figures), flush=True)
-
-
-def _notify(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _silent(line: str) -> None:
-    """Nothing, for the ranks that print nothing."""

@@ -17,6 +17,7 @@ import torch
 from mpgpt.cluster.rank_probe import probe_ranks
 from mpgpt.cluster.ring_config import RingConfig, RingOptions, Spans, plain
 from mpgpt.core import Span
+from mpgpt.display import silent
 from mpgpt.engine.stage import Device
 from mpgpt.errors import ModelError, PullError, UsageError
 from mpgpt.machines import ClusterProfile
@@ -138,7 +139,7 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
 
 def negotiate(
     world: World, folder: Path, options: RingOptions, device: Device | None = None, *,
-    report: Callable[[str], None] = lambda line: None, explain: Callable[[TuningResults], None] = lambda tuning: None,
+    report: Callable[[str], None] = silent, explain: Callable[[TuningResults], None] = lambda tuning: None,
 ) -> RingConfig:  # fmt: skip
     """Sizes, kernels and layers, the same on every rank. All ranks must call it, with the same ``options`` but for what
     is rank 0's alone.

@@ -19,6 +19,7 @@ from mpgpt.cluster.bootstrap import local_rank, share_cores
 from mpgpt.cluster.rank_probe import node_from
 from mpgpt.cluster.ring_config import RingConfig
 from mpgpt.core import Row, Span, Step
+from mpgpt.display import silent
 from mpgpt.engine.drafts import ROW_COST
 from mpgpt.engine.engine import Engine
 from mpgpt.engine.pipeline import Pipeline, relay, stand_by
@@ -54,7 +55,7 @@ class Ring:
 
     def __init__(
         self, world: World, settings: RingConfig, folder: Path, device: Device | None = None,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = silent,
     ) -> None:  # fmt: skip
         """Loads this rank's slice and connects it; ``device`` is the machine behind this rank, if there is one.
         ``report`` hears, on rank 0, of what is odd about the weights. Raises on every rank what failed on any."""

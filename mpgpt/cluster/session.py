@@ -20,6 +20,7 @@ from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions
 from mpgpt.config import DtypeName, StrategyName
 from mpgpt.core import GREEDY, Request, Sampling, Span
+from mpgpt.display import silent
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import RequestError, UsageError
 from mpgpt.model.architecture import ModelConfig
@@ -104,7 +105,7 @@ class Session:
         """
         chosen = on_rank0(world, lambda: self._prepare(prepare))
         world.heed(*chosen["heartbeat"])
-        report = self._report if world.rank == 0 else _discard
+        report = self._report if world.rank == 0 else silent
         folder = ensure_model(world, chosen["model"], self._home, report)
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
@@ -216,7 +217,3 @@ class Session:
     def _explain(self, tuning: TuningResults) -> None:
         if self._options.explain:
             self._show_kernels(tuning.timings)
-
-
-def _discard(line: str) -> None:
-    """The report of a rank that prints nothing."""

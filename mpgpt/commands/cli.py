@@ -23,6 +23,7 @@ from mpgpt import __version__, stdio
 from mpgpt.commands import options
 from mpgpt.commands.job import run_job
 from mpgpt.commands.launcher import detect, rank_of, set_mpi_defaults
+from mpgpt.display import notify
 from mpgpt.errors import MpgptError, ReaderGone, UsageError
 
 if TYPE_CHECKING:
@@ -340,19 +341,15 @@ def _session(given: Mapping[str, Any], launch: Launch) -> Session:
         file=launch.settings(given["config"]),
         device_factory=_device_factory,
         explain=explain,
-        report=_print_error,
+        report=notify,
     )
-
-
-def _print_error(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _device_factory(ipad: dict[str, Any], world: World) -> Device:
     """The iPad behind this rank."""
     from mpgpt_ios.proxy.device import IPadDevice
 
-    return IPadDevice(ipad, world.bell, lambda line: click.echo(line, err=True))
+    return IPadDevice(ipad, world.bell, notify)
 
 
 def _model_home() -> Path:

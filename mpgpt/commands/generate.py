@@ -109,7 +109,7 @@ class Generate:
             raise RequestError(stream.error)
         if ring.world.launched:
             time.sleep(0.1)  # mpirun forwards the two outputs apart: the text goes first
-        click.echo(terminal.stream_summary(stream, [(place.node, place.span) for place in ring.reports]), err=True)
+        click.echo(_summary(stream, ring), err=True)
         self._report_devices(engine, ring)
         return 0
 
@@ -151,9 +151,7 @@ class Generate:
                 messages = list(opening)
                 continue
             messages.append({"role": "assistant", "content": stream.text})
-            stdio.put(
-                "\n" + terminal.stream_summary(stream, [(place.node, place.span) for place in ring.reports]) + "\n"
-            )
+            stdio.put(f"\n{_summary(stream, ring)}\n")
 
     def _batch(self, engine: Engine, ring: Ring, prompts: list[Prompt]) -> int:
         """Many prompts, as many in flight as there are slots and as many again ready; a record as each is done."""
@@ -220,3 +218,8 @@ def _record_of(prompt: Prompt, stream: Stream) -> dict[str, Any]:
         prompt, text=stream.text, token_ids=stream.ids, prompt_tokens=len(stream.request.ids),
         finish_reason=stream.finish_reason, error=error, times=(stream.ttft_s, stream.seconds),
     )  # fmt: skip
+
+
+def _summary(stream: Stream, ring: Ring) -> str:
+    """A finished stream's figures, and the ring's layers, in one line."""
+    return terminal.stream_summary(stream, [(place.node, place.span) for place in ring.reports])

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from mpgpt.config import parse_layers
+from mpgpt.display import notify
 from mpgpt.errors import UsageError
 from mpgpt.model.pull import find, pull
 from mpgpt_ios.convert.package import PackageOptions, convert
@@ -32,7 +33,7 @@ def run_convert(model: str, layers: str, out: Path, options: PackageOptions, *, 
     if len(spans) != 1 or "," in layers:
         raise UsageError(f"--layers {layers}: one range, such as 4-7, makes one package")
     console = Console(file=sys.stderr)  # bound now: while it converts, sys.stderr is silenced
-    folder = find(model, home) or pull(model, home=home, report=lambda line: click.echo(line, err=True))
+    folder = find(model, home) or pull(model, home=home, report=notify)
     with console.status("converting") as status:
         package = Path(os.path.realpath(out.expanduser()))
         bundle, difference = convert(folder, spans[0], package, replace(options, name=model), status.update)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mpgpt import __version__
 from mpgpt.core import Row, Span, Step
+from mpgpt.display import silent
 from mpgpt.engine.stage import TorchStage
 from mpgpt.errors import ModelError, UsageError
 from mpgpt.model.architecture import ModelConfig
@@ -69,7 +70,7 @@ def convert(
     span: Span,
     out: Path,
     options: PackageOptions = DEFAULTS,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = silent,
 ) -> tuple[Bundle, float]:
     """Make ``out`` (``NAME.mlpackage``) and its two companions of layers of the model in ``folder``.
 
