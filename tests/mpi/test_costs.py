@@ -13,6 +13,9 @@ import torch
 from tests.mpi.costs import IDLE_S
 from tests.support.launch import ENV, ROOT, mpirun
 
+OF_EVERY_MODEL = 24 << 20
+"""Bytes that do not grow with the slice: libraries' code as it is first called, a chunk's intermediate results."""
+
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,5 +45,6 @@ def test_memory_and_idling(gpt2: Path) -> None:
     assert sum(rank["slice"] for rank in ranks) == 4 * (12 * 12 * 768 * 768 + 50257 * 768), "the slices are the model"
     ranks[0]["slice"] += 4 * (50257 + 1024) * 768  # the embeddings, which are looked up and never multiplied
     for n, rank in enumerate(ranks):
-        assert rank["grown"] < 1.15 * rank["slice"] + rank["kv"], f"rank {n} held more than its slice: {rank}"
+        most = 1.05 * rank["slice"] + rank["kv"] + OF_EVERY_MODEL
+        assert rank["grown"] < most, f"rank {n} held more than its slice: {rank}"
         assert rank["cpu"] < 0.03 * IDLE_S, f"rank {n} burned {rank['cpu']} s in {IDLE_S} s of waiting"
