@@ -1,0 +1,216 @@
+"""The compiled player of programs: a slice's operations are handed to C++ once, and played once a step.
+
+Knows: how programs become the structures of ``core/player.h``, and what memory they point to.
+Must not know: families, files, other ranks, or how an operation is computed.
+
+Legend: T tokens of a step, E embed, V vocabulary, D head dimension, S positions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpgpt.core import Row
+from mpgpt.errors import ModelError
+from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.loader import Source, fitting_blocks
+from mpgpt.model.native.library import BUFFERS, OperationArgs, PlayerArgs, StepArgs, needed
+from mpgpt.model.native.pages import PAGE, Pages
+from mpgpt.model.native.weights import PackedWeight, padded
+from mpgpt.model.program import (
+    Activate,
+    Add,
+    Attend,
+    Buffer,
+    Norm,
+    Operation,
+    Product,
+    Program,
+    Rotate,
+    Select,
+    Write,
+)
+
+BUFFER_IDS: Mapping[Buffer, int] = {buffer: number for number, buffer in enumerate(Buffer)}
+RMS_NORM, LAYER_NORM, PRODUCT, ROTATE, WRITE, ATTEND, ACTIVATE, ADD, SELECT = range(9)
+KINDS = ("rms norm", "layer norm", "product", "rotate", "write", "attend", "activate", "add", "select")
+ACTIVATIONS: Mapping[str, int] = {
+    "silu": 0, "swish": 0, "relu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu": 3,
+}  # fmt: skip
+STORED: Mapping[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+assert len(BUFFER_IDS) == BUFFERS
+
+
+class NativePlayer:
+    """Layers, and what follows the last where the slice has it, over a cache of their own.
+
+    ``programs`` are the layers', in order, and ``closing`` what follows the last layer, if it is here. ``dtype_of``
+    gives the dtype that a product's weight is held in.
+    """
+
+    def __init__(
+        self, config: ModelConfig, programs: Sequence[Program], closing: Program | None, source: Source,
+        dtype_of: Callable[[Product], str], *, slots: int, context: int, stored: torch.dtype, threads: int,
+        timed: bool = False,
+    ) -> None:  # fmt: skip
+        self._config, self._source, self._dtype_of = config, source, dtype_of
+        self._calls = needed()
+        self._kept: list[object] = []
+        """What the library points to."""
+        self.nbytes = 0
+        self._pages = Pages(slots, context)
+        self._rotary = self._rotary_tables(context) if config.inv_freq else None
+        self._first_layer = min((op.layer for p in programs for op in p.operations if isinstance(op, Write)), default=0)
+        whole = [*programs, *([closing] if closing else [])]
+        operations = [op for program in whole for op in program.operations]
+        args = (OperationArgs * len(operations))(*(self._operation(op) for op in operations))
+        self._ends = list(accumulate(len(program.operations) for program in whole))
+        self._layers, self._closes = len(programs), closing is not None
+        page_bytes = self._page_bytes(stored)
+        self._caches = [torch.empty(self._pages.count * page_bytes, dtype=torch.uint8) for _ in programs]
+        pages = (ctypes.c_void_p * len(programs))(*(cache.data_ptr() for cache in self._caches))
+        player = PlayerArgs(
+            operations=len(operations), operation=args, widths=self._widths(operations), heads=config.heads,
+            kv_heads=config.kv_heads, dim=config.head_dim, stored=STORED[stored], positions=context,
+            layers=len(programs), threads=threads, timed=timed, pages=ctypes.addressof(pages),
+        )  # fmt: skip
+        self._player = self._calls.mpgpt_player(player)
+        if not self._player:
+            raise ModelError(f"there is no memory or there are no {threads} threads for the kernels")
+
+    def __del__(self) -> None:
+        if player := getattr(self, "_player", None):
+            self._calls.mpgpt_free(player)
+
+    @property
+    def kv_nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches)
+
+    def play(self, rows: Sequence[Row], x_TE: Tensor, between: Callable[[], None] | None = None) -> Tensor:
+        """A step's hidden states behind the layers, [T, E], or the logits of its outputs, [outputs, V] float32.
+
+        ``x_TE`` is float32. ``between`` is called after each layer; where it is None, all are one call.
+        """
+        x_TE = x_TE.contiguous()
+        positions, slots, outputs = self._places(rows)
+        out = torch.empty((len(outputs), self._config.vocab) if self._closes else x_TE.shape, dtype=torch.float32)
+        step = StepArgs(
+            rows=len(positions), outputs=len(outputs), positions=positions.ctypes.data, slots=slots.ctypes.data,
+            output_rows=outputs.ctypes.data, tables=self._pages.tables.ctypes.data, table=self._pages.tables.shape[1],
+            hidden_in=x_TE.data_ptr(),
+        )  # fmt: skip
+        ends = self._ends[: self._layers] if between else []
+        ends = [*(end for end in ends if end != self._ends[-1]), self._ends[-1]]
+        first = 0
+        for end in ends:
+            if end == self._ends[-1]:
+                if self._closes:
+                    step.logits = out.data_ptr()
+                else:
+                    step.hidden_out = out.data_ptr()
+            if self._calls.mpgpt_play(self._player, step, first, end):
+                raise MemoryError(f"there is no memory for a step of {len(positions)} rows")
+            if between:
+                between()
+            step.hidden_in, first = None, end
+        return out
+
+    def seconds(self) -> dict[str, float]:
+        """By kind of operation, since the player was made, where it is timed."""
+        return dict(zip(KINDS, self._calls.mpgpt_seconds(self._player)[: len(KINDS)], strict=True))
+
+    def _places(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each token its position and its slot; and which tokens have an output."""
+        positions, slots, outputs = [], [], []
+        for row in rows:
+            self._pages.reserve(row)
+            positions += range(row.start, row.stop)
+            slots += [row.slot] * len(row.ids)
+            outputs += range(len(positions) - row.outputs, len(positions))
+        return np.array(positions, np.int32), np.array(slots, np.int32), np.array(outputs, np.int32)
+
+    def _page_bytes(self, stored: torch.dtype) -> int:
+        dim = self._config.head_dim
+        return self._config.kv_heads * PAGE * (dim + -(-dim // 16) * 16) * stored.itemsize
+
+    def _widths(self, operations: Sequence[Operation]) -> ctypes.Array[ctypes.c_int32]:
+        c = self._config
+        widths = {
+            Buffer.HIDDEN: c.embed, Buffer.NORMED: c.embed, Buffer.CHANGE: c.embed, Buffer.LOGITS: c.vocab,
+            Buffer.QKV: (c.heads + 2 * c.kv_heads) * c.head_dim, Buffer.MIXED: c.heads * c.head_dim,
+            Buffer.INNER: 2 * c.inner if c.gated else c.inner, Buffer.ACTIVE: c.inner,
+        }  # fmt: skip
+        for op in operations:
+            if isinstance(op, Product):
+                assert widths[op.source] >= op.inputs and widths[op.target] >= op.outputs
+        return (ctypes.c_int32 * BUFFERS)(*(widths[buffer] for buffer in Buffer))
+
+    def _rotary_tables(self, context: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, [S, D / 2] each."""
+        frequencies = torch.tensor(self._config.inv_freq, dtype=torch.float32)
+        cosines, sines = (torch.empty(context, len(frequencies)) for _ in range(2))
+        self._calls.mpgpt_rotary(
+            frequencies.data_ptr(), len(frequencies), context, self._config.rope_gain, cosines.data_ptr(), sines.data_ptr()
+        )
+        return cosines, sines
+
+    def _operation(self, op: Operation) -> OperationArgs:
+        match op:
+            case Norm():
+                return self._norm(op)
+            case Product():
+                return self._product(op)
+            case Rotate():
+                assert self._rotary
+                cosines, sines = (table.data_ptr() for table in self._rotary)
+                at = BUFFER_IDS[op.buffer]
+                return OperationArgs(kind=ROTATE, source=at, target=at, a=op.heads, data=cosines, more=sines)
+            case Write():
+                at = BUFFER_IDS[op.source]
+                return OperationArgs(kind=WRITE, source=at, target=at, a=op.layer - self._first_layer)
+            case Attend():
+                return OperationArgs(
+                    kind=ATTEND, a=op.layer - self._first_layer, b=op.window, x=op.scale, **_between(op)
+                )  # fmt: skip
+            case Activate():
+                return OperationArgs(
+                    kind=ACTIVATE, a=ACTIVATIONS[op.function], b=op.gated, c=self._config.inner, **_between(op)
+                )  # fmt: skip
+            case Add():
+                return OperationArgs(kind=ADD, c=self._config.embed, **_between(op))
+            case Select():
+                return OperationArgs(kind=SELECT, a=sum(1 << BUFFER_IDS[buffer] for buffer in op.buffers))
+
+    def _norm(self, op: Norm) -> OperationArgs:
+        weight = padded(self._source.vector(f"{op.name}.weight"))
+        bias = padded(self._source.vector(f"{op.name}.bias")) if op.centred else None
+        self._kept += [weight, bias]
+        first, last = op.heads or (0, 1)
+        return OperationArgs(
+            kind=LAYER_NORM if op.centred else RMS_NORM, a=first, b=last,
+            c=self._config.head_dim if op.heads else self._config.embed, x=self._config.eps,
+            data=weight.data_ptr(), more=None if bias is None else bias.data_ptr(), **_between(op),
+        )  # fmt: skip
+
+    def _product(self, op: Product) -> OperationArgs:
+        source = self._source
+        biases = [source.vector(f"{name}.bias") for name in op.names] if op.biased else []
+        weight = PackedWeight(
+            self._calls, self._dtype_of(op), op.inputs, op.outputs, op.leaves or (op.inputs,),
+            torch.cat(biases) if biases else None,
+        )  # fmt: skip
+        blocks = (b for name in op.names for b in source.blocks(f"{name}.weight", transpose=op.transposed))
+        weight.fill(fitting_blocks(blocks, op.label, op.inputs, op.outputs), op.label)
+        self._kept.append(weight)
+        self.nbytes += weight.nbytes
+        return OperationArgs(kind=PRODUCT, data=ctypes.addressof(weight.args), **_between(op))
+
+
+def _between(op: Norm | Product | Attend | Activate | Add) -> dict[str, int]:
+    return {"source": BUFFER_IDS[op.source], "target": BUFFER_IDS[op.target]}
