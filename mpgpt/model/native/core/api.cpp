@@ -14,7 +14,11 @@
 
 // The digest of the sources that this was built from, and the compiler.
 API const char* mpgpt_sources() { return MPGPT_SOURCES; }
-API const char* mpgpt_compiler() { return __VERSION__; }
+#if defined(__clang__)
+API const char* mpgpt_compiler() { return "clang " __clang_version__; }
+#else
+API const char* mpgpt_compiler() { return "gcc " __VERSION__; }
+#endif
 
 // Bytes of a weight's panels.
 API int64_t mpgpt_weight_bytes(const WeightArgs* args) {

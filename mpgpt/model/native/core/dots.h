@@ -105,29 +105,36 @@ INLINE void dot(Sixteen32& total, const Bytes& b, int32_t x) {
 #endif
 }
 
-// total[r] += the 32 levels of sixteen outputs at p, times 32 bytes of each of R rows.
-template <int R> INLINE void dot_levels(Sixteen32 (&total)[R], const uint8_t* p, const int8_t* const (&x)[R]) {
+// total[p][r] += the 32 levels of sixteen outputs at p * apart, times 32 bytes of each of R rows.
+template <int P, int R>
+INLINE void dot_levels(Sixteen32 (&total)[P][R], const uint8_t* w, size_t apart, const int8_t* const (&x)[R]) {
 #if LANES == 8 && !defined(__AVXVNNI__) && !defined(MPGPT_PLAIN)
     // Levels are small: all eight pairs of a group add up within 16 bits (8 x 2 x 15 x 127).
-    __m256i pairs[R][2];
-    for (int r = 0; r < R; r++) pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
-    for (int k = 0; k < 4; k++)
-        for (int i = 0; i < 2; i++) {
-            const __m256i both = _mm256_loadu_si256((const __m256i*)(p + k * 64) + i), mask = _mm256_set1_epi8(15);
-            const __m256i low = _mm256_and_si256(both, mask), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+    for (int p = 0; p < P; p++) {
+        __m256i pairs[R][2];
+        for (int r = 0; r < R; r++) pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
+        for (int k = 0; k < 4; k++) {
+            Bytes low, high;
+            load_levels(w + (size_t)p * apart + k * 64, low, high);
             for (int r = 0; r < R; r++) {
                 const __m256i first = _mm256_set1_epi32(four(x[r] + 8 * k)), second = _mm256_set1_epi32(four(x[r] + 8 * k + 4));
-                pairs[r][i] = _mm256_add_epi16(pairs[r][i], _mm256_maddubs_epi16(low, first));
-                pairs[r][i] = _mm256_add_epi16(pairs[r][i], _mm256_maddubs_epi16(high, second));
+                for (int i = 0; i < 2; i++) {
+                    pairs[r][i] = _mm256_add_epi16(pairs[r][i], _mm256_maddubs_epi16(low.w[i], first));
+                    pairs[r][i] = _mm256_add_epi16(pairs[r][i], _mm256_maddubs_epi16(high.w[i], second));
+                }
             }
         }
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < 2; i++) total[r].part[i] += (Int)_mm256_madd_epi16(pairs[r][i], _mm256_set1_epi16(1));
+        for (int r = 0; r < R; r++)
+            for (int i = 0; i < 2; i++) total[p][r].part[i] += (Int)_mm256_madd_epi16(pairs[r][i], _mm256_set1_epi16(1));
+    }
 #else
     for (int k = 0; k < 4; k++) {
-        Bytes low, high;
-        load_levels(p + k * 64, low, high);
-        for (int r = 0; r < R; r++) dot(total[r], low, four(x[r] + 8 * k)), dot(total[r], high, four(x[r] + 8 * k + 4));
+        Bytes low[P], high[P];
+        for (int p = 0; p < P; p++) load_levels(w + (size_t)p * apart + k * 64, low[p], high[p]);
+        for (int r = 0; r < R; r++) {
+            const int32_t first = four(x[r] + 8 * k), second = four(x[r] + 8 * k + 4);
+            for (int p = 0; p < P; p++) dot(total[p][r], low[p], first), dot(total[p][r], high[p], second);
+        }
     }
 #endif
 }

@@ -109,37 +109,52 @@ template <int R> INLINE void fetch_group_ahead(const uint8_t* p, size_t bytes) {
         for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line, 0, 3);
 }
 
-template <int R>
-INLINE void sum_byte_group(const uint8_t* w, const Rows& rows, int t, const Leaf& leaf, int g, Sixteen (&acc)[R]) {
-    Sixteen32 whole[R];
-    const size_t at = (size_t)t * rows.groups + (size_t)(leaf.group + g);
-    const int8_t* q = rows.q + (size_t)t * rows.padded + leaf.padded + g * GROUP;
-    for (int r = 0; r < R; r++) whole[r] = corrected(rows.sum[at + (size_t)r * rows.groups]);
-    for (int k = 0; k < 8; k++) {
-        const Bytes bytes = load_bytes(w + 32 + k * 64);
-        for (int r = 0; r < R; r++) dot(whole[r], bytes, four(q + (size_t)r * rows.padded + 4 * k));
-    }
-    const Sixteen scale = load((const uint16_t*)w);
+template <int P, int R>
+INLINE void sum_byte_group(const uint8_t* w, size_t apart, const Rows& rows, size_t at, const int8_t* const (&q)[R], Tile<P, R>& acc) {
+    Sixteen32 whole[P][R];
     for (int r = 0; r < R; r++)
-        acc[r] = fma(to_float(whole[r]) * scale, splat(rows.scale[at + (size_t)r * rows.groups]), acc[r]);
+        for (int p = 0; p < P; p++) whole[p][r] = corrected(rows.sum[at + (size_t)r * rows.groups]);
+    for (int k = 0; k < 8; k++) {
+        Bytes bytes[P];
+        for (int p = 0; p < P; p++) bytes[p] = load_bytes(w + (size_t)p * apart + 32 + k * 64);
+        for (int r = 0; r < R; r++) {
+            const int32_t input = four(q[r] + 4 * k);
+            for (int p = 0; p < P; p++) dot(whole[p][r], bytes[p], input);
+        }
+    }
+    for (int p = 0; p < P; p++) {
+        const Sixteen scale = load((const uint16_t*)(w + (size_t)p * apart));
+        for (int r = 0; r < R; r++)
+            acc[p][r] = fma(to_float(whole[p][r]) * scale, splat(rows.scale[at + (size_t)r * rows.groups]), acc[p][r]);
+    }
 }
 
-template <int R>
-INLINE void sum_level_group(const uint8_t* w, const Rows& rows, int t, const Leaf& leaf, int g, Sixteen (&acc)[R]) {
-    Sixteen32 whole[R];
-    const int8_t* q[R];
-    const size_t at = (size_t)t * rows.groups + (size_t)(leaf.group + g);
-    for (int r = 0; r < R; r++) {
-        whole[r] = Sixteen32{};
-        q[r] = rows.q + (size_t)(t + r) * rows.padded + leaf.padded + g * GROUP;
+template <int P, int R>
+INLINE void sum_level_group(const uint8_t* w, size_t apart, const Rows& rows, size_t at, const int8_t* const (&q)[R], Tile<P, R>& acc) {
+    Sixteen32 whole[P][R] = {};
+    dot_levels<P, R>(whole, w + 64, apart, q);
+    for (int p = 0; p < P; p++) {
+        const uint16_t* head = (const uint16_t*)(w + (size_t)p * apart);
+        const Sixteen scale = load(head), least = load(head + WIDTH);
+        for (int r = 0; r < R; r++) {
+            const float by = rows.scale[at + (size_t)r * rows.groups];
+            const float below = by * (float)rows.sum[at + (size_t)r * rows.groups];
+            acc[p][r] = fma(to_float(whole[p][r]) * scale, splat(by), acc[p][r]);
+            acc[p][r] = fma(least, splat(below), acc[p][r]);
+        }
     }
-    dot_levels<R>(whole, w + 64, q);
-    const Sixteen scale = load((const uint16_t*)w), least = load((const uint16_t*)w + WIDTH);
-    for (int r = 0; r < R; r++) {
-        const float by = rows.scale[at + (size_t)r * rows.groups];
-        const float below = by * (float)rows.sum[at + (size_t)r * rows.groups];
-        acc[r] = fma(to_float(whole[r]) * scale, splat(by), acc[r]);
-        acc[r] = fma(least, splat(below), acc[r]);
+}
+
+template <Format F, int P, int R>
+INLINE void sum_groups(const uint8_t* w, size_t apart, const Rows& rows, int t, const Leaf& leaf, Tile<P, R>& acc) {
+    constexpr size_t bytes = F == INT4 ? INT4_GROUP_BYTES : INT8_GROUP_BYTES;
+    for (int g = 0; g < leaf.groups; g++, w += bytes) {
+        const int8_t* q[R];
+        for (int r = 0; r < R; r++) q[r] = rows.q + (size_t)(t + r) * rows.padded + leaf.padded + g * GROUP;
+        for (int p = 0; p < P; p++) fetch_group_ahead<R>(w + (size_t)p * apart, bytes);
+        const size_t at = (size_t)t * rows.groups + (size_t)(leaf.group + g);
+        if constexpr (F == INT4) sum_level_group<P, R>(w, apart, rows, at, q, acc);
+        else sum_byte_group<P, R>(w, apart, rows, at, q, acc);
     }
 }
 
@@ -150,15 +165,7 @@ INLINE void sum_leaf(const uint8_t* w, size_t apart, const Rows& rows, int t, co
     if constexpr (F == FLOAT32 || F == FLOAT16) sum_floats<F, P, R>(w, apart, rows, t, leaf, acc);
     else if constexpr (F == BFLOAT16) sum_pairs<P, R>(w, apart, rows, t, leaf, acc);
     else if constexpr (F == INT8) sum_bytes<P, R>(w, apart, rows, t, leaf, acc);
-    else
-        for (int g = 0; g < leaf.groups; g++)
-            for (int p = 0; p < P; p++) {
-                constexpr size_t bytes = F == INT4 ? INT4_GROUP_BYTES : INT8_GROUP_BYTES;
-                const uint8_t* at = w + (size_t)p * apart + (size_t)g * bytes;
-                fetch_group_ahead<R>(at, bytes);
-                if constexpr (F == INT4) sum_level_group<R>(at, rows, t, leaf, g, acc[p]);
-                else sum_byte_group<R>(at, rows, t, leaf, g, acc[p]);
-            }
+    else sum_groups<F, P, R>(w, apart, rows, t, leaf, acc);
 }
 
 template <int P, int R> INLINE void add_tile(const Tile<P, R>& a, Tile<P, R>& b) {  // b = a + b
