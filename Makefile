@@ -50,7 +50,7 @@ page: $(VENV)/installed
 $(PAGE):
 	$(MAKE) page
 
-$(VENV)/installed: pyproject.toml mpgpt/commands/setup.py
+$(VENV)/installed: pyproject.toml setup.py $(wildcard mpgpt/model/native/core/*) mpgpt/commands/setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "mpgpt needs Python 3.11 or later; name one: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""The compiled kernels: one library for each kind of processor. Whichever cannot be compiled is left out, down to none."""
+"""The compiled kernels: a library for each kind of processor. What cannot be compiled is left out, down to none."""
 
 from __future__ import annotations
 

@@ -39,8 +39,7 @@ def perplexity(folder: Path, ids: list[int], dtype: str) -> tuple[float, int]:
     for start in range(0, len(ids) - 1, CHUNK):
         part = ids[start : start + CHUNK + 1]
         row = Row(slot=0, start=start, ids=tuple(part[:-1]), outputs=len(part) - 1)
-        batch = model.batch([row])
-        logits_TV = model.logits(model.run(model.embed(batch), batch, lambda: None))
+        logits_TV = model.forward([row], model.embed([row]))
         loss += torch.nn.functional.cross_entropy(logits_TV, torch.tensor(part[1:]), reduction="sum").item()
     return math.exp(loss / (len(ids) - 1)), model.nbytes
 

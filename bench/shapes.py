@@ -23,6 +23,7 @@ from mpgpt.core import Row, Step
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.engine.stage import TorchStage
 from mpgpt.model.autotune import tune
+from mpgpt.model.footprint import HIDDEN_BYTES
 from mpgpt.model.pull import find, model_home
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, weights_of
@@ -62,7 +63,7 @@ def main() -> None:
 
     def run(rows: tuple[Row, ...]) -> float:
         tokens = sum(len(row.ids) for row in rows)
-        hidden = bytearray(tokens * config.embed * kernels.activations.itemsize)
+        hidden = bytearray(tokens * config.embed * HIDDEN_BYTES)
         begun = time.perf_counter()
         stage.forward(Step(epoch=0, number=0, rows=rows, hidden=hidden))
         return 1000 * (time.perf_counter() - begun)

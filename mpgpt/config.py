@@ -9,6 +9,7 @@ All that is wrong with a file is reported at once: who fixes one mistake to meet
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -208,6 +209,11 @@ class WebInterface(Section):
     """Answers that may wait for a slot."""
     time_limit_s: Annotated[float, Field(strict=True, gt=0, le=86_400)] = 600.0
     """How long an answer may take, waiting included."""
+
+
+def native_wanted() -> bool:
+    """Whether the compiled kernels may be taken on this host: unless its environment has MPGPT_NATIVE=0."""
+    return os.environ.get("MPGPT_NATIVE", "1") != "0"
 
 
 class RunConfig(Section):

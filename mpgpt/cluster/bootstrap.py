@@ -126,7 +126,9 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
         if local_rank(world):
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
-            kernels, timings = tune(options.dtype, weights_of(config), pinned=options.kernel, memory=options.memory)
+            kernels, timings = tune(
+                options.dtype, weights_of(config), pinned=options.kernel, native=options.native, memory=options.memory
+            )  # fmt: skip
         return {"chosen": dict(kernels.chosen), "trials": [asdict(timing) for timing in timings]}
 
     answers = on_all_ranks(world, mine)

@@ -36,6 +36,7 @@ from mpgpt.engine.scheduler import CHUNK
 from mpgpt.engine.stage import Device, TorchStage
 from mpgpt.machines import Links, Node, Speed
 from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.footprint import HIDDEN_BYTES
 from mpgpt.model.known_families import family_of
 from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
@@ -139,12 +140,9 @@ class Probe:
                 context=self._context,
                 kernels=kernels,
             )
-        for attention in model.attentions:
-            attention.kv.fill_(0.5)
+        model.fill_cache(0.5)
         self._marks: list[float] = []
-        self._hidden = (
-            torch.ones(CHUNK, shape.embed, dtype=kernels.activations).view(torch.uint8).numpy().reshape(CHUNK, -1)
-        )
+        self._hidden = torch.ones(CHUNK, shape.embed).view(torch.uint8).numpy().reshape(CHUNK, -1)
         self._codec = Codec(
             rows=CHUNK, tokens=CHUNK, token_bytes=self._hidden.shape[1], slots=1, context=self._context, ranks=1
         )
@@ -277,7 +275,7 @@ def probe_ranks(
         )
 
     nodes = [node_from(raw) for raw in on_all_ranks(world, report)]
-    return nodes, measure_links(world, CHUNK * config.embed * kernels.activations.itemsize)
+    return nodes, measure_links(world, CHUNK * config.embed * HIDDEN_BYTES)
 
 
 def measure_speed(

@@ -27,6 +27,7 @@ from mpgpt.engine.scheduler import CHUNK, Scheduler
 from mpgpt.engine.stage import Device, PassStage, Stage, TorchStage
 from mpgpt.engine.stage_timer import OTHER, WAIT, StageTimer
 from mpgpt.machines import Node
+from mpgpt.model.footprint import HIDDEN_BYTES
 from mpgpt.model.known_families import read_config
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice, has_another_head
@@ -66,9 +67,8 @@ class Ring:
             if world.rank == 0:
                 report(line)
         self.reports = [_place(p) for p in on_all_ranks(world, lambda: self._report(threads))]
-        itemsize = settings.kernels(world.rank).activations.itemsize
         self._codec = Codec(
-            rows=settings.slots, tokens=settings.slots + CHUNK, token_bytes=self.config.embed * itemsize,
+            rows=settings.slots, tokens=settings.slots + CHUNK, token_bytes=self.config.embed * HIDDEN_BYTES,
             slots=settings.slots, context=settings.context, ranks=world.size,
         )  # fmt: skip
         self._connect()
@@ -80,8 +80,7 @@ class Ring:
     def _make_stage(self, own: TorchStage | None) -> Stage:
         s, device = self._settings, self._device
         if device:
-            dtype = s.kernels(self.world.rank).activations
-            return device.stage(own, slots=s.slots, context=s.context, dtype=dtype)
+            return device.stage(own, slots=s.slots, context=s.context)
         return own or PassStage()
 
     def _try_rows(self) -> float:

@@ -37,6 +37,8 @@ class RingOptions:
     threads: int | None = None
     """Of a rank; None for its share of the host's cores."""
     kernel: str = "auto"
+    native: bool = True
+    """Whether this host may take the compiled kernels."""
     memory: Path | None = None
     """The file in which each host keeps what it found out about kernels."""
     spans: Callable[[ModelConfig], tuple[Span | None, ...] | None] = lambda config: None

@@ -110,7 +110,7 @@ class Session:
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
             dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"], threads=chosen["threads"],
-            kernel=chosen["kernel"], memory=self._home.parent / "kernels.json",
+            kernel=chosen["kernel"], native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
             spans=lambda config: self._spans(world, config), objective=self._objective, workload=self.config.workload,
         )  # fmt: skip
         settings = negotiate(world, folder, options, device, report=report, explain=self._explain)

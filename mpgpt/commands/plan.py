@@ -68,7 +68,7 @@ class Planning:
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
             dtype=dtype, slots=chosen["slots"], context=chosen["context"], threads=threads, kernel=chosen["kernel"],
-            memory=self._home.parent / "kernels.json",
+            native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options.explain:

@@ -62,8 +62,8 @@ class Device(Protocol):
     def speed(self) -> Speed | None:
         """What it does, measured now, the way to it included; None while it is away."""
 
-    def stage(self, own: TorchStage | None, *, slots: int, context: int, dtype: torch.dtype) -> Stage:
-        """A stage that runs the span on the machine, or in ``own`` while it is away; hidden states are [T, E]."""
+    def stage(self, own: TorchStage | None, *, slots: int, context: int) -> Stage:
+        """A stage that runs the span on the machine, or in ``own`` while it is away."""
 
 
 class AtOnce:
@@ -96,18 +96,17 @@ class TorchStage(AtOnce):
     @torch.inference_mode()
     def forward(self, step: Step) -> Step | Result:
         model = self._model
-        batch = model.batch(step.rows)
-        x_TE = model.embed(batch) if model.first else _from_bytes(step.hidden, model.dtype, model.config.embed)
-        x_TE = model.run(x_TE, batch, self._between)
+        x_TE = model.embed(step.rows) if model.first else _from_bytes(step.hidden, model.config.embed)
+        x_TE = model.forward(step.rows, x_TE, self._between)
         if not model.last:
             return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(x_TE))
         self._sampler.observe(step.rows)
         sampled = [row for row in step.rows if row.outputs]
         if not sampled:
             return Result(epoch=step.epoch, number=step.number, ids=())
-        logits = model.logits(x_TE)
-        ids = self._sampler.sample(sampled, logits)
-        logprobs = self._sampler.logprobs(sampled, logits, ids) if any(row.logprobs for row in sampled) else ()
+        logits_TV = x_TE
+        ids = self._sampler.sample(sampled, logits_TV)
+        logprobs = self._sampler.logprobs(sampled, logits_TV, ids) if any(row.logprobs for row in sampled) else ()
         return Result(epoch=step.epoch, number=step.number, ids=tuple(ids), logprobs=tuple(logprobs))
 
 
@@ -120,9 +119,9 @@ class PassStage(AtOnce):
         return step
 
 
-def _from_bytes(hidden: Buffer, dtype: torch.dtype, embed: int) -> Tensor:
+def _from_bytes(hidden: Buffer, embed: int) -> Tensor:
     """A [T, E] view of a frame's hidden states, without a copy."""
-    return torch.frombuffer(hidden, dtype=dtype).view(-1, embed)
+    return torch.frombuffer(hidden, dtype=torch.float32).view(-1, embed)
 
 
 def _to_bytes(x_TE: Tensor) -> memoryview:

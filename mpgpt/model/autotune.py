@@ -29,7 +29,8 @@ from mpgpt.errors import OutputError, UsageError
 from mpgpt.files import write_atomically
 from mpgpt.model.candidates import candidates, inexact
 from mpgpt.model.kernels import DTYPES, Kernel
-from mpgpt.model.linear import Kernels, Linear, Weight, key
+from mpgpt.model.linear import NATIVE, Kernels, Linear, Weight, key
+from mpgpt.model.native import library
 
 ROWS = (1, 8, 96)
 """The rows of a step in decoding, in decoding together, and of a prompt's chunk."""
@@ -38,6 +39,8 @@ MARGIN = 1.1
 LARGEST_BYTES = 8 << 20
 """A larger weight is tried by a part of its outputs."""
 PASSES = 6
+TORCH = "torch"
+"""Stands for whichever of torch's kernels is fastest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +75,27 @@ def tune(
     weights: Iterable[Weight],
     *,
     pinned: str = "auto",
+    native: bool = True,
     memory: Path | None = None,
     budget: Budget = BUDGET,
 ) -> tuple[Kernels, list[KernelTiming]]:
     """The kernels for a model of these ``weights``: ``pinned`` by name, remembered in ``memory``, or tried now.
 
+    The compiled kernels, where there are some and ``native`` allows them, are taken untried for all weights: no others
+    give the same bits on every processor. ``pinned`` may be ``native`` or ``torch``, too: one of torch's, as tried.
     Trying takes the ``budget`` at most, or little more. Raises ``UsageError`` for a name that is no candidate here.
     """
     usual, kinds = Kernels(dtype=dtype), {}
     for weight in weights:
         held = usual.dtype_of(weight.inputs, head=weight.head)
         kinds[key(held, weight.inputs, weight.outputs)] = (held, weight)
+    found = library.find()
+    if pinned == NATIVE and isinstance(found, library.Absent):
+        raise UsageError(f"the kernels {NATIVE} are not to be had: {found.why}")
+    if pinned == NATIVE or (pinned == "auto" and native and isinstance(found, library.Library)):
+        return Kernels(dtype=dtype, chosen=dict.fromkeys(kinds, NATIVE)), []
+    if pinned == TORCH:
+        pinned = "auto"
     for held, _ in kinds.values():
         if not candidates(held):
             raise UsageError(f"this machine's torch has no product for {held}; take another --dtype")
@@ -110,7 +123,7 @@ def _names(dtype: str) -> list[str]:
 
 
 def _check(pinned: str, dtypes: set[str]) -> None:
-    known = sorted({name for dtype in dtypes for name in _names(dtype)})
+    known = [NATIVE, TORCH, *sorted({name for dtype in dtypes for name in _names(dtype)})]
     if pinned != "auto" and pinned not in known:
         every = {kernel.name for dtype in DTYPES for kernel in (*candidates(dtype), *inexact(dtype))}
         why = "holds another dtype" if pinned in every else "is not to be had on this machine"

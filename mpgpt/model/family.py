@@ -10,30 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.gguf_metadata import GgufMetadata
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mpgpt.model.attention import Attention, Batch, Norm
-    from mpgpt.model.loader import Loader
-
-
-class Block(Protocol):
-    """One layer of a model."""
-
-    nbytes: int
-
-    def __call__(self, x_TE: Tensor, batch: Batch, *, outputs_only: bool = False) -> Tensor:
-        """The layer's hidden states. With ``outputs_only``, for the very last layer, those of the output positions:
-        the others are computed no further than the cache."""
-
-
-class BlockFactory(Protocol):
-    def __call__(self, config: ModelConfig, layer: int, loader: Loader, attention: Attention) -> Block: ...
+from mpgpt.model.program import Norm, Program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +69,10 @@ class Family:
     """The name of the embedding of learned positions; None where positions are rotary."""
     heads_reducible: bool
     """Whether a layer may have fewer heads than fill the width of the hidden states."""
-    final_norm: Callable[[Loader], Norm]
-    block: BlockFactory
+    final_norm: Norm
+    """What follows the last layer, before the head."""
+    program: Callable[[ModelConfig, int], Program]
+    """A layer, by its number."""
     shapes: Callable[[ModelConfig], dict[str, tuple[int, ...]]]
     """Of a layer's tensors, by their names in the layer without ``.weight``: [O, I] of a product, and of each norm
     that is not as wide as the hidden states."""

@@ -17,20 +17,23 @@ GROUP = 32
 """Input features that share a scale in int4: 64 are no faster on x86-64, and less exact."""
 GROUP_BYTES = 4
 """The scale and the zero of a group, two bytes each; also the scale of an output channel in int8."""
+HIDDEN_BYTES = 4
+"""Of a number of hidden states between ranks: float32 in every dtype, so that a Mac and a Pi may compute differently
+inside and still agree on what lies between them."""
 BITS: Mapping[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "int8", "int4")
 """The dtypes that are suggested where memory is short, from the largest to the smallest."""
 
 
 def shape_of(config: ModelConfig, dtype: str, slots: int, context: int) -> Shape:
-    """A model's shape in a dtype. The cache and hidden states take 2 bytes a number in 16 bit, else 4."""
-    itemsize = activation_bytes(dtype)
+    """A model's shape in a dtype. The cache takes 2 bytes a number in 16 bit, else 4."""
+    itemsize = cache_bytes(dtype)
     return Shape(
         layers=config.layers,
         layer_bytes=weight_bytes(config.layer_weights, layer_outputs(config), dtype),
         head_bytes=weight_bytes(config.head_weights, config.vocab, head_dtype(dtype)),
         kv_bytes=config.kv_bytes(1, slots, context, itemsize),
-        token_bytes=config.embed * itemsize,
+        token_bytes=config.embed * HIDDEN_BYTES,
     )
 
 
@@ -64,6 +67,6 @@ def head_dtype(dtype: str) -> str:
     return "int8" if dtype == "int4" else dtype
 
 
-def activation_bytes(dtype: str) -> int:
-    """The bytes of a number in activations and the cache."""
+def cache_bytes(dtype: str) -> int:
+    """The bytes of a number in the cache."""
     return 2 if dtype in ("bfloat16", "float16") else 4

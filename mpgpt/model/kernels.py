@@ -315,7 +315,10 @@ class Kleidi:
 def spread(x_TI: Tensor) -> Tensor:
     """Each block of features times a Hadamard matrix, [T, I]; blocks are the largest power of two in I, at most 64."""
     hadamard = _hadamard(min(64, x_TI.shape[1] & -x_TI.shape[1]))
-    return (x_TI.reshape(-1, len(hadamard)) @ hadamard).view(x_TI.shape)
+    blocks = x_TI.reshape(-1, len(hadamard))
+    if len(blocks) == 1:  # one block by itself may be rounded otherwise than beside others
+        return (torch.cat((blocks, blocks)) @ hadamard)[:1].view(x_TI.shape)
+    return (blocks @ hadamard).view(x_TI.shape)
 
 
 @cache

@@ -24,6 +24,10 @@ HELD_BYTES = 6 << 20
 """Weights are held in parts of at least this size: while a part is made it exists twice, or somewhat more."""
 
 
+NATIVE = "native"
+"""The name of the compiled kernels, which are chosen for all of a model's weights or for none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """A model's dtype, and the kernel that each shape of weight takes on this machine."""
@@ -31,10 +35,22 @@ class Kernels:
     dtype: str
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Kernels' names by "dtype IxO"; a shape that is not among them takes the first candidate."""
+    kv_dtype: str = "auto"
+    """Of the compiled kernels' cache: float32, float16, bfloat16, or as ``activations``."""
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled kernels compute, and not torch's."""
+        return NATIVE in self.chosen.values()
+
+    @property
+    def stored(self) -> torch.dtype:
+        """Of the compiled kernels' cache."""
+        return FLOATS.get(self.kv_dtype, self.activations)
 
     @property
     def activations(self) -> torch.dtype:
-        """Of hidden states and the cache. Beside integers float32, which every processor computes fast in."""
+        """Of torch's hidden states and cache. Beside integers float32, which every processor computes fast in."""
         return FLOATS.get(self.dtype, torch.float32)
 
     @property

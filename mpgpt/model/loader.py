@@ -8,7 +8,7 @@ Legend: I input features, O output features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -21,6 +21,7 @@ from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ACTIVATIONS, ModelConfig
 from mpgpt.model.attention import Norm, layer_norm, rms_norm
 from mpgpt.model.linear import Kernels, Linear
+from mpgpt.model.program import Product
 
 
 class Source(Protocol):
@@ -47,7 +48,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loader:
-    """The norms and linear layers of one model."""
+    """The norms and products of one model."""
 
     config: ModelConfig
     source: Source
@@ -63,24 +64,12 @@ class Loader:
     def _vector(self, name: str) -> Tensor:
         return self.source.vector(name).to(self.kernels.activations)
 
-    def activation(self) -> Callable[[Tensor], Tensor]:
-        return activation(self.config.activation)
-
-    def linear(
-        self, names: Sequence[str], inputs: int, outputs: int, *, label: str, biased: bool, transpose: bool = False
-    ) -> Linear:
-        """The weights ``names``, one after another, as one layer; errors call it ``label``."""
+    def product(self, op: Product) -> Linear:
+        """The weights of ``op``, one after another, as one layer."""
         source = self.source
-        bias = [source.vector(f"{name}.bias") for name in names] if biased else []
-        blocks = (block for name in names for block in source.blocks(f"{name}.weight", transpose=transpose))
-        fitting = fitting_blocks(blocks, label, inputs, outputs)
-        return self.kernels.linear(fitting, torch.cat(bias) if bias else None, inputs, outputs)
-
-    def head(self, name: str) -> Linear:
-        """The weight ``name``, from hidden states to logits."""
-        embed, vocab = self.config.embed, self.config.vocab
-        blocks = fitting_blocks(self.source.blocks(name), name, embed, vocab)
-        return self.kernels.linear(blocks, None, embed, vocab, head=True)
+        bias = [source.vector(f"{name}.bias") for name in op.names] if op.biased else []
+        blocks = product_blocks(source, op)
+        return self.kernels.linear(blocks, torch.cat(bias) if bias else None, op.inputs, op.outputs, head=op.head)
 
     def table(self, name: str) -> Tensor:
         """The embedding ``name``, [V, E], in its file; ``ModelError`` when its shape is another."""
@@ -88,6 +77,12 @@ class Loader:
         if table.shape != shape:
             raise ModelError(_misfit(name, self.config.embed, self.config.vocab, *reversed(table.shape)))
         return table
+
+
+def product_blocks(source: Source, op: Product) -> Iterator[Tensor]:
+    """The weights of ``op`` in [o, I] blocks, one after another; ``ModelError`` when they are of another model."""
+    blocks = (b for name in op.names for b in source.blocks(f"{name}.weight", transpose=op.transposed))
+    return fitting_blocks(blocks, f"{op.label}.weight" if op.head else op.label, op.inputs, op.outputs)
 
 
 def fitting_blocks(blocks: Iterable[Tensor], name: str, inputs: int, outputs: int) -> Iterator[Tensor]:

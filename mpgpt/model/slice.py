@@ -1,8 +1,8 @@
 """A slice of a model: the layers of a span, with the embedding before the first and the head behind the last.
 
 Knows: a model's layers in order, and which tensors are the embedding and the head.
-Must not know: what a layer computes, which layers other ranks hold, where weights come from (a ``Source`` has them), or
-what a frame, link or request is.
+Must not know: what a layer computes and how (a player does), which layers other ranks hold, where weights come from
+(a ``Source`` has them), or what a frame, link or request is.
 
 Legend: T tokens of a step, E embed, V vocabulary.
 """
@@ -10,17 +10,19 @@ Legend: T tokens of a step, E embed, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mpgpt.core import Row, Span
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.attention import Attention, Batch, Rotary
-from mpgpt.model.family import Block
 from mpgpt.model.known_families import family_of
 from mpgpt.model.linear import Kernels, Weight
 from mpgpt.model.loader import Loader, Source
+from mpgpt.model.native.player import NativePlayer
+from mpgpt.model.program import Buffer, Product, Program
+from mpgpt.model.torch_player import TorchPlayer
 
 HEAD = "lm_head.weight"
 
@@ -47,13 +49,44 @@ def has_another_head(config: ModelConfig, source: Source) -> bool:
     return not all(torch.equal(a.float(), b.float()) for a, b in both)
 
 
+def closing_program(config: ModelConfig, head: str) -> Program:
+    """What follows the last layer: its norm, and the product with the weight ``head`` that gives the logits."""
+    product = Product(
+        source=Buffer.NORMED, target=Buffer.LOGITS, names=(head.removesuffix(".weight"),), inputs=config.embed,
+        outputs=config.vocab, biased=False, head=True,
+    )  # fmt: skip
+    return Program(operations=(family_of(config).final_norm, product))
+
+
 def weights_of(config: ModelConfig) -> list[Weight]:
     """The shapes of all weights that a model multiplies with, each once."""
-    c, queries, keys = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    up = 2 * c.inner if c.gated else c.inner
-    shapes = [(c.embed, queries + 2 * keys), (queries, c.embed), (c.embed, up), (c.inner, c.embed)]
-    layers = [Weight(inputs=inputs, outputs=outputs) for inputs, outputs in shapes]
-    return [*layers, Weight(inputs=c.embed, outputs=c.vocab, head=True)]
+    programs = family_of(config).program(config, 0), closing_program(config, HEAD)
+    return [
+        Weight(inputs=op.inputs, outputs=op.outputs, head=op.head) for program in programs for op in program.products
+    ]
+
+
+def silent() -> None:
+    """Nothing between layers."""
+
+
+class Player(Protocol):
+    """What computes a slice's programs, over a cache of its own."""
+
+    nbytes: int
+    """Of the weights that it multiplies with."""
+    head_nbytes: int
+    """Of these the head's."""
+
+    @property
+    def kv_nbytes(self) -> int: ...
+
+    def play(self, rows: Sequence[Row], x_TE: Tensor, between: Callable[[], None]) -> Tensor:
+        """A step's float32 hidden states behind the layers, [T, E]; or its outputs' logits, [outputs, V] float32,
+        where the slice is the last. ``between`` is called after each layer."""
+
+    def fill_cache(self, value: float) -> None:
+        """Every key and value becomes ``value``: as if there had been long sequences."""
 
 
 class Slice:
@@ -67,51 +100,50 @@ class Slice:
         self, config: ModelConfig, span: Span, source: Source, *, slots: int, context: int, kernels: Kernels
     ) -> None:
         self.config, self.span = config, span
-        self.dtype = dtype = kernels.activations
         self.first, self.last = span.start == 0, span.stop == config.layers
         family, loader = family_of(config), Loader(config=config, source=source, kernels=kernels)
-        self._rotary = None if family.positions else Rotary(config, context, dtype)
-        self.blocks: list[Block] = []
-        self.attentions = []
-        for layer in range(span.start, span.stop):
-            attention = Attention(config, layer, slots, context, dtype)
-            self.attentions.append(attention)
-            self.blocks.append(family.block(config, layer, loader, attention))
         embedding, head = tables(config, source)
+        programs = [family.program(config, layer) for layer in range(span.start, span.stop)]
+        closing = closing_program(config, head) if self.last else None
+        if self.last:
+            programs[-1] = programs[-1].outputs_only()
+        self._player: Player
+        if kernels.native:
+            self._player = NativePlayer(
+                programs, closing, loader, slots=slots, context=context, threads=torch.get_num_threads()
+            )
+        else:
+            self._player = TorchPlayer(programs, closing, loader, slots=slots, context=context)
         if self.first:
+            self._dtype = torch.float32 if kernels.native else kernels.activations
             self._embedding = loader.table(embedding)
             self._positions = source.vector(family.positions) if family.positions else None
-        if self.last:
-            self._norm = family.final_norm(loader)
-            self._head = loader.head(head)
 
     @property
     def nbytes(self) -> int:
         """Bytes of weights that this slice multiplies with."""
-        return sum(block.nbytes for block in self.blocks) + (self._head.nbytes if self.last else 0)
+        return self._player.nbytes
+
+    @property
+    def head_nbytes(self) -> int:
+        return self._player.head_nbytes
 
     @property
     def kv_nbytes(self) -> int:
-        return sum(attention.kv.nbytes for attention in self.attentions)
+        return self._player.kv_nbytes
 
-    def batch(self, rows: Sequence[Row]) -> Batch:
-        """A step's rows as the layers need them."""
-        return Batch(rows, self.dtype, self._rotary)
-
-    def embed(self, batch: Batch) -> Tensor:
-        """Token (and learned position) embeddings, [T, E]."""
-        x_TE = self._embedding[batch.ids].to(self.dtype)
+    def embed(self, rows: Sequence[Row]) -> Tensor:
+        """Token (and learned position) embeddings, [T, E] float32; for torch's kernels rounded to their dtype."""
+        x_TE = self._embedding[torch.tensor([i for row in rows for i in row.ids])].to(self._dtype)
         if self._positions is not None:
-            x_TE = x_TE + self._positions[batch.positions].to(self.dtype)
-        return x_TE
+            positions = torch.tensor([p for row in rows for p in range(row.start, row.stop)])
+            x_TE = x_TE + self._positions[positions].to(self._dtype)
+        return x_TE.float()
 
-    def run(self, x_TE: Tensor, batch: Batch, between: Callable[[], None]) -> Tensor:
-        """The layers, with ``between`` called after each; the last slice returns the output positions only."""
-        for i, block in enumerate(self.blocks):
-            x_TE = block(x_TE, batch, outputs_only=self.last and i == len(self.blocks) - 1)
-            between()
-        return x_TE
+    def forward(self, rows: Sequence[Row], x_TE: Tensor, between: Callable[[], None] = silent) -> Tensor:
+        """The layers for float32 hidden states, with ``between`` called after each: hidden states again, or of the
+        last slice the outputs' logits, [outputs, V] float32."""
+        return self._player.play(rows, x_TE, between)
 
-    def logits(self, x_TE: Tensor) -> Tensor:
-        """[T, V] float32."""
-        return self._head(self._norm(x_TE)).float()
+    def fill_cache(self, value: float) -> None:
+        self._player.fill_cache(value)

@@ -25,7 +25,7 @@ from mpgpt.machines import ClusterProfile, Edge, Links, Node, Speed, Workload
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.footprint import (
     MAX_CONTEXT,
-    activation_bytes,
+    cache_bytes,
     head_dtype,
     layer_outputs,
     shape_of,
@@ -255,7 +255,7 @@ def speed_of(machine: Machine, config: ModelConfig, dtype: DtypeName) -> Speed:
         layer_s=product(config.layer_weights, layer_outputs(config)),
         head_s=product(config.head_weights, config.vocab, head_dtype(dtype)),
         attend_s=max(
-            config.kv_bytes(1, 1, 1, activation_bytes(dtype)) / bandwidth, 4 * config.heads * config.head_dim / flops
+            config.kv_bytes(1, 1, 1, cache_bytes(dtype)) / bandwidth, 4 * config.heads * config.head_dim / flops
         ),
         step_s=machine.step_ms / 1e3,
     )  # fmt: skip

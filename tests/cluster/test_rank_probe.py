@@ -18,7 +18,7 @@ from mpgpt.core import Row, Span
 from mpgpt.engine.scheduler import CHUNK
 from mpgpt.machines import Node, Speed
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.footprint import GROUP, shape_of
+from mpgpt.model.footprint import GROUP, HIDDEN_BYTES, shape_of
 from mpgpt.model.linear import Kernels
 from mpgpt.model.slice import Slice, weights_of
 from mpgpt.model.weights import Checkpoint, model_config
@@ -38,8 +38,8 @@ def test_weights_fit_every_architecture(models: dict[str, Path], name: str, dtyp
     real = Slice(config, span, Checkpoint(models[name]), slots=1, context=64, kernels=Kernels(dtype=dtype))
     assert (made.nbytes, made.kv_nbytes) == (real.nbytes, real.kv_nbytes)
     with torch.inference_mode():
-        batch = made.batch([Row(slot=0, start=0, ids=(1, 2, 3), outputs=3)])
-        logits = made.logits(made.run(made.embed(batch), batch, lambda: None))
+        rows = [Row(slot=0, start=0, ids=(1, 2, 3), outputs=3)]
+        logits = made.forward(rows, made.embed(rows))
     assert logits.shape == (3, config.vocab) and logits.isfinite().all()
 
 
@@ -74,8 +74,9 @@ def test_a_large_model_is_measured_within_a_quarter_of_the_free_memory(monkeypat
     head_bytes = config.head_weights * 2
     layer_bytes = config.layer_weights * 2
     # Each mark of the clock is a second later than the one before: what is reported is the factor alone.
-    assert step["head"] * (built[0].nbytes - sum(b.nbytes for b in built[0].blocks)) == pytest.approx(head_bytes)
-    assert step["layer"] * built[0].blocks[0].nbytes == pytest.approx(layer_bytes)
+    layers = len(range(built[0].span.start, built[0].span.stop))
+    assert step["head"] * built[0].head_nbytes == pytest.approx(head_bytes)
+    assert step["layer"] * (built[0].nbytes - built[0].head_nbytes) / layers == pytest.approx(layer_bytes)
 
 
 def ticking() -> SimpleNamespace:
@@ -190,4 +191,4 @@ def test_a_shape_is_what_a_slice_holds(models: dict[str, Path], name: str) -> No
         assert shape.layers == config.layers
         assert (shape.layer_bytes, shape.kv_bytes) == (middle.nbytes, middle.kv_nbytes)
         assert shape.layers * shape.layer_bytes + shape.head_bytes == whole.nbytes
-        assert shape.token_bytes == config.embed * Kernels(dtype=dtype).activations.itemsize
+        assert shape.token_bytes == config.embed * HIDDEN_BYTES

@@ -34,7 +34,7 @@ from mpgpt_ios.proxy.client import Client
 from mpgpt_ios.proxy.stage import IPadStage, StageSizes
 
 SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
-SIZES = StageSizes(slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK, dtype=torch.float32)
+SIZES = StageSizes(slots=SLOTS, context=CONTEXT, embed=EMBED, chunk=CHUNK)
 TOKEN = b"a token that both ends have"
 
 

@@ -20,7 +20,7 @@ from mpgpt.model.linear import Weight
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
 
 
-tune = partial(autotune.tune, budget=Budget(seconds=0.05, cold_bytes=1 << 16))
+tune = partial(autotune.tune, native=False, budget=Budget(seconds=0.05, cold_bytes=1 << 16))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

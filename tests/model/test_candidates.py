@@ -114,7 +114,8 @@ worst, names = 0.0, {}
 for dtype in ("int8", "int4"):
     shapes = [(64, 96), (192, 64), (576, 300)]
     kernels, tried = autotune.tune(
-        dtype, [Weight(inputs=i, outputs=o, head=True) for i, o in shapes], memory=Path(sys.argv[1]), budget=budget
+        dtype, [Weight(inputs=i, outputs=o, head=True) for i, o in shapes],
+        native=False, memory=Path(sys.argv[1]), budget=budget,
     )
     assert any(timing.chosen and timing.exact for timing in tried)
     assert {timing.kernel for timing in tried if not timing.exact} == {kernel.name for kernel in inexact("int8")}

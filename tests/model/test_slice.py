@@ -15,28 +15,38 @@ from torch import Tensor
 
 from mpgpt.core import Row, Span
 from mpgpt.errors import ModelError
-from mpgpt.model.linear import Kernels
+from mpgpt.model.linear import NATIVE, Kernels
+from mpgpt.model.native import library
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
 from tests.support.models import CONTEXT, RANDOM, VOCAB, build, save_random, save_tokenizer
 
 
-def slices(folder: Path, cuts: Sequence[int] = (), dtype: str = "float32") -> list[Slice]:
+@pytest.fixture(params=["torch", NATIVE])
+def player(request: pytest.FixtureRequest) -> str:
+    """What computes: torch's kernels, or the compiled ones where they are to be had."""
+    if request.param == NATIVE and isinstance(library.find(), library.Absent):
+        pytest.skip("there are no compiled kernels here")
+    name: str = request.param
+    return name
+
+
+def slices(folder: Path, cuts: Sequence[int] = (), dtype: str = "float32", player: str = "torch") -> list[Slice]:
     """The model in ``folder`` cut before each of the layers ``cuts``."""
     config, checkpoint = model_config(folder), Checkpoint(folder)
     edges = [0, *cuts, config.layers]
     spans = [Span(start=a, stop=b) for a, b in itertools.pairwise(edges)]
-    return [Slice(config, span, checkpoint, slots=4, context=CONTEXT, kernels=Kernels(dtype=dtype)) for span in spans]
+    kernels = Kernels(dtype=dtype, chosen={"": NATIVE} if player == NATIVE else {})
+    return [Slice(config, span, checkpoint, slots=4, context=CONTEXT, kernels=kernels) for span in spans]
 
 
 @torch.inference_mode()
 def logits(parts: Sequence[Slice], rows: Sequence[Row]) -> Tensor:
     """One step through all parts."""
-    batch = parts[0].batch(rows)
-    x = parts[0].embed(batch)
+    x = parts[0].embed(rows)
     for part in parts:
-        x = part.run(x, batch, lambda: None)
-    return parts[-1].logits(x) if len(x) else torch.empty(0, VOCAB)
+        x = part.forward(rows, x)
+    return x
 
 
 def row(slot: int, start: int, ids: Sequence[int], outputs: int | None = None) -> Row:
@@ -50,7 +60,7 @@ def random_ids(count: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_logits_are_transformers(models: dict[str, Path], name: str) -> None:
+def test_logits_are_transformers(player: str, models: dict[str, Path], name: str) -> None:
     """Chunks, single tokens, several ranks, strangers in the same step: within 1e-4 of one forward pass."""
     ids = random_ids(120)
     with torch.inference_mode():
@@ -67,10 +77,10 @@ def test_logits_are_transformers(models: dict[str, Path], name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
-def test_a_row_does_not_depend_on_its_company(models: dict[str, Path], name: str, dtype: str) -> None:
+def test_a_row_does_not_depend_on_its_company(player: str, models: dict[str, Path], name: str, dtype: str) -> None:
     """Bit for bit, alone or with strangers: what makes the same tokens on any cluster more than likely."""
     ids = random_ids(60)
-    alone, company = slices(models[name], dtype=dtype), slices(models[name], cuts=(2,), dtype=dtype)
+    alone, company = slices(models[name], dtype=dtype, player=player), slices(models[name], cuts=(2,), dtype=dtype)
     for start, stop in ((0, 48), (48, 58), (58, 59), (59, 60)):
         strangers = [row(slot, 0, random_ids(5 * slot + stop, seed=slot), outputs=1) for slot in (0, 3)]
         mine = row(1, start, ids[start:stop])
@@ -81,10 +91,12 @@ def test_a_row_does_not_depend_on_its_company(models: dict[str, Path], name: str
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
-def test_a_drafted_position_has_the_bits_that_it_has_alone(models: dict[str, Path], name: str, dtype: str) -> None:
+def test_a_drafted_position_has_the_bits_that_it_has_alone(
+    player: str, models: dict[str, Path], name: str, dtype: str
+) -> None:
     """Otherwise a near tie might be decided by whether somebody guessed it."""
     ids, wrong = random_ids(90), random_ids(90, seed=1)
-    alone, drafted = slices(models[name], dtype=dtype), slices(models[name], cuts=(2, 3), dtype=dtype)
+    alone, drafted = slices(models[name], dtype=dtype, player=player), slices(models[name], cuts=(2, 3), dtype=dtype)
     for parts in (alone, drafted):
         logits(parts, [row(1, 0, ids[:30], outputs=1)])
     expected = torch.cat([logits(alone, [row(1, at, ids[at : at + 1])]) for at in range(30, 90)])
@@ -100,10 +112,10 @@ def test_a_drafted_position_has_the_bits_that_it_has_alone(models: dict[str, Pat
     assert start == 90
 
 
-def test_writing_over_positions_takes_tokens_back(models: dict[str, Path]) -> None:
+def test_writing_over_positions_takes_tokens_back(player: str, models: dict[str, Path]) -> None:
     """Drafts that turn out wrong, and a slot that is used again, leave nothing behind."""
     ids, wrong = random_ids(40), random_ids(40, seed=1)
-    fresh, used = slices(models["llama"]), slices(models["llama"])
+    fresh, used = slices(models["llama"], player=player), slices(models["llama"], player=player)
     expected = logits(fresh, [row(1, 0, ids)])
     logits(used, [row(1, 0, wrong)])
     logits(used, [row(1, 0, ids[:30], outputs=0)])
@@ -126,13 +138,17 @@ def with_a_bad_token(parts: list[Slice]) -> list[Slice]:
 @pytest.mark.parametrize("name", ["gpt2", "mistral", "qwen3"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "int4"])
 def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
-    models: dict[str, Path], name: str, dtype: str
+    player: str, models: dict[str, Path], name: str, dtype: str
 ) -> None:
     """Bit for bit: beside it in a step, in its slot after it, and before it in its own sequence."""
     bad = HUGE if dtype == "float16" else BAD
     ids = [id for id in random_ids(90) if id not in (BAD, HUGE)][:60]
     cuts = [(0, 40), (40, 52), (52, 53), (53, 60)]
-    expected = [logits(parts, [row(1, a, ids[a:b])]) for parts in [slices(models[name], dtype=dtype)] for a, b in cuts]
+    expected = [
+        logits(parts, [row(1, a, ids[a:b])])
+        for parts in [slices(models[name], dtype=dtype, player=player)]
+        for a, b in cuts
+    ]
     parts = with_a_bad_token(slices(models[name], cuts=(2,), dtype=dtype))
     for slot in (1, 0):  # the second time in the slot of a bad one
         for (a, b), want in zip(cuts, expected, strict=True):
@@ -146,7 +162,7 @@ def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
                 assert drafted[0].isfinite().all() and not drafted[1:].isfinite().any()
 
 
-def test_only_output_positions_come_out(models: dict[str, Path]) -> None:
+def test_only_output_positions_come_out(player: str, models: dict[str, Path]) -> None:
     parts, ids = slices(models["gpt2"], cuts=(4,)), random_ids(30)
     everything = logits(parts, [row(0, 0, ids)])
     some = logits(parts, [row(1, 0, ids, outputs=3), row(2, 0, ids[:9], outputs=0), row(3, 0, ids[:4], outputs=1)])
@@ -157,30 +173,33 @@ def test_only_output_positions_come_out(models: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near(models: dict[str, Path], dtype: str) -> None:
+def test_half_precision_is_near(player: str, models: dict[str, Path], dtype: str) -> None:
     ids = random_ids(40)
-    exact = logits(slices(models["llama"]), [row(0, 0, ids)])
-    near = logits(slices(models["llama"], dtype=dtype), [row(0, 0, ids[:39], outputs=39)])
-    last = logits(slices(models["llama"], dtype=dtype), [row(0, 0, ids)])[-1]
+    exact = logits(slices(models["llama"], player=player), [row(0, 0, ids)])
+    near = logits(slices(models["llama"], dtype=dtype, player=player), [row(0, 0, ids[:39], outputs=39)])
+    last = logits(slices(models["llama"], dtype=dtype, player=player), [row(0, 0, ids)])[-1]
     assert (near - exact[:39]).abs().max() < 0.1 * exact.abs().max()
     assert (last - exact[39]).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_shards_are_read(models: dict[str, Path], tmp_path: Path) -> None:
+def test_shards_are_read(player: str, models: dict[str, Path], tmp_path: Path) -> None:
     folder = save_random("llama", tmp_path / "sharded", max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     ids = random_ids(10)
-    assert torch.equal(logits(slices(folder), [row(0, 0, ids)]), logits(slices(models["llama"]), [row(0, 0, ids)]))
+    assert torch.equal(
+        logits(slices(folder, player=player), [row(0, 0, ids)]),
+        logits(slices(models["llama"], player=player), [row(0, 0, ids)]),
+    )
 
 
-def test_bfloat16_files_serve_float32(tmp_path: Path) -> None:
+def test_bfloat16_files_serve_float32(player: str, tmp_path: Path) -> None:
     model = build("gpt2").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     ids = random_ids(10)
     with torch.inference_mode():
         theirs = model.float()(torch.tensor([ids])).logits[0]
-    assert (logits(slices(tmp_path), [row(0, 0, ids)]) - theirs).abs().max() < 1e-4
+    assert (logits(slices(tmp_path, player=player), [row(0, 0, ids)]) - theirs).abs().max() < 1e-4
 
 
 def test_a_slice_reads_only_its_layers(models: dict[str, Path]) -> None:
@@ -205,18 +224,18 @@ def test_a_slice_reads_only_its_layers(models: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("intermediate_size", 96), ("vocab_size", 200), ("num_attention_heads", 8)])
-def test_a_config_of_another_model_is_refused(tmp_path: Path, key: str, value: int) -> None:
+def test_a_config_of_another_model_is_refused(player: str, tmp_path: Path, key: str, value: int) -> None:
     folder = save_random("llama-biased", tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value, "head_dim": 16}))
     with pytest.raises(ModelError, match="two models"):
-        slices(folder)
+        slices(folder, player=player)
 
 
-def test_integer_weights_are_refused(tmp_path: Path) -> None:
+def test_integer_weights_are_refused(player: str, tmp_path: Path) -> None:
     folder = save_random("llama", tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.down_proj.weight"
     save_file(weights | {name: weights[name].to(torch.int8)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match="quantised"):
-        slices(folder)
+        slices(folder, player=player)

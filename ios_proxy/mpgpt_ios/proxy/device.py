@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mpgpt.engine.stage import Stage, TorchStage
 from mpgpt.errors import LinkError, ModelError
@@ -89,9 +88,7 @@ class IPadDevice:
         wait(over, self._bell)
         return time.perf_counter() - begun if results else None
 
-    def stage(self, own: TorchStage | None, *, slots: int, context: int, dtype: torch.dtype) -> Stage:
+    def stage(self, own: TorchStage | None, *, slots: int, context: int) -> Stage:
         manifest = self._bundle.manifest
-        sizes = StageSizes(
-            slots=slots, context=context, embed=manifest.embed, chunk=manifest.chunk, dtype=dtype
-        )  # fmt: skip
+        sizes = StageSizes(slots=slots, context=context, embed=manifest.embed, chunk=manifest.chunk)
         return IPadStage(self.span, self._client, own, self._bell, sizes)

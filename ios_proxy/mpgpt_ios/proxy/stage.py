@@ -98,8 +98,6 @@ class StageSizes:
     embed: int
     chunk: int
     """Tokens in one call, at most."""
-    dtype: torch.dtype
-    """Of the ring's hidden states."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,7 +107,7 @@ class PendingStep:
     step: Step
     """With a copy of its hidden states."""
     y: Tensor
-    """[T, E] of the ring's dtype: the results so far."""
+    """[T, E] float32: the results so far."""
     missing: int = 0
     """Open calls."""
     lost: bool = False
@@ -150,7 +148,7 @@ class IPadStage:
         slots = sizes.slots
         self.span: Span | None = span
         self._connection, self._own, self._bell, self._chunk = connection, own, bell, sizes.chunk
-        self._inputs = torch.zeros(slots, sizes.context, sizes.embed, dtype=sizes.dtype)
+        self._inputs = torch.zeros(slots, sizes.context, sizes.embed)
         self._device_extent, self._own_extent = CacheExtent(upto=[0] * slots), CacheExtent(upto=[0] * slots)
         self._epoch: int | None = None
         self._pending: deque[PendingStep] = deque()
@@ -234,7 +232,7 @@ class IPadStage:
             for i in np.flatnonzero(~np.isfinite(y).all(axis=1)).tolist():
                 self._spoil(*call.position_of(i))
             if tokens:
-                pending.y[tokens] = torch.from_numpy(y).to(pending.y.dtype)
+                pending.y[tokens] = torch.from_numpy(y).float()
         if self._connection.epoch != epoch:
             self._epoch = None
             self._calls.clear()

@@ -2,26 +2,29 @@
 
 Knows: how its config.json is spelt, what its tensors are called here and in llama.cpp's files, its layer.
 Must not know: other families, which layers a rank holds, where weights come from.
-
-Legend: T tokens of a step, E embed, H heads, D head dimension, O output features, I input features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.family import Family, GgufArchitecture, GgufFormat
 from mpgpt.model.gguf_metadata import GgufMetadata
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mpgpt.model.attention import Attention, Batch
-    from mpgpt.model.linear import Linear
-    from mpgpt.model.loader import Loader
+from mpgpt.model.program import (
+    Activate,
+    Add,
+    Attend,
+    Buffer,
+    Norm,
+    Product,
+    Program,
+    Write,
+    head_leaves,
+    inner_leaves,
+)
 
 
 def _read_config(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig:
@@ -40,34 +43,35 @@ def _read_config(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig
     )  # fmt: skip
 
 
-class GPT2Block:
-    """Layer norm, attention, layer norm, MLP; learned positions are added before layer 0."""
+def _program(config: ModelConfig, layer: int) -> Program:
+    """Layer norm, attention, layer norm, MLP."""
+    c, at, shapes = config, f"h.{layer}", _shapes(config)
 
-    def __init__(self, config: ModelConfig, layer: int, loader: Loader, attention: Attention) -> None:
-        at, shapes = f"h.{layer}", _shapes(config)
+    def product(source: Buffer, target: Buffer, name: str, leaves: tuple[int, ...] = ()) -> Product:
+        outputs, inputs = shapes[name]
+        return Product(
+            source=source, target=target, names=(f"{at}.{name}",), inputs=inputs, outputs=outputs, biased=True,
+            transposed=True, leaves=leaves,
+        )  # fmt: skip
 
-        def linear(name: str) -> Linear:
-            (outputs, inputs), label = shapes[name], f"{at}.{name}"
-            return loader.linear([label], inputs, outputs, label=label, biased=True, transpose=True)
+    def norm(name: str) -> Norm:
+        return Norm(source=Buffer.HIDDEN, target=Buffer.NORMED, name=f"{at}.{name}", centred=True)
 
-        self._attention = attention
-        self._shape = (config.heads, config.head_dim)
-        self._norm_1, self._norm_2 = (loader.layer_norm(f"{at}.{name}") for name in ("ln_1", "ln_2"))
-        self._qkv, self._out = linear("attn.c_attn"), linear("attn.c_proj")
-        self._up, self._down = linear("mlp.c_fc"), linear("mlp.c_proj")
-        self._activation = loader.activation()
-        self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._up, self._down))
-
-    def __call__(self, x_TE: Tensor, batch: Batch, *, outputs_only: bool = False) -> Tensor:
-        qkv_T3HD = self._qkv(self._norm_1(x_TE)).view(-1, 3, *self._shape)
-        self._attention.write(qkv_T3HD[:, 1:], batch)
-        q_THD, queries = qkv_T3HD[:, 0], batch.queries
-        if outputs_only:
-            x_TE, q_THD, queries = x_TE[batch.output_positions], q_THD[batch.output_positions], batch.output_queries
-            if not queries:
-                return x_TE
-        x_TE = x_TE + self._out(self._attention.read(q_THD, queries, batch))
-        return x_TE + self._down(self._activation(self._up(self._norm_2(x_TE))))
+    return Program(
+        operations=(
+            norm("ln_1"),
+            product(Buffer.NORMED, Buffer.QKV, "attn.c_attn"),
+            Write(source=Buffer.QKV, layer=layer),
+            Attend(source=Buffer.QKV, target=Buffer.MIXED, layer=layer, scale=c.scales[layer], window=c.windows[layer]),
+            product(Buffer.MIXED, Buffer.CHANGE, "attn.c_proj", head_leaves(c.heads, c.head_dim)),
+            Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
+            norm("ln_2"),
+            product(Buffer.NORMED, Buffer.INNER, "mlp.c_fc"),
+            Activate(source=Buffer.INNER, target=Buffer.ACTIVE, function=c.activation, gated=False),
+            product(Buffer.ACTIVE, Buffer.CHANGE, "mlp.c_proj", inner_leaves(c.inner)),
+            Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
+        )
+    )
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -118,8 +122,8 @@ GPT2 = Family(
     embedding="wte.weight",
     positions="wpe.weight",
     heads_reducible=False,
-    final_norm=lambda loader: loader.layer_norm("ln_f"),
-    block=GPT2Block,
+    final_norm=Norm(source=Buffer.HIDDEN, target=Buffer.NORMED, name="ln_f", centred=True),
+    program=_program,
     shapes=_shapes,
     gguf=GgufFormat(
         activations=("gelu_new", "gelu_pytorch_tanh"),

@@ -2,15 +2,12 @@
 
 Knows: how their config.json is spelt, what their tensors are called here and in llama.cpp's files, their layer.
 Must not know: other families, which layers a rank holds, where weights come from.
-
-Legend: T tokens of a step, E embed, H query heads, K key/value heads, D head dimension, X heads of all three kinds,
-F inner features of the MLP, O output features, I input features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +16,20 @@ from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.family import Family, GgufArchitecture, GgufFormat
 from mpgpt.model.gguf_metadata import ROPE_FACTORS, GgufMetadata
+from mpgpt.model.program import (
+    Activate,
+    Add,
+    Attend,
+    Buffer,
+    Norm,
+    Product,
+    Program,
+    Rotate,
+    Write,
+    head_leaves,
+    inner_leaves,
+)
 from mpgpt.model.rope import rope_frequencies, rope_parameters
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mpgpt.model.attention import Attention, Batch
-    from mpgpt.model.linear import Linear
-    from mpgpt.model.loader import Loader
 
 
 def _read_config(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig:
@@ -56,45 +59,41 @@ def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     return tuple(int(window) if k == "sliding_attention" else 0 for k in kinds)
 
 
-class LlamaBlock:
+def _program(config: ModelConfig, layer: int) -> Program:
     """RMS norm, rotary attention with grouped heads, RMS norm, gated MLP."""
+    c, at, shapes = config, f"layers.{layer}", _shapes(config)
 
-    def __init__(self, config: ModelConfig, layer: int, loader: Loader, attention: Attention) -> None:
-        at, shapes = f"layers.{layer}", _shapes(config)
+    def product(
+        source: Buffer, target: Buffer, names: Sequence[str], biased: bool, leaves: tuple[int, ...] = ()
+    ) -> Product:
+        ours = [f"{name}_proj" for name in names]
+        return Product(
+            source=source, target=target, names=tuple(f"{at}.{name}" for name in ours),
+            inputs=shapes[ours[0]][1], outputs=sum(shapes[name][0] for name in ours), biased=biased, leaves=leaves,
+        )  # fmt: skip
 
-        def linear(part: str, names: Sequence[str], biased: bool) -> Linear:
-            label, ours = f"{at}.{part}.{'/'.join(names)}_proj", [f"{part}.{name}_proj" for name in names]
-            outputs, inputs = sum(shapes[name][0] for name in ours), shapes[ours[0]][1]
-            return loader.linear([f"{at}.{name}" for name in ours], inputs, outputs, label=label, biased=biased)
+    def norm(source: Buffer, target: Buffer, name: str, heads: tuple[int, int] | None = None) -> Norm:
+        return Norm(source=source, target=target, name=f"{at}.{name}", centred=False, heads=heads)
 
-        self._attention = attention
-        self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
-        self._norm_1 = loader.rms_norm(f"{at}.input_layernorm")
-        self._norm_2 = loader.rms_norm(f"{at}.post_attention_layernorm")
-        self._qk_norms = [loader.rms_norm(f"{at}.self_attn.{n}_norm") for n in "qk"] if config.qk_norm else []
-        self._qkv = linear("self_attn", "qkv", config.qkv_bias)
-        self._out = linear("self_attn", "o", config.out_bias)
-        self._gate_up = linear("mlp", ("gate", "up"), config.mlp_bias)
-        self._down = linear("mlp", ("down",), config.mlp_bias)
-        self._activation = loader.activation()
-        self.nbytes = sum(layer.nbytes for layer in (self._qkv, self._out, self._gate_up, self._down))
-
-    def __call__(self, x_TE: Tensor, batch: Batch, *, outputs_only: bool = False) -> Tensor:
-        heads, keys = self._heads, self._heads + self._kv_heads
-        qkv_TXD = self._qkv(self._norm_1(x_TE)).view(-1, keys + self._kv_heads, self._dim)
-        if self._qk_norms:
-            for norm, a, b in zip(self._qk_norms, (0, heads), (heads, keys), strict=True):
-                qkv_TXD[:, a:b] = norm(qkv_TXD[:, a:b])
-        batch.apply_rotary_(qkv_TXD[:, :keys])
-        self._attention.write(qkv_TXD[:, heads:].view(-1, 2, self._kv_heads, self._dim), batch)
-        q_THD, queries = qkv_TXD[:, :heads], batch.queries
-        if outputs_only:
-            x_TE, q_THD, queries = x_TE[batch.output_positions], q_THD[batch.output_positions], batch.output_queries
-            if not queries:
-                return x_TE
-        x_TE = x_TE + self._out(self._attention.read(q_THD, queries, batch))
-        gate_TF, up_TF = self._gate_up(self._norm_2(x_TE)).chunk(2, dim=-1)
-        return x_TE + self._down(self._activation(gate_TF).mul_(up_TF))
+    keys = c.heads + c.kv_heads
+    over_heads = {"q": (0, c.heads), "k": (c.heads, keys)} if c.qk_norm else {}
+    return Program(
+        operations=(
+            norm(Buffer.HIDDEN, Buffer.NORMED, "input_layernorm"),
+            product(Buffer.NORMED, Buffer.QKV, [f"self_attn.{part}" for part in "qkv"], c.qkv_bias),
+            *(norm(Buffer.QKV, Buffer.QKV, f"self_attn.{part}_norm", heads) for part, heads in over_heads.items()),
+            Rotate(buffer=Buffer.QKV, heads=keys),
+            Write(source=Buffer.QKV, layer=layer),
+            Attend(source=Buffer.QKV, target=Buffer.MIXED, layer=layer, scale=c.scales[layer], window=c.windows[layer]),
+            product(Buffer.MIXED, Buffer.CHANGE, ["self_attn.o"], c.out_bias, head_leaves(c.heads, c.head_dim)),
+            Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
+            norm(Buffer.HIDDEN, Buffer.NORMED, "post_attention_layernorm"),
+            product(Buffer.NORMED, Buffer.INNER, ["mlp.gate", "mlp.up"], c.mlp_bias),
+            Activate(source=Buffer.INNER, target=Buffer.ACTIVE, function=c.activation, gated=True),
+            product(Buffer.ACTIVE, Buffer.CHANGE, ["mlp.down"], c.mlp_bias, inner_leaves(c.inner)),
+            Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
+        )
+    )
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -209,8 +208,8 @@ LLAMA = Family(
     embedding="embed_tokens.weight",
     positions=None,
     heads_reducible=True,
-    final_norm=lambda loader: loader.rms_norm("norm"),
-    block=LlamaBlock,
+    final_norm=Norm(source=Buffer.HIDDEN, target=Buffer.NORMED, name="norm", centred=False),
+    program=_program,
     shapes=_shapes,
     gguf=GgufFormat(
         activations=("silu", "swish"),

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from mpgpt.core import Row
 from mpgpt.errors import ModelError
-from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.loader import Source, fitting_blocks
+from mpgpt.model.loader import Loader, product_blocks
 from mpgpt.model.native.library import BUFFERS, OperationArgs, PlayerArgs, StepArgs, needed
 from mpgpt.model.native.pages import PAGE, Pages
 from mpgpt.model.native.weights import PackedWeight, padded
@@ -48,22 +47,23 @@ assert len(BUFFER_IDS) == BUFFERS
 
 
 class NativePlayer:
-    """Layers, and what follows the last where the slice has it, over a cache of their own.
+    """Layers, and what follows the last where ``closing`` is given, over a cache of their own.
 
-    ``programs`` are the layers', in order, and ``closing`` what follows the last layer, if it is here. ``dtype_of``
-    gives the dtype that a product's weight is held in.
+    ``programs`` are the layers', in order; their weights are loaded one after another.
     """
 
     def __init__(
-        self, config: ModelConfig, programs: Sequence[Program], closing: Program | None, source: Source,
-        dtype_of: Callable[[Product], str], *, slots: int, context: int, stored: torch.dtype, threads: int,
-        timed: bool = False,
+        self, programs: Sequence[Program], closing: Program | None, loader: Loader, *, slots: int, context: int,
+        threads: int, timed: bool = False,
     ) -> None:  # fmt: skip
-        self._config, self._source, self._dtype_of = config, source, dtype_of
+        """``timed`` keeps the time of each kind of operation. Raises ``ModelError`` where the kernels cannot be had."""
+        config = loader.config
+        self._config, self._source, self._kernels = config, loader.source, loader.kernels
+        stored = self._kernels.stored
         self._calls = needed()
         self._kept: list[object] = []
         """What the library points to."""
-        self.nbytes = 0
+        self.nbytes = self.head_nbytes = 0
         self._pages = Pages(slots, context)
         self._rotary = self._rotary_tables(context) if config.inv_freq else None
         self._first_layer = min((op.layer for p in programs for op in p.operations if isinstance(op, Write)), default=0)
@@ -92,11 +92,8 @@ class NativePlayer:
     def kv_nbytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches)
 
-    def play(self, rows: Sequence[Row], x_TE: Tensor, between: Callable[[], None] | None = None) -> Tensor:
-        """A step's hidden states behind the layers, [T, E], or the logits of its outputs, [outputs, V] float32.
-
-        ``x_TE`` is float32. ``between`` is called after each layer; where it is None, all are one call.
-        """
+    def play(self, rows: Sequence[Row], x_TE: Tensor, between: Callable[[], None]) -> Tensor:
+        """See ``slice.Player``."""
         x_TE = x_TE.contiguous()
         positions, slots, outputs = self._places(rows)
         out = torch.empty((len(outputs), self._config.vocab) if self._closes else x_TE.shape, dtype=torch.float32)
@@ -105,21 +102,24 @@ class NativePlayer:
             output_rows=outputs.ctypes.data, tables=self._pages.tables.ctypes.data, table=self._pages.tables.shape[1],
             hidden_in=x_TE.data_ptr(),
         )  # fmt: skip
-        ends = self._ends[: self._layers] if between else []
-        ends = [*(end for end in ends if end != self._ends[-1]), self._ends[-1]]
+        whole = self._ends[-1]
         first = 0
-        for end in ends:
-            if end == self._ends[-1]:
-                if self._closes:
-                    step.logits = out.data_ptr()
-                else:
-                    step.hidden_out = out.data_ptr()
+        for layer, end in enumerate(self._ends):
+            if end == whole and self._closes:
+                step.logits = out.data_ptr()
+            elif end == whole:
+                step.hidden_out = out.data_ptr()
             if self._calls.mpgpt_play(self._player, step, first, end):
                 raise MemoryError(f"there is no memory for a step of {len(positions)} rows")
-            if between:
-                between()
             step.hidden_in, first = None, end
+            if layer < self._layers:
+                between()
         return out
+
+    def fill_cache(self, value: float) -> None:
+        """See ``slice.Player``."""
+        for cache in self._caches:
+            cache.view(self._kernels.stored).fill_(value)
 
     def seconds(self) -> dict[str, float]:
         """By kind of operation, since the player was made, where it is timed."""
@@ -127,7 +127,7 @@ class NativePlayer:
 
     def _places(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each token its position and its slot; and which tokens have an output."""
-        positions, slots, outputs = [], [], []
+        positions, slots, outputs = list[int](), list[int](), list[int]()
         for row in rows:
             self._pages.reserve(row)
             positions += range(row.start, row.stop)
@@ -153,11 +153,10 @@ class NativePlayer:
 
     def _rotary_tables(self, context: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [S, D / 2] each."""
-        frequencies = torch.tensor(self._config.inv_freq, dtype=torch.float32)
-        cosines, sines = (torch.empty(context, len(frequencies)) for _ in range(2))
-        self._calls.mpgpt_rotary(
-            frequencies.data_ptr(), len(frequencies), context, self._config.rope_gain, cosines.data_ptr(), sines.data_ptr()
-        )
+        frequencies, gain = torch.tensor(self._config.inv_freq, dtype=torch.float32), self._config.rope_gain
+        half = len(frequencies)
+        cosines, sines = (torch.empty(context, half) for _ in range(2))
+        self._calls.mpgpt_rotary(frequencies.data_ptr(), half, context, gain, cosines.data_ptr(), sines.data_ptr())
         return cosines, sines
 
     def _operation(self, op: Operation) -> OperationArgs:
@@ -201,14 +200,12 @@ class NativePlayer:
     def _product(self, op: Product) -> OperationArgs:
         source = self._source
         biases = [source.vector(f"{name}.bias") for name in op.names] if op.biased else []
-        weight = PackedWeight(
-            self._calls, self._dtype_of(op), op.inputs, op.outputs, op.leaves or (op.inputs,),
-            torch.cat(biases) if biases else None,
-        )  # fmt: skip
-        blocks = (b for name in op.names for b in source.blocks(f"{name}.weight", transpose=op.transposed))
-        weight.fill(fitting_blocks(blocks, op.label, op.inputs, op.outputs), op.label)
+        dtype, bias = self._kernels.dtype_of(op.inputs, head=op.head), torch.cat(biases) if biases else None
+        weight = PackedWeight(self._calls, dtype, op.inputs, op.outputs, op.leaves or (op.inputs,), bias)
+        weight.fill(product_blocks(source, op), op.label)
         self._kept.append(weight)
         self.nbytes += weight.nbytes
+        self.head_nbytes += weight.nbytes if op.head else 0
         return OperationArgs(kind=PRODUCT, data=ctypes.addressof(weight.args), **_between(op))
 
 

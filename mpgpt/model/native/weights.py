@@ -33,7 +33,8 @@ class PackedWeight:
         self._bias = None if bias_O is None else padded(bias_O)
         self.args = WeightArgs(
             format=FORMATS[dtype], inputs=inputs, outputs=outputs, leaves=len(leaves),
-            stops=ctypes.addressof(self._stops), panels=None, bias=self._bias.data_ptr() if bias_O is not None else None,
+            stops=ctypes.addressof(self._stops), panels=None,
+            bias=None if self._bias is None else self._bias.data_ptr(),
         )  # fmt: skip
         self.nbytes: int = calls.mpgpt_weight_bytes(self.args)
         self._panels = torch.empty(self.nbytes, dtype=torch.uint8)
@@ -43,7 +44,7 @@ class PackedWeight:
             self._panels[-self.nbytes // (-(-outputs // LANES)) :].zero_()
 
     def fill(self, blocks: Iterable[Tensor], label: str) -> None:
-        """Take all of the weight, in [o, I] blocks of any float dtype. Raises ``ModelError`` for one that is not finite."""
+        """Take all of the weight, in [o, I] blocks of any float dtype; ``ModelError`` where a number is not finite."""
         for block_OI in blocks:
             rows = block_OI.to(torch.float32).contiguous()
             if not rows.isfinite().all():
