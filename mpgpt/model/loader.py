@@ -92,6 +92,9 @@ def fitting_blocks(blocks: Iterable[Tensor], name: str, inputs: int, outputs: in
         seen += block_OI.shape[0]
         if block_OI.shape[1] != inputs:
             raise ModelError(_misfit(name, inputs, outputs, block_OI.shape[1], seen))
+        if seen > outputs:
+            seen += sum(len(rest) for rest in blocks)
+            break
         yield block_OI
     if seen != outputs:
         raise ModelError(_misfit(name, inputs, outputs, inputs, seen))

@@ -65,7 +65,7 @@ def test_logits_are_transformers(player: str, models: dict[str, Path], name: str
     ids = random_ids(120)
     with torch.inference_mode():
         theirs = build(name)(torch.tensor([ids])).logits[0]
-    parts = slices(models[name], cuts=(1, 3))
+    parts = slices(models[name], cuts=(1, 3), player=player)
     got = []
     for start, stop in ((0, 50), (50, 51), (51, 52), (52, 119), (119, 120)):
         rows = [row(0, 0, random_ids(7, seed=stop), outputs=1), row(2, start, ids[start:stop])]
@@ -80,7 +80,10 @@ def test_logits_are_transformers(player: str, models: dict[str, Path], name: str
 def test_a_row_does_not_depend_on_its_company(player: str, models: dict[str, Path], name: str, dtype: str) -> None:
     """Bit for bit, alone or with strangers: what makes the same tokens on any cluster more than likely."""
     ids = random_ids(60)
-    alone, company = slices(models[name], dtype=dtype, player=player), slices(models[name], cuts=(2,), dtype=dtype)
+    alone, company = (
+        slices(models[name], dtype=dtype, player=player),
+        slices(models[name], cuts=(2,), dtype=dtype, player=player),
+    )
     for start, stop in ((0, 48), (48, 58), (58, 59), (59, 60)):
         strangers = [row(slot, 0, random_ids(5 * slot + stop, seed=slot), outputs=1) for slot in (0, 3)]
         mine = row(1, start, ids[start:stop])
@@ -96,7 +99,10 @@ def test_a_drafted_position_has_the_bits_that_it_has_alone(
 ) -> None:
     """Otherwise a near tie might be decided by whether somebody guessed it."""
     ids, wrong = random_ids(90), random_ids(90, seed=1)
-    alone, drafted = slices(models[name], dtype=dtype, player=player), slices(models[name], cuts=(2, 3), dtype=dtype)
+    alone, drafted = (
+        slices(models[name], dtype=dtype, player=player),
+        slices(models[name], cuts=(2, 3), dtype=dtype, player=player),
+    )
     for parts in (alone, drafted):
         logits(parts, [row(1, 0, ids[:30], outputs=1)])
     expected = torch.cat([logits(alone, [row(1, at, ids[at : at + 1])]) for at in range(30, 90)])
@@ -141,7 +147,7 @@ def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
     player: str, models: dict[str, Path], name: str, dtype: str
 ) -> None:
     """Bit for bit: beside it in a step, in its slot after it, and before it in its own sequence."""
-    bad = HUGE if dtype == "float16" else BAD
+    bad = HUGE if dtype == "float16" and player == "torch" else BAD  # the compiled kernels' activations are float32
     ids = [id for id in random_ids(90) if id not in (BAD, HUGE)][:60]
     cuts = [(0, 40), (40, 52), (52, 53), (53, 60)]
     expected = [
@@ -149,7 +155,7 @@ def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
         for parts in [slices(models[name], dtype=dtype, player=player)]
         for a, b in cuts
     ]
-    parts = with_a_bad_token(slices(models[name], cuts=(2,), dtype=dtype))
+    parts = with_a_bad_token(slices(models[name], cuts=(2,), dtype=dtype, player=player))
     for slot in (1, 0):  # the second time in the slot of a bad one
         for (a, b), want in zip(cuts, expected, strict=True):
             other, single = (s for s in (0, 1, 2, 3) if s not in (slot, 3)), row(3, 0, [bad], outputs=1)
@@ -163,7 +169,7 @@ def test_a_token_that_is_not_finite_spoils_its_own_sequence_alone(
 
 
 def test_only_output_positions_come_out(player: str, models: dict[str, Path]) -> None:
-    parts, ids = slices(models["gpt2"], cuts=(4,)), random_ids(30)
+    parts, ids = slices(models["gpt2"], cuts=(4,), player=player), random_ids(30)
     everything = logits(parts, [row(0, 0, ids)])
     some = logits(parts, [row(1, 0, ids, outputs=3), row(2, 0, ids[:9], outputs=0), row(3, 0, ids[:4], outputs=1)])
     assert some.shape == (4, VOCAB)
