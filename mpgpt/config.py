@@ -232,7 +232,7 @@ class RunConfig(Section):
     web_interface: Annotated[WebInterface, Blank] = WebInterface()
     dtype: DtypeName = "float32"
     kernel: NonEmptyStr = "auto"
-    """How weights are stored and multiplied: measured, or one by name (``kernels.py`` has the names)."""
+    """What multiplies: the compiled kernels where there are some, else torch's fastest (auto); or one by name."""
     drafts: Annotated[bool, Field(strict=True)] = True
     plan: Annotated[Placing, Blank] = Placing()
     heartbeat: Annotated[Heartbeats, Blank] = Heartbeats()

@@ -33,8 +33,8 @@ from mpgpt.transport.link import World
 from mpgpt.transport.mpirun import SettingsFile
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]
-"""Shows the kernels that each host tried."""
+Explain = Callable[[Mapping[str, Sequence[KernelTiming]], Mapping[str, str]], None]
+"""Shows, by host, which of torch's kernels were tried, and what computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,4 +216,4 @@ class Session:
 
     def _explain(self, tuning: TuningResults) -> None:
         if self._options.explain:
-            self._show_kernels(tuning.timings)
+            self._show_kernels(tuning.timings, tuning.computing)

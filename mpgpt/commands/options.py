@@ -78,10 +78,8 @@ ring = group(
     click.option(
         "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
     ),
-    click.option(
-        "--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]"
-    ),
-    click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were."),
+    click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]"),
+    click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried."),
     click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]"),
     click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]"),
     click.option(

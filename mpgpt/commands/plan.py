@@ -72,7 +72,7 @@ class Planning:
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options.explain:
-            explain(tuning.timings)
+            explain(tuning.timings, tuning.computing)
         kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
         self._profile: ClusterProfile = probe_cluster(
             world, config, kernels, slots=chosen["slots"], context=chosen["context"], threads=threads, device=device

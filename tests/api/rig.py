@@ -94,7 +94,7 @@ def serving(
         home=folder.parent,
         file=None,
         device_factory=_nobody,
-        explain=lambda timings: None,
+        explain=lambda timings, computing: None,
         report=lambda line: None,
     )
     ring: Ring = session.start(SoloWorld(), lambda: None)
