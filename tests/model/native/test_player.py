@@ -236,7 +236,7 @@ def test_attention(window: int, heads: tuple[int, int], kv_dtype: str, bound: fl
     got, qkv, tensors = through(
         Buffer.QKV, width, operations, Buffer.MIXED, count * 20, x_TE, config=config, kv_dtype=kv_dtype
     )  # fmt: skip
-    q, k, v = torch.split(qkv.view(tokens, -1, 20).transpose(0, 1), (count, kv, kv))
+    q, k, v = torch.split(qkv.view(tokens, -1, 20).transpose(0, 1), [count, kv, kv])
     hidden = torch.arange(tokens)[None, :] > torch.arange(tokens)[:, None]
     if window:
         hidden |= torch.arange(tokens)[None, :] <= torch.arange(tokens)[:, None] - window
