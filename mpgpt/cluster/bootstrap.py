@@ -169,13 +169,20 @@ def negotiate(
     if world.rank == 0:
         explain(tuning)
         for host, why in tuning.missing.items():
-            report(f"torch computes on {host}, whose texts may differ from other machines': {why}")
+            kept = ", and its cache is kept as --dtype says" if options.kv_dtype != "auto" else ""
+            report(f"torch computes on {host}, whose texts may differ from other machines'{kept}: {why}")
     if not spans:
-        kernels = Kernels(dtype=options.dtype, chosen=tuning.chosen[world.rank])
+        kernels = Kernels(dtype=options.dtype, chosen=tuning.chosen[world.rank], kv_dtype=options.kv_dtype)
         profile = probe_cluster(world, config, kernels, **room, threads=options.threads, device=device)
         spans = on_rank0(world, lambda: place_layers(profile, options, room["slots"], world.size, report))
     return RingConfig(
-        config=sizes["config"], spans=spans, **room, dtype=options.dtype, threads=options.threads, chosen=tuning.chosen
+        config=sizes["config"],
+        spans=spans,
+        **room,
+        dtype=options.dtype,
+        kv_dtype=options.kv_dtype,
+        threads=options.threads,
+        chosen=tuning.chosen,
     )
 
 
@@ -246,8 +253,8 @@ def probe_cluster(
     nodes, links = probe_ranks(
         world, config, kernels=kernels, threads=share_cores(world, threads), context=context, device=device
     )  # fmt: skip
-    shape = shape_of(config, kernels.dtype, slots, context)
-    others = smaller_shapes(config, kernels.dtype, slots, context)
+    shape = shape_of(config, kernels.dtype, slots, context, kernels.kv_dtype)
+    others = smaller_shapes(config, kernels.dtype, slots, context, kernels.kv_dtype)
     return ClusterProfile(shape=shape, nodes=nodes, links=links, others=others)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mpgpt.config import DtypeName
+from mpgpt.config import CacheDtype, DtypeName
 from mpgpt.core import Span
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
@@ -32,6 +32,7 @@ class RingOptions:
 
     dtype: DtypeName
     slots: int
+    kv_dtype: CacheDtype = "auto"
     context: int | None = None
     """Positions of a slot; None for as many as the model has, up to ``MAX_CONTEXT``."""
     threads: int | None = None
@@ -57,6 +58,7 @@ class RingConfig:
     """The model's config.json."""
     spans: Spans
     dtype: str
+    kv_dtype: str
     slots: int
     context: int
     threads: int | None
@@ -64,7 +66,7 @@ class RingConfig:
     """For each rank the kernels that its host chose (``Kernels.chosen``)."""
 
     def kernels(self, rank: int) -> Kernels:
-        return Kernels(dtype=self.dtype, chosen=self.chosen[rank])
+        return Kernels(dtype=self.dtype, chosen=self.chosen[rank], kv_dtype=self.kv_dtype)
 
     def span(self, rank: int) -> Span | None:
         pair = self.spans[rank]

@@ -18,7 +18,7 @@ from mpgpt import config as configs
 from mpgpt.cluster.bootstrap import DeviceFactory, TuningResults, connect_device, ensure_model, negotiate
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions
-from mpgpt.config import DtypeName, StrategyName
+from mpgpt.config import CacheDtype, DtypeName, StrategyName
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.display import silent
 from mpgpt.engine.engine import Engine
@@ -44,6 +44,7 @@ class SessionOptions:
     model: str | None = None
 
     dtype: DtypeName | None = None
+    kv_dtype: CacheDtype | None = None
     layers: str | None = None
     """Every rank's layers, such as "0-3,4-7,-"."""
     objective: Objective | None = None
@@ -109,8 +110,9 @@ class Session:
         folder = ensure_model(world, chosen["model"], self._home, report)
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
-            dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"], threads=chosen["threads"],
-            kernel=chosen["kernel"], native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
+            dtype=chosen["dtype"], kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
+            threads=chosen["threads"], kernel=chosen["kernel"], native=configs.native_wanted(),
+            memory=self._home.parent / "kernels.json",
             spans=lambda config: self._spans(world, config), objective=self._objective, workload=self.config.workload,
         )  # fmt: skip
         settings = negotiate(world, folder, options, device, report=report, explain=self._explain)
@@ -185,6 +187,7 @@ class Session:
         return {
             "model": self.model,
             "dtype": options.dtype or config.dtype,
+            "kv_dtype": options.kv_dtype or config.kv_dtype,
             "kernel": options.kernel or config.kernel,
             "slots": options.max_sequences or config.max_sequences,
             "context": options.context or config.ctx_length,

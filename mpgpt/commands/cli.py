@@ -228,6 +228,7 @@ def bench_command(**given: Any) -> int:
 @click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; none is measured.")
 @click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
+@click.option("--kv-dtype", type=click.Choice(options.CACHE_DTYPES), help="Of the cache.  [default: as --dtype]")
 @click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]")
 @click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
@@ -257,7 +258,7 @@ def plan_command(**given: Any) -> int:
         return run_job(planning, launch)
     from mpgpt.commands.plan_report import WorkloadOptions, what_if
 
-    for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
+    for name in ("model", "config", "threads", "max_sequences", "context", "kernel", "kv_dtype"):
         if given[name] is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"

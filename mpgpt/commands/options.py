@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from mpgpt.config import DtypeName
+from mpgpt.config import CacheDtype, DtypeName
 from mpgpt.core import SEEDS
 
 Option = Callable[[Any], Any]
@@ -72,8 +72,11 @@ prompting = group(
 )  # fmt: skip
 """How a prompt becomes a sequence."""
 
+CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
+
 ring = group(
     click.option("--dtype", type=click.Choice(get_args(DtypeName))),
+    click.option("--kv-dtype", type=click.Choice(CACHE_DTYPES), help="Of the cache.  [default: as --dtype]"),
     click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]'),
     click.option(
         "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
