@@ -224,6 +224,26 @@ def bench_command(**given: Any) -> int:
     return Bench(arguments, home=_model_home(), env=os.environ).run()
 
 
+@cli.command("verify")
+@click.option("--model", help="Compute all layers of this model, too, and compare hosts with rank 0's.")
+@click.option("--prompt", help="The text that it computes.  [default: a sentence]")
+@click.option("--dtype", type=click.Choice(options.DTYPES), help="Of the model.  [default: float32]")
+@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: 1]")
+def verify_command(**given: Any) -> int:
+    """Verify that all hosts compute the same bits: those of the golden models that mpgpt brings, and of a model.
+
+    Alone, this machine is tried; under mpirun every rank's. A host that differs is named, with what differs, and
+    the exit status is 1. Each host needs the compiled kernels.
+    """
+    from rich.console import Console
+
+    from mpgpt.commands.verify import Verification, VerifyOptions
+
+    wanted = VerifyOptions(**{name: value for name, value in given.items() if value is not None})
+    launch = detect(os.environ)
+    return run_job(Verification(wanted, home=_model_home(), console=Console(), report=notify), launch)
+
+
 @cli.command("plan")
 @click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; none is measured.")
 @click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")

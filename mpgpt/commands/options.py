@@ -72,6 +72,7 @@ prompting = group(
 )  # fmt: skip
 """How a prompt becomes a sequence."""
 
+DTYPES: tuple[str, ...] = get_args(DtypeName)
 CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
 
 ring = group(

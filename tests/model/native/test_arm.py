@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mpgpt.model.native.golden import DTYPES, MODELS, GoldenModel
-from mpgpt.model.native.library import CORE
-from mpgpt.model.native.pages import Pages
-from tests.model.native.conftest import STRICT
-from tests.model.native.recording import Recorder
+from mpgpt.model.native.golden import DTYPES, MODELS
+from tests.model.native.replaying import compile_replay, replayed
 from tests.model.native.test_bits import GOLDEN
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -28,25 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("kind", KINDS)
 def test_arm_gives_the_golden_bytes(kind: str, tmp_path: Path) -> None:
     march, processor = KINDS[kind]
-    program = tmp_path / "replay"
-    flags = [flag for flag in STRICT if flag not in ("-fPIC", "-shared")]
-    sources = [str(Path(__file__).parent / "replay.cpp"), str(CORE / "player.cpp")]
-    subprocess.run(
-        [COMPILER, *flags, "-O2", march, "-static", f"-I{CORE}", *sources, "-o", str(program)], check=True, timeout=300
-    )  # fmt: skip
-    got: dict[str, dict[str, str]] = {}
-    for name in MODELS:
-        for dtype in DTYPES:
-            recording, logits = tmp_path / "recording", tmp_path / "logits"
-            recording.write_bytes(recorded(name, dtype))
-            subprocess.run([EMULATOR, "-cpu", processor, program, recording, logits], check=True, timeout=300)
-            got.setdefault(name, {})[dtype] = hashlib.sha256(logits.read_bytes()).hexdigest()[:16]
+    program = compile_replay(COMPILER, ["-O2", march, "-static"], tmp_path)
+    command: list[str | Path] = [EMULATOR, "-cpu", processor, program]
+    got = {name: {dtype: replayed(name, dtype, command, tmp_path) for dtype in DTYPES} for name in MODELS}
     assert got == GOLDEN["float32 cache"]
-
-
-def recorded(name: str, dtype: str) -> bytes:
-    """What the library is called with for a golden model's prompt."""
-    recorder: Any = Recorder(slots=70, layer_bytes=Pages(70, 256).count * 2 * 64 * 6 * 48 * 4)
-    GoldenModel(name, dtype, calls=recorder, kv_dtype="float32").whole()
-    recording: bytes = recorder.write()
-    return recording
