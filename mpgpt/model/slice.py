@@ -9,6 +9,7 @@ Legend: T tokens of a step, E embed, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from mpgpt.model.program import Buffer, Product, Program
 from mpgpt.model.torch_player import TorchPlayer
 
 HEAD = "lm_head.weight"
+MOST_THREADS = 16
+"""Of the compiled kernels: more would mostly wait."""
 
 
 def tables(config: ModelConfig, source: Source) -> tuple[str, str]:
@@ -70,6 +73,11 @@ def silent() -> None:
     """Nothing between layers."""
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Player(Protocol):
     """What computes a slice's programs, over a cache of its own."""
 
@@ -109,9 +117,9 @@ class Slice:
             programs[-1] = programs[-1].outputs_only()
         self._player: Player
         if kernels.native:
-            self._player = NativePlayer(
-                programs, closing, loader, slots=slots, context=context, threads=torch.get_num_threads()
-            )
+            # More threads than cores would wait for each other's core at every operation.
+            threads = min(torch.get_num_threads(), cores(), MOST_THREADS)
+            self._player = NativePlayer(programs, closing, loader, slots=slots, context=context, threads=threads)
         else:
             self._player = TorchPlayer(programs, closing, loader, slots=slots, context=context)
         if self.first:

@@ -59,7 +59,7 @@ class PlayerArgs(Structure):
     _fields_ = (
         ("operations", c_int32), ("operation", POINTER(OperationArgs)), ("widths", c_int32 * BUFFERS),
         ("heads", c_int32), ("kv_heads", c_int32), ("dim", c_int32), ("stored", c_int32), ("positions", c_int32),
-        ("layers", c_int32), ("threads", c_int32), ("timed", c_int32), ("pages", c_void_p),
+        ("layers", c_int32), ("threads", c_int32), ("pages", c_void_p),
     )  # fmt: skip
 
 

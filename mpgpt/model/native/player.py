@@ -54,12 +54,9 @@ class NativePlayer:
 
     def __init__(
         self, programs: Sequence[Program], closing: Program | None, loader: Loader, *, slots: int, context: int,
-        threads: int, timed: bool = False, calls: ctypes.CDLL | None = None,
+        threads: int, calls: ctypes.CDLL | None = None,
     ) -> None:  # fmt: skip
-        """``timed`` keeps the time of each kind of operation. ``calls`` are another library's than this processor's.
-
-        Raises ``ModelError`` where the kernels cannot be had.
-        """
+        """``calls`` are another library's than this processor's. Raises ``ModelError`` where none is to be had."""
         config = loader.config
         self._config, self._source, self._kernels = config, loader.source, loader.kernels
         stored = self._kernels.stored
@@ -81,7 +78,7 @@ class NativePlayer:
         player = PlayerArgs(
             operations=len(operations), operation=args, widths=self._widths(operations), heads=config.heads,
             kv_heads=config.kv_heads, dim=config.head_dim, stored=STORED[stored], positions=context,
-            layers=len(programs), threads=threads, timed=timed, pages=ctypes.addressof(pages),
+            layers=len(programs), threads=threads, pages=ctypes.addressof(pages),
         )  # fmt: skip
         self._player = self._calls.mpgpt_player(player)
         if not self._player:
@@ -125,7 +122,7 @@ class NativePlayer:
             cache.view(self._kernels.stored).fill_(value)
 
     def seconds(self) -> dict[str, float]:
-        """By kind of operation, since the player was made, where it is timed."""
+        """By kind of operation, since the player was made."""
         return dict(zip(KINDS, self._calls.mpgpt_seconds(self._player)[: len(KINDS)], strict=True))
 
     def _places(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -67,14 +67,13 @@ void Player::play(const StepArgs& step, int first, int last) {
 }
 
 void Player::work(int thread) {
-    const bool timed = args_.timed && !thread;
-    double begun = timed ? now() : 0.0;
+    double begun = thread ? 0.0 : now();
     for (int i = first_; i < last_; i++) {
         const Operation& operation = operations_[(size_t)i];
         // Between operations by rows a thread has its own rows, and need not wait for the others'.
         if (i > first_ && !(by_rows(operation.args.kind) && by_rows(operations_[(size_t)i - 1].args.kind))) team_.meet();
         execute(operation, thread);
-        if (!timed) continue;
+        if (thread) continue;
         const double ended = now();
         seconds_[operation.args.kind] += ended - begun, begun = ended;
     }

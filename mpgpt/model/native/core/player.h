@@ -36,7 +36,7 @@ struct PlayerArgs {
     int32_t operations;
     const OperationArgs* operation;
     int32_t widths[BUFFERS];
-    int32_t heads, kv_heads, dim, stored, positions, layers, threads, timed;
+    int32_t heads, kv_heads, dim, stored, positions, layers, threads;
     uint8_t* const* pages;  // of each layer
 };
 
