@@ -63,8 +63,9 @@ LATER_S = 2.0
 class Heartbeat:
     """This rank's end of all its heartbeats. ``loss`` is None as long as everybody is heard."""
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, *, prove_s: float = PROVE_S) -> None:
+        """``prove_s``: how long the other end of a connection may take to prove who it is, in seconds."""
+        self._rank, self._prove_s = rank, prove_s
         self._listener = listen()
         self.port: int = self._listener.getsockname()[1]
         self._wake, self._woken = socket.socketpair()
@@ -123,13 +124,28 @@ class Heartbeat:
         loss; at the end infinitely many."""
         self._pulse = pulse
 
-    def silences(self) -> tuple[Silence, ...]:
-        """Who has not been heard for a while."""
-        now = time.monotonic()
+    @property
+    def watched(self) -> frozenset[int]:
+        """The ranks whose silence this rank notices: all for rank 0, else rank 0 and the neighbours."""
+        return frozenset(self._peers)
+
+    @property
+    def connected(self) -> frozenset[int]:
+        """The ranks that have proved who they are on a connection that is open."""
+        return frozenset(self._connections)
+
+    @property
+    def strangers(self) -> int:
+        """The number of open connections on which nobody has proved anything yet."""
+        return len(self._strangers)
+
+    def silences(self, longer_than_s: float | None = None) -> tuple[Silence, ...]:
+        """The ranks that have been silent for longer than that; by default for long enough to be noticed."""
+        now, least = time.monotonic(), self._notice if longer_than_s is None else longer_than_s
         return tuple(
             Silence(rank=peer.rank, host=peer.host, seconds=now - self._heard[peer.rank])
             for peer in self._peers.values()
-            if now - self._heard[peer.rank] > self._notice and peer.rank not in self._gone
+            if now - self._heard[peer.rank] > least and peer.rank not in self._gone
         )
 
     @property
@@ -204,7 +220,7 @@ class Heartbeat:
     def _beat(self, connection: Connection, now: float) -> None:
         silent = [(rank, now - heard) for rank, heard in self._heard.items() if now - heard > self._notice]
         beat = b"".join(SILENT.pack(rank, seconds) for rank, seconds in silent[: MOST_BODY // SILENT.size])
-        self._send(connection, BEAT, beat)
+        connection.send(BEAT, beat)
 
     def _judge(self, now: float) -> None:
         timeout = max(self._timeout, self._lenient[1]) if now < self._lenient[0] else self._timeout
@@ -245,10 +261,9 @@ class Heartbeat:
                 dialling.connect_ex((address, peer.port))
                 self._add(Connection(dialling, now, dialled=peer.rank))
 
-    @staticmethod
-    def _probation(stranger: Connection) -> float:
+    def _probation(self, stranger: Connection) -> float:
         """How long a stranger may remain one, in seconds."""
-        return PROVE_S if stranger.dialled is None or stranger.theirs else DIAL_S
+        return self._prove_s if stranger.dialled is None or stranger.theirs else DIAL_S
 
     def _answer(self, calls: bool) -> None:
         if calls != self._answering:
@@ -382,15 +397,12 @@ class Heartbeat:
             self._gone.add(rank)
             self._lose(f"{self._hosts[rank].name} ended without a word: it was killed, or its host went down")
 
-    def _send(self, connection: Connection, kind: int, body: bytes) -> None:
-        connection.send(kind, body)
-
     def _end(self, *, stays: bool = False) -> None:
         """``stays``: the process ends next, and until then a signal may still be written to ``wakeup``."""
         assert self._closing is not None
         self._pulse(math.inf)
         for connection in self._connections.values():
-            self._send(connection, FAREWELL, self._closing)
+            connection.send(FAREWELL, self._closing)
             with contextlib.suppress(OSError):  # what lies there unread would have the farewell thrown away
                 while connection.socket.recv(65536):
                     pass
