@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 from mpgpt.core import DeviceAccount, Thermal
@@ -39,7 +39,6 @@ from mpgpt_ios.proxy.stage import Call, Values
 DIAL_S = 5.0
 """A connection must be made within this time."""
 BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""The pauses before dialling again; the last one is repeated."""
 STEADY_S = 30.0
 """After the iPad was ready for this long, back-off begins anew."""
 TICK_S = 0.2
@@ -52,12 +51,13 @@ class Client:
 
     def __init__(
         self, address: tuple[str, int], token: bytes, bundle: BundleReader, bell: Doorbell, *, timeout_s: float,
-        report: Callable[[str], None],
+        report: Callable[[str], None], back_off_s: Sequence[float] = BACK_OFF_S,
     ) -> None:  # fmt: skip
         """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or went away; ``report``
-        is called on the client's own thread with sentences for a person."""
+        is called on the client's own thread with sentences for a person. ``back_off_s`` are the pauses before dialling
+        again, in seconds; the last one is repeated."""
         self._address, self._token, self._bundle, self._bell = address, token, bundle, bell
-        self._timeout, self._report = timeout_s, report
+        self._timeout, self._report, self._back_off_s = timeout_s, report, back_off_s
         self.name = f"the iPad at {address[0]}:{address[1]}"
         self.trouble = f"{self.name} was not reached yet"
         self.facts: dict[str, object] = {}
@@ -168,7 +168,7 @@ class Client:
                 ready_at = self._began_at if self._epoch is not None else None
                 self._lose(_sentence(error))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
-            self._redial_now.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
+            self._redial_now.wait(self._back_off_s[max(0, min(failures, len(self._back_off_s)) - 1)])
             self._redial_now.clear()
 
     def _serve(self, connection: socket.socket) -> None:
