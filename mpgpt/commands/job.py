@@ -62,7 +62,7 @@ def run_job(job: Job[S], launch: Launch) -> int:
     if not launch.by_mpirun:
         from mpgpt.transport.link import SoloWorld
 
-        return _work(job, SoloWorld(), None)
+        return run_in_world(job, SoloWorld(), None)
     from mpgpt.transport.guard import Guard, dial_guard
     from mpgpt.transport.mpi import MPIWorld
 
@@ -95,7 +95,7 @@ def run_job(job: Job[S], launch: Launch) -> int:
         signal.signal(signal.SIGTERM, lambda signum, frame: None)
         signal.set_wakeup_fd(world.wakeup, warn_on_full_buffer=False)
     try:
-        return _work(job, world, guard)
+        return run_in_world(job, world, guard)
     finally:  # only an end in order comes here: by _end this process is gone
         if guard:
             guard.done()
@@ -109,7 +109,7 @@ def _check_defaults() -> None:
         click.echo("mpgpt: this mpirun lacks mpgpt's defaults for several hosts: run `mpgpt setup` here", err=True)
 
 
-def _work(job: Job[S], world: World, guard: Guard | None) -> int:
+def run_in_world(job: Job[S], world: World, guard: Guard | None) -> int:
     """Form the ring, do the job, and end: in order, or all ranks at once."""
     if world.rank == 0:
         signal.signal(signal.SIGTERM, lambda signum, frame: _terminated(signum, world, guard))

@@ -182,7 +182,7 @@ class MPIWorld:
         """Connections that were there before any of MPI's."""
         self._links: list[MPILink] = []
         self.told_to_end: Callable[[], None] = lambda: None
-        self._ringers: dict[int, socket.socket] = {}
+        self.ringers: dict[int, socket.socket] = {}
         """What reaches the doorbells of the ranks on this host, by rank."""
         self.bell = Doorbell()
         try:
@@ -223,15 +223,15 @@ class MPIWorld:
         """Find out which ranks are on this host, and name the hosts."""
         for number, rank in enumerate(self._ranks):
             with contextlib.suppress(OSError):
-                self._ringers[number] = Doorbell.reach(rank.bell)
-        said = self.gather(min(self._ringers).to_bytes(4, "little"), FIRST_S)
+                self.ringers[number] = Doorbell.reach(rank.bell)
+        said = self.gather(min(self.ringers).to_bytes(4, "little"), FIRST_S)
         self.hosts = named_apart([rank.host for rank in self._ranks], [int.from_bytes(home, "little") for home in said])
 
     def _start_heartbeat(self) -> None:
         ours = self._ranks[self.rank].addresses
         peers = [
             Peer(rank=number, host=self.hosts[number], port=rank.heartbeat,
-                 addresses=("127.0.0.1",) if number in self._ringers else tuple(nearest(rank.addresses, ours)))
+                 addresses=("127.0.0.1",) if number in self.ringers else tuple(nearest(rank.addresses, ours)))
             for number, rank in enumerate(self._ranks) if number != self.rank
         ]  # fmt: skip
         secret = self.gather(secrets.token_bytes(32) if self.rank == 0 else b"", FIRST_S)[0]
@@ -243,7 +243,7 @@ class MPIWorld:
         assert self.rank in (source, target), "this rank is at neither end"
         if source == target:
             return QueueLink(self.bell)
-        link = MPILink(self, source, target, capacity, self._ringers.get(target))
+        link = MPILink(self, source, target, capacity, self.ringers.get(target))
         self._links.append(link)
         return link
 
@@ -370,7 +370,7 @@ class MPIWorld:
         if self.rank:
             signal.set_wakeup_fd(-1)
         self._heartbeat.close()
-        for ringer in self._ringers.values():
+        for ringer in self.ringers.values():
             ringer.close()
         self.bell.close()
         MPI.Finalize()

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import openai
 
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Session, SessionOptions
-from mpgpt.core import Step
 from mpgpt.engine.engine import Engine
-from mpgpt.transport.link import Silence, SoloWorld
+from mpgpt.transport.doorbell import Doorbell
+from mpgpt.transport.link import Link, QueueLink, Silence, SoloWorld
 from mpgpt_api.app import Served, make_app
 from mpgpt_api.connections import MOST, most_requests
 from mpgpt_api.connections import Server as HTTPServer
@@ -59,7 +59,7 @@ class Server:
 
     def idle(self) -> None:
         """Wait until nothing is under way any more."""
-        until(lambda: not self.engine.running and not self.engine.waiting and not self.service._streams)
+        until(lambda: not self.engine.running and not self.engine.waiting and not self.service.streams)
 
     @contextlib.contextmanager
     def slow(self, nap_s: float = 0.02) -> Iterator[None]:
@@ -84,6 +84,29 @@ def save_model(name: str, folder: Path, chat: bool = True) -> Path:
     return folder
 
 
+class SlowLink(QueueLink):
+    """A link that takes ``naps[0]`` seconds for each frame."""
+
+    def __init__(self, bell: Doorbell, naps: Sequence[float]) -> None:
+        super().__init__(bell)
+        self._naps = naps
+
+    def send(self, frame: bytearray) -> None:
+        time.sleep(self._naps[0])
+        super().send(frame)
+
+
+class SlowWorld(SoloWorld):
+    """A process alone, whose ring is slow."""
+
+    def __init__(self, naps: Sequence[float]) -> None:
+        super().__init__()
+        self._naps = naps
+
+    def connect(self, source: int, target: int, capacity: int) -> Link:
+        return SlowLink(self.bell, self._naps)
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST, **options: Any,  # noqa: B008
@@ -97,16 +120,9 @@ def serving(
         explain=lambda timings: None,
         report=lambda line: None,
     )
-    ring: Ring = session.start(SoloWorld(), lambda: None)
-    engine = session.engine(ring)
     naps = [0.0]
-    push = engine._ring.push
-
-    def slowly(step: Step) -> None:
-        time.sleep(naps[0])
-        push(step)
-
-    engine._ring.push = slowly  # type: ignore[method-assign]
+    ring: Ring = session.start(SlowWorld(naps), lambda: None)
+    engine = session.engine(ring)
     silences: list[Silence] = []
     served = Served(
         engine=engine, session=session, reports=tuple(ring.reports), slots=ring.slots, model="tiny",

@@ -210,7 +210,7 @@ def test_a_stream_that_nobody_reads_ends(server: Server) -> None:
         connection.connect((host, int(port)))
         connection.sendall(post("/v1/completions", wide))
         until(lambda: server.engine.running == 4)
-        streams = list(server.service._streams)
+        streams = list(server.service.streams)
         until(lambda: not server.engine.running)
         assert [stream.finish_reason for stream in streams] == ["cancelled"] * 4
     server.idle()

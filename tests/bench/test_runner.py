@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mpgpt.bench import runner
 from mpgpt.bench.options import BenchArguments, check_outputs, fit, parse
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.runner import Bench
@@ -147,12 +148,8 @@ def test_a_second_ring_that_fails_leaves_the_first(
         parsed("--model", str(models["gpt2"]), "--ranks", "1,2", "--rounds", "1", "--json", str(path), *SMALL),
         home=tmp_path, env=ENV,
     )  # fmt: skip
-    honest = Bench._command
-
-    def second_fails(self: Bench, dtype: str, ranks: int) -> list[str]:
-        return honest(self, dtype, ranks) if ranks == 1 else [sys.executable, "-c", "raise SystemExit('mpgpt: no')"]
-
-    monkeypatch.setattr(Bench, "_command", second_fails)
+    mpirun_fails = [sys.executable, "-c", "raise SystemExit('mpgpt: no')"]
+    monkeypatch.setattr(runner, "mpirun", lambda ranks, **options: mpirun_fails)
     with pytest.raises(MpgptError, match="2 ranks, float32: no"):
         bench.run()
     document = json.loads(path.read_text())

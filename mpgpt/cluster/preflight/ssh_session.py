@@ -102,7 +102,8 @@ class Session:
         assert self._process
         words, checkout = [word for word in self._words if word], self._place.checkout
         if lacks := next((word.split() for word in words if word.startswith(LACKS)), None):
-            return _lacking(self.host, self._place, lacks, [word for word in words if word.endswith("/__main__.py")])
+            elsewhere = [word for word in words if word.endswith("/__main__.py")]
+            return explain_lack(self.host, self._place, lacks, elsewhere)
         if self._late:
             return Trouble(
                 host=self.host, what=f"it has not answered within {self._late:.0f} s",
@@ -169,8 +170,9 @@ def _remote(place: Place) -> str:
     return f"exec /bin/sh -c {shlex.quote(script)}"
 
 
-def _lacking(host: str, place: Place, lacks: Sequence[str], elsewhere: Sequence[str]) -> Trouble:
-    """``lacks`` are the words of the shell there: what is missing, the bits of its numbers, its system."""
+def explain_lack(host: str, place: Place, lacks: Sequence[str], elsewhere: Sequence[str]) -> Trouble:
+    """What is missing there, and what to do. ``lacks`` are the shell's words: what, the bits of its numbers, its
+    system; ``elsewhere`` are other checkouts that it found."""
     _, what, bits, *system = lacks
     if bits == "32":
         return too_narrow(host, " ".join(system))
