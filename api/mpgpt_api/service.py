@@ -38,6 +38,8 @@ class Limits:
     time_s: float = 600.0
     """How long an answer may take, waiting included."""
     body_bytes: int = 1 << 20
+    body_s: float = 30.0
+    """How long a request's body may take to arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from mpgpt.cluster.session import Session, SessionOptions
 from mpgpt.engine.engine import Engine
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt.transport.link import Link, QueueLink, Silence, SoloWorld
+from mpgpt_api import connections
 from mpgpt_api.app import Served, make_app
-from mpgpt_api.connections import MOST, most_requests
+from mpgpt_api.connections import MOST, Phase, most_requests
 from mpgpt_api.connections import Server as HTTPServer
 from mpgpt_api.guard import Access
 from mpgpt_api.service import Limits, Service
@@ -109,7 +110,8 @@ class SlowWorld(SoloWorld):
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST, **options: Any,  # noqa: B008
+    folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST,  # noqa: B008
+    patience_s: Mapping[Phase, float] = connections.PATIENCE_S, **options: Any,
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     session = Session(
@@ -132,7 +134,7 @@ def serving(
     app = make_app(served, access, limits, started=services.append, requests=most_requests(most))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = HTTPServer(app, most=most, parting_s=1)
+        server = HTTPServer(app, most=most, parting_s=1, patience_s=patience_s)
         threads = [
             threading.Thread(target=engine.run, daemon=True),
             threading.Thread(target=server.run, args=([listening],), daemon=True),
