@@ -157,6 +157,23 @@ def test_a_second_ring_that_fails_leaves_the_first(
     assert "tokens/s" in capsys.readouterr().out
 
 
+def test_without_matplotlib_there_is_a_sentence_at_once_and_the_table(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    files = "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")
+    arguments = parsed("--model", str(models["gpt2"]), "--rounds", "1", "--concurrency", "1", *files, *SMALL)
+    assert Bench(arguments, home=tmp_path, env=ENV).run() == 0
+    printed = capsys.readouterr()
+    sentence, *progress = printed.err.splitlines()
+    assert sentence == (
+        f"mpgpt: --plot {tmp_path}/out.png: matplotlib is not installed, so the table comes without a picture: "
+        'pip install "mpgpt[plots]"'
+    )
+    assert len(progress) == 1 and "tokens/s" in printed.out
+    assert json.loads((tmp_path / "out.json").read_text())["complete"] and not (tmp_path / "out.png").exists()
+
+
 # -- bad input, before anything is started
 
 
