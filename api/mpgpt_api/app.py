@@ -93,7 +93,7 @@ def make_app(
 
 
 class Page(StaticFiles):
-    """The built page. What has a hash in its name never changes; the rest is asked for anew.
+    """The built page. What has a hash in its name never changes; the rest is fetched anew.
 
     Its few files are held in memory: a client that asks for them and does not read would hold a descriptor each.
     """

@@ -1,7 +1,7 @@
 """HTTP connections: how many there may be, how long one may keep the server waiting, and which one makes room.
 
 Knows: sockets, descriptors, and how far a request and its answer have come (h11's states).
-Must not know: what is asked or answered.
+Must not know: what is in a request or an answer.
 
 uvicorn accepts as many as come, and waits for a request's head for ever; when descriptors run out, asyncio retries with
 a traceback each time. So the sockets are accepted here, counted, and a silent connection gives way to a new one.
@@ -48,7 +48,7 @@ AT_ONCE = 16
 REST_S = 0.2
 """After an accept for which there was no descriptor."""
 TOLD_S = 600.0
-"""Crowding is told once, and again after so long at the earliest."""
+"""Crowding is reported once, and again after so long at the earliest."""
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
 
 
@@ -246,7 +246,7 @@ class Acceptor:
         except BaseException as error:
             self._connections.discard(connection)
             accepted.close()
-            if not isinstance(error, OSError):  # it went away as it came
+            if not isinstance(error, OSError):  # its client closed it at once
                 raise
 
     def _make_room(self) -> bool:
@@ -292,7 +292,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=IDLE_S, timeout_graceful_shutdown=parting_s,
             )
         )  # fmt: skip
-        # Requests that are none, and clients that go away, are no news: nobody shall fill a log with them.
+        # Requests that are none, and clients that disconnect, are no news: nobody shall fill a log with them.
         for noisy in ("uvicorn", "asyncio"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self._most, self._patience_s = most, patience_s

@@ -1,7 +1,7 @@
 """What every rank must know before it can load its slice, and what a command wants of a ring before that is settled.
 
 Knows: spans, sizes, kernels' names; that an option goes before a setting.
-Must not know: who decides them, or how ranks tell one another.
+Must not know: who decides them, or how it comes to every rank.
 """
 
 from __future__ import annotations

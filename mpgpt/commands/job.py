@@ -165,7 +165,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
     if world.rank and isinstance(error, LinkError):
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
     if world.loss and ((world.loss.said and not by_signal) or world.rank):
-        message = ""  # it stands there already, or rank 0 says it
+        message = ""  # it stands there already, or rank 0 prints it
     _finish_output()
     if message:
         _print(f"mpgpt: {message}", guard)
@@ -174,7 +174,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
         time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
         os._exit(status)
     if world.loss and world.loss.said and not by_signal:
-        time.sleep(FORWARD_S)  # what the other rank has said goes through mpirun
+        time.sleep(FORWARD_S)  # what the other rank has printed goes through mpirun
     _abandon(guard, lambda: world.abort(status), status)
 
 

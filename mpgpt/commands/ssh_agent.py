@@ -112,7 +112,7 @@ def host_index(arguments: list[str]) -> int:
 
 
 def explain(host: str, command: str, status: int, words: list[str]) -> str:
-    """Why the run cannot go on without this host; empty if all is well, or the host itself says why."""
+    """Why the run cannot go on without this host; empty if all is well, or the host itself prints why."""
     if status < 0:
         return f"the ssh to {host} was ended by signal {-status}"
     if status == FAILED:

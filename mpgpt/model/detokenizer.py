@@ -51,7 +51,7 @@ class Transducer(Protocol):
 
 
 class Each:
-    """A decoder that makes a token of each; ``function`` hears whether it is the first."""
+    """A decoder that makes a token of each; ``function`` takes whether it is the first, too."""
 
     def __init__(self, function: Callable[[bool, str], str]) -> None:
         self._function, self._first = function, True
@@ -120,7 +120,7 @@ class LastSuffix:
 
 
 class Ctc:
-    """CTC: a token that is said again at once counts once; the padding between two of a kind is nothing."""
+    """CTC: a token that is repeated at once counts once; the padding between two of a kind is nothing."""
 
     def __init__(self, replace: Callable[[str], str]) -> None:
         self._replace = replace

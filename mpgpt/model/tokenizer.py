@@ -154,7 +154,7 @@ class TextStream:
         for token in after if len(after) <= 2 * CONTEXT_IDS else (*after[:CONTEXT_IDS], *after[-CONTEXT_IDS:]):
             self._certain(token)
         self._given = self._detokenizer.rest
-        """The end of the prompt's text, as far as it has not come out of the detokenizer yet: not to be said again."""
+        """The end of the prompt's text, as far as it has not come out of the detokenizer yet: not to be repeated."""
         self._shown: list[str] = []
         self._length = 0
         self._held = ""

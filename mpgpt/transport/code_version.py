@@ -39,7 +39,7 @@ def _folder(package: str) -> Path:
 
 
 def checked_out_commit(git: Path) -> str:
-    """The commit that is checked out; empty where that cannot be told."""
+    """The commit that is checked out; empty where it cannot be found."""
     try:
         if git.is_file():  # of a worktree
             git = git.parent / _read(git).removeprefix("gitdir: ")

@@ -68,7 +68,7 @@ class Doorbell:
         self.unfinished: Callable[[], bool] = lambda: False
         """Whether sends are on their way that only go on when MPI is called."""
         self.missed: Callable[[], None] = lambda: None
-        """Told when something came that ended no sleep."""
+        """Called when something came that ended no sleep."""
 
     @staticmethod
     def reach(path: str) -> socket.socket:

@@ -73,7 +73,7 @@ class Guard:
         )  # fmt: skip
         assert self.process.stdin is not None
         self.wakeup: int = self.process.stdin.fileno()
-        """A descriptor for ``signal.set_wakeup_fd``: a signal says ``stopping`` even while Python is computing."""
+        """A descriptor for ``signal.set_wakeup_fd``: a signal means ``stopping`` even while Python is computing."""
         os.set_blocking(self.wakeup, False)
 
     def beat(self, patience_s: float) -> None:
@@ -213,7 +213,7 @@ class GuardPost:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Have the kernel notice that the other host is gone, where no beats tell it: a run of one rank has none."""
+    """Have the kernel notice that the other host is gone, where no beats show it: a run of one rank has none."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEP_ALIVE.items():
         if option := getattr(socket, name, None):
@@ -222,7 +222,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 class Words:
     """Rank 0's words as they come in: a call gives the next one, and nothing at the end. ``TimeoutError`` when it has
-    been silent for longer than it said it would be."""
+    been silent for longer than it announced."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._received = descriptor, b""
@@ -266,7 +266,7 @@ def guard(launcher: Launcher, name: str, read: Callable[[], bytes]) -> None:
 
 
 def _last_word(launcher: Launcher, process: psutil.Process, name: str, read: Callable[[], bytes]) -> bytes:
-    """What rank 0 said last of its end; says itself what it did not."""
+    """The last word that rank 0 sent of its end; where it sent none, the sentence is written here."""
 
     def say(sentence: str) -> None:
         if not launcher.say(sentence):

@@ -1,12 +1,12 @@
-"""Heartbeats: each rank and rank 0, and neighbours around the ring, tell one another once a second that they live.
+"""Heartbeats: each rank and rank 0, and neighbours around the ring, send one another a beat every second.
 
 Knows: TCP, the run's secret, seconds, who has been silent for how long.
 Must not know: MPI, what a rank does, how a run is ended.
 
 A thread of its own sends and listens, so that a rank that computes for minutes is not accused. A rank that was killed
 closes its connections, and is lost at once; one that is stopped, off, or behind a cut cable is lost when it has been
-silent for ``timeout_s``. Rank 0 judges: the others tell it of neighbours that they do not hear. A rank that does not
-hear rank 0 is alone. Who dials must prove with the run's secret who it is, and so must who answers; a stranger's
+silent for ``timeout_s``. Rank 0 judges: the others report to it which neighbours are silent. A rank to which rank 0
+is silent is alone. Who dials must prove with the run's secret who it is, and so must who answers; a stranger's
 connection is closed.
 """
 
@@ -42,13 +42,13 @@ SILENT = struct.Struct("<If")
 INTERVAL_S = 1.0
 TIMEOUT_S = 10.0
 NOTICE_S = 3.0
-"""A silence as long as this is told to whoever looks; it may still end. Sooner where the time-out is short."""
+"""A silence as long as this is shown to whoever looks; it may still end. Sooner where the time-out is short."""
 NOTICE_SHARE = 0.3
 """How much of the time-out that is at most."""
 NOTICE_BEATS = 2.5
 """How many beats it is at least: one that is late is no silence."""
 LATE_S = 0.5
-"""A wake-up as late as this means that this rank was away, and what others told before is old."""
+"""A wake-up as late as this means that this rank was away, and what others reported before is old."""
 DIAL_S = 2.0
 PROVE_S = 5.0
 """How long the other end of a connection may take to prove who it is."""
@@ -57,11 +57,11 @@ MOST_ADDRESSES = 8
 STRANGERS = 32
 """Connections at once, beside those of the peers, that dialled in and have proved nothing yet."""
 LATER_S = 2.0
-"""How much longer the others wait for rank 0 than it for them: it is the one that can say what happened."""
+"""How much longer the others wait for rank 0 than it for them: it is the one that can name what happened."""
 
 
 class Heartbeat:
-    """This rank's end of all its heartbeats. ``loss`` is None as long as everybody is heard."""
+    """This rank's end of all its heartbeats. ``loss`` is None as long as no rank is lost."""
 
     def __init__(self, rank: int, *, prove_s: float = PROVE_S) -> None:
         """``prove_s``: how long the other end of a connection may take to prove who it is, in seconds."""
@@ -153,7 +153,7 @@ class Heartbeat:
         return min(max(NOTICE_BEATS * self._interval, min(NOTICE_S, NOTICE_SHARE * self._timeout)), self._timeout)
 
     def close(self, sentence: str | None = None) -> None:
-        """Say farewell to all, with why if this rank ``failed``, and end."""
+        """Send a farewell to all, with the ``sentence`` why if this rank failed, and end."""
         if self._closing is not None and threading.current_thread() is not self._thread:
             return
         self._closing = b"\0" if sentence is None else b"\1" + encoded(sentence)
@@ -183,7 +183,7 @@ class Heartbeat:
         self._end()
 
     def _forgive(self, away: float) -> None:
-        """While this rank was away (stopped, asleep), it could not hear: that is nobody's silence."""
+        """While this rank was away (stopped, asleep), it received nothing: that is nobody's silence."""
         if away > 0.0:
             self._heard = {rank: heard + away for rank, heard in self._heard.items()}
         if away > LATE_S:
@@ -373,7 +373,7 @@ class Heartbeat:
             self._ended(connection)
 
     def _told(self, teller: int, beat: bytes) -> None:
-        """What a neighbour says of its own neighbours."""
+        """Take what a neighbour reports of its own neighbours."""
         for key in [key for key in self._unheard if key[0] == teller]:
             del self._unheard[key]
         if not len(beat) % SILENT.size:
@@ -387,7 +387,7 @@ class Heartbeat:
             self._lose(cause or f"{self._hosts[rank].name} was ended", said=True, by_signal=not cause)
 
     def _ended(self, connection: Connection) -> None:
-        """The other end closed, or says what no rank would."""
+        """The other end closed, or sent what no rank sends."""
         self._drop(connection)
         rank = connection.rank
         if rank is None or self._connections.get(rank) is not connection:

@@ -39,7 +39,7 @@ TAG, HELLO = 1, 2
 NETWORKS = 4
 """Over so many connections between two ranks, one for each network and family of addresses, MPI may send in turn."""
 LEAVE_S = 1.0
-"""How long a rank that was told of a failure waits to be ended with mpirun, which would comment on its status."""
+"""How long a rank that knows of a failure waits to be ended with mpirun, which would comment on its status."""
 LOST_S = 0.05
 """How long after mpirun's signal, which is a quarter of a second late, it may take to see that a rank died."""
 TROUBLE_S = 1.0
@@ -50,7 +50,7 @@ FIRST_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rank:
-    """What a rank says of itself at the start."""
+    """What a rank sends of itself at the start."""
 
     host: str
     code: str
@@ -198,7 +198,7 @@ class MPIWorld:
             self.bell.seal()  # all have reached all: nobody else shall; nor is anything left of a start that failed
 
     def _meet(self) -> list[_Rank]:
-        """What every rank says of itself."""
+        """What every rank sends of itself."""
         mine = {
             "host": socket.gethostname(), "code": code_version.code_id(), "version": code_version.describe(),
             "bell": self.bell.path, "heartbeat": self._heartbeat.port, "addresses": own_addresses(),
@@ -309,17 +309,17 @@ class MPIWorld:
         return self._heartbeat.wakeup
 
     def _alarmed(self) -> None:
-        """On the heartbeat's thread. Rank 0's main thread says what happened; any other rank just ends."""
+        """On the heartbeat's thread. Rank 0's main thread prints what happened; any other rank just ends."""
         if self.rank == 0:
             self.bell.ring()
             return
         loss, signum = self._heartbeat.loss, self._heartbeat.signal
         silences = self._heartbeat.silences()
         alone = bool(loss and not loss.said and silences)
-        if loss and alone:  # nobody else can say it
+        if loss and alone:  # no other rank can print it
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
-        if alone or any(silence.rank == 0 for silence in silences):  # a neighbour may have said it before
+        if alone or any(silence.rank == 0 for silence in silences):  # a neighbour may have sent it before
             mpirun.end_daemon()
         if loss and loss.said and not signum:
             time.sleep(LEAVE_S)
@@ -333,7 +333,7 @@ class MPIWorld:
         try:
             return self._gather(data, deadline)
         except MPI.Exception as error:
-            raise self.trouble("the ranks cannot tell one another what they know", error) from error
+            raise self.trouble("the ranks cannot exchange what they know", error) from error
 
     def _gather(self, data: bytes, deadline: float | None) -> list[bytes]:
         length = memoryview(bytearray(len(data).to_bytes(8, "little")))
@@ -377,7 +377,7 @@ class MPIWorld:
 
 
 def _other(data: bytes) -> str:
-    """The host of a rank that says of itself what this version does not understand."""
+    """The host of a rank whose report of itself this version cannot read."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return str(json.loads(data)["host"])
     return data.decode(errors="replace").split(" ")[0] or "another host"

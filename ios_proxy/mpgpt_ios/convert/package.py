@@ -166,7 +166,7 @@ def quiet_libraries() -> Iterator[None]:
         try:
             yield
         finally:
-            gc.collect()  # its temporary folders, while their warnings are not heard
+            gc.collect()  # its temporary folders, while their warnings are not shown
             logging.disable(before)
 
 

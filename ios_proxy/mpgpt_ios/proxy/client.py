@@ -4,7 +4,7 @@ Knows: sockets, a thread, back-off, when the iPad counts as gone.
 Must not know: bytes on the wire (``proxy_session.py``), steps, rows, what is done while it is away (``stage.py``).
 
 One thread does all that touches the network; the ring's thread submits calls and takes results, and never waits for a
-network. An epoch begins when the iPad is ready, or with ``renew``, and ends at the latest when the iPad goes away;
+network. An epoch begins when the iPad is ready, or with ``renew``, and ends at the latest when the iPad is lost;
 results of an epoch that is over are dropped.
 """
 
@@ -53,7 +53,7 @@ class Client:
         self, address: tuple[str, int], token: bytes, bundle: BundleReader, bell: Doorbell, *, timeout_s: float,
         report: Callable[[str], None], back_off_s: Sequence[float] = BACK_OFF_S,
     ) -> None:  # fmt: skip
-        """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or went away; ``report``
+        """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or was lost; ``report``
         is called on the client's own thread with sentences for a person. ``back_off_s`` are the pauses before dialling
         again, in seconds; the last one is repeated."""
         self._address, self._token, self._bundle, self._bell = address, token, bundle, bell
@@ -172,7 +172,7 @@ class Client:
             self._redial_now.clear()
 
     def _serve(self, connection: socket.socket) -> None:
-        """Run one session until ``close``; raises when the iPad goes away."""
+        """Run one session until ``close``; raises when the iPad is lost."""
         self._redial_now.clear()  # a request to redial that came while it was here
         session = ProxySession(
             self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._last_epoch + 1,
