@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from copy import copy
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CORE = Path("mpgpt/model/native/core")
 COMMON = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
@@ -48,4 +50,17 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions())
+class BuildKinds(build_ext):
+    """Several at a time, each with a folder for its objects: they are of the same sources, and would be of one name."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or True
+
+    def build_extension(self, ext: Extension) -> None:
+        own = copy(self)
+        own.build_temp = str(Path(self.build_temp, ext.name))
+        build_ext.build_extension(own, ext)
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKinds})

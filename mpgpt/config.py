@@ -31,6 +31,7 @@ from mpgpt.machines import Workload
 from mpgpt.yamlfile import parse_yaml, printable, problems, read_yaml, shown
 
 DtypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16"]
 StrategyName = Literal["greedy", "sampling", "top_k", "top_p"]
 Layers = tuple[int, ...]
 
@@ -231,8 +232,10 @@ class RunConfig(Section):
     decoding_strategies: Annotated[Strategies, Blank] = Strategies()
     web_interface: Annotated[WebInterface, Blank] = WebInterface()
     dtype: DtypeName = "float32"
+    kv_dtype: CacheDtype = "auto"
+    """Of the cache: 16 bits halve it. As ``dtype`` where that is a float, else float32 (auto)."""
     kernel: NonEmptyStr = "auto"
-    """How weights are stored and multiplied: measured, or one by name (``kernels.py`` has the names)."""
+    """What multiplies: the compiled kernels where there are some, else torch's fastest (auto); or one by name."""
     drafts: Annotated[bool, Field(strict=True)] = True
     plan: Annotated[Placing, Blank] = Placing()
     heartbeat: Annotated[Heartbeats, Blank] = Heartbeats()

@@ -22,7 +22,7 @@ from mpgpt.engine.stage import Device
 from mpgpt.errors import ModelError, PullError, UsageError
 from mpgpt.machines import ClusterProfile
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.autotune import KernelTiming, timing_from, tune
+from mpgpt.model.autotune import KernelTiming, computing, missing, timing_from, tune
 from mpgpt.model.folder import read_json
 from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
 from mpgpt.model.known_families import read_config
@@ -47,6 +47,10 @@ class TuningResults:
     """By rank."""
     timings: dict[str, list[KernelTiming]]
     """By host."""
+    computing: dict[str, str]
+    """By host, what computes, in words."""
+    missing: dict[str, str]
+    """Of the hosts that lack the compiled kernels and were not told to do without: why."""
 
 
 def connect_device(world: World, ipad: dict[str, Any] | None, device_factory: DeviceFactory) -> Device | None:
@@ -129,13 +133,20 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
             kernels, timings = tune(
                 options.dtype, weights_of(config), pinned=options.kernel, native=options.native, memory=options.memory
             )  # fmt: skip
-        return {"chosen": dict(kernels.chosen), "trials": [asdict(timing) for timing in timings]}
+        return {
+            "chosen": dict(kernels.chosen),
+            "trials": [asdict(timing) for timing in timings],
+            "computing": computing(kernels, options.kernel, options.native),
+            "missing": missing() if options.kernel == "auto" and options.native else "",
+        }
 
     answers = on_all_ranks(world, mine)
     of_host = {host: answers[world.hosts.index(host)] for host in world.hosts}
     return TuningResults(
         chosen=[of_host[host]["chosen"] for host in world.hosts],
         timings={host: [timing_from(raw) for raw in answer["trials"]] for host, answer in of_host.items()},
+        computing={host: answer["computing"] for host, answer in of_host.items()},
+        missing={host: answer["missing"] for host, answer in of_host.items() if answer["missing"]},
     )
 
 
@@ -157,12 +168,21 @@ def negotiate(
     tuning = tune_kernels(world, config, options)
     if world.rank == 0:
         explain(tuning)
+        for host, why in tuning.missing.items():
+            kept = ", and its cache is kept as --dtype says" if options.kv_dtype != "auto" else ""
+            report(f"torch computes on {host}, whose texts may differ from other machines'{kept}: {why}")
     if not spans:
-        kernels = Kernels(dtype=options.dtype, chosen=tuning.chosen[world.rank])
+        kernels = Kernels(dtype=options.dtype, chosen=tuning.chosen[world.rank], kv_dtype=options.kv_dtype)
         profile = probe_cluster(world, config, kernels, **room, threads=options.threads, device=device)
         spans = on_rank0(world, lambda: place_layers(profile, options, room["slots"], world.size, report))
     return RingConfig(
-        config=sizes["config"], spans=spans, **room, dtype=options.dtype, threads=options.threads, chosen=tuning.chosen
+        config=sizes["config"],
+        spans=spans,
+        **room,
+        dtype=options.dtype,
+        kv_dtype=options.kv_dtype,
+        threads=options.threads,
+        chosen=tuning.chosen,
     )
 
 
@@ -233,8 +253,8 @@ def probe_cluster(
     nodes, links = probe_ranks(
         world, config, kernels=kernels, threads=share_cores(world, threads), context=context, device=device
     )  # fmt: skip
-    shape = shape_of(config, kernels.dtype, slots, context)
-    others = smaller_shapes(config, kernels.dtype, slots, context)
+    shape = shape_of(config, kernels.dtype, slots, context, kernels.kv_dtype)
+    others = smaller_shapes(config, kernels.dtype, slots, context, kernels.kv_dtype)
     return ClusterProfile(shape=shape, nodes=nodes, links=links, others=others)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mpgpt.config import DtypeName, RunConfig
+from mpgpt.config import CacheDtype, DtypeName, RunConfig
 from mpgpt.core import Span
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
@@ -34,6 +34,8 @@ class CommandOptions(Protocol):
     @property
     def dtype(self) -> DtypeName | None: ...
     @property
+    def kv_dtype(self) -> CacheDtype | None: ...
+    @property
     def kernel(self) -> str | None: ...
     @property
     def max_sequences(self) -> int | None: ...
@@ -48,6 +50,7 @@ def over_settings(options: CommandOptions, config: RunConfig) -> dict[str, Any]:
     return {
         "model": options.model or config.hf_model_name or "",
         "dtype": options.dtype or config.dtype,
+        "kv_dtype": options.kv_dtype or config.kv_dtype,
         "kernel": options.kernel or config.kernel,
         "slots": options.max_sequences or config.max_sequences,
         "context": options.context or config.ctx_length,
@@ -62,6 +65,7 @@ class RingOptions:
 
     dtype: DtypeName
     slots: int
+    kv_dtype: CacheDtype = "auto"
     context: int | None = None
     """Positions of a slot; None for as many as the model has, up to ``MAX_CONTEXT``."""
     threads: int | None = None
@@ -87,6 +91,7 @@ class RingConfig:
     """The model's config.json."""
     spans: Spans
     dtype: str
+    kv_dtype: str
     slots: int
     context: int
     threads: int | None
@@ -94,7 +99,7 @@ class RingConfig:
     """For each rank the kernels that its host chose (``Kernels.chosen``)."""
 
     def kernels(self, rank: int) -> Kernels:
-        return Kernels(dtype=self.dtype, chosen=self.chosen[rank])
+        return Kernels(dtype=self.dtype, chosen=self.chosen[rank], kv_dtype=self.kv_dtype)
 
     def span(self, rank: int) -> Span | None:
         pair = self.spans[rank]

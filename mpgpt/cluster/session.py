@@ -18,7 +18,7 @@ from mpgpt import config as configs
 from mpgpt.cluster.bootstrap import DeviceFactory, TuningResults, connect_device, ensure_model, negotiate
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions, over_settings
-from mpgpt.config import DtypeName, StrategyName
+from mpgpt.config import CacheDtype, DtypeName, StrategyName
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.display import silent
 from mpgpt.engine.engine import Engine
@@ -33,8 +33,8 @@ from mpgpt.transport.link import World
 from mpgpt.transport.mpirun import SettingsFile
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-Explain = Callable[[Mapping[str, Sequence[KernelTiming]]], None]
-"""Shows the kernels that each host tried."""
+Explain = Callable[[Mapping[str, Sequence[KernelTiming]], Mapping[str, str]], None]
+"""Shows, by host, which of torch's kernels were tried, and what computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,7 @@ class SessionOptions:
     model: str | None = None
 
     dtype: DtypeName | None = None
+    kv_dtype: CacheDtype | None = None
     layers: str | None = None
     """Every rank's layers, such as "0-3,4-7,-"."""
     objective: Objective | None = None
@@ -109,8 +110,9 @@ class Session:
         folder = ensure_model(world, chosen["model"], self._home, report)
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
-            dtype=chosen["dtype"], slots=chosen["slots"], context=chosen["context"], threads=chosen["threads"],
-            kernel=chosen["kernel"], native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
+            dtype=chosen["dtype"], kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
+            threads=chosen["threads"], kernel=chosen["kernel"], native=configs.native_wanted(),
+            memory=self._home.parent / "kernels.json",
             spans=lambda config: self._spans(world, config), objective=self._objective, workload=self.config.workload,
         )  # fmt: skip
         settings = negotiate(world, folder, options, device, report=report, explain=self._explain)
@@ -207,4 +209,4 @@ class Session:
 
     def _explain(self, tuning: TuningResults) -> None:
         if self._options.explain:
-            self._show_kernels(tuning.timings)
+            self._show_kernels(tuning.timings, tuning.computing)

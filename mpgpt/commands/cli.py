@@ -68,8 +68,23 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
+def show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Print the version and this host's kernels, and exit."""
+    if not asked or context.resilient_parsing:
+        return
+    from mpgpt.model.native import library
+
+    found = library.find()
+    kernels = f"torch's alone: {found.why}" if isinstance(found, library.Absent) else f"{found.kind}, {found.compiler}"
+    click.echo(f"mpgpt, version {__version__}\nkernels: {kernels}")
+    context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="mpgpt")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
+    help="Show the version, and which kernels compute here.",
+)  # fmt: skip
 def cli() -> None:
     """GPT inference over the machines you own.
 
@@ -170,7 +185,9 @@ def serve_command(**given: Any) -> int:
 @click.option("--prompt-tokens", type=click.IntRange(1, 1_000_000), default=64, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(2, 1_000_000), default=64, show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="One or several, such as float32,bfloat16.")
-@click.option("--kernel", default="auto", show_default=True, help="How weights are held and multiplied.")
+@click.option(
+    "--kernel", default="auto", show_default=True, help="What multiplies: auto, native, torch, or a kernel's name."
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--pin", is_flag=True, help="Bind each rank to cores of its own, one for each thread (1 by default).")
 @click.option(
@@ -211,8 +228,9 @@ def bench_command(**given: Any) -> int:
 @click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; none is measured.")
 @click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
-@click.option("--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]")
-@click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were.")
+@click.option("--kv-dtype", type=click.Choice(options.CACHE_DTYPES), help="Of the cache.  [default: as --dtype]")
+@click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]")
+@click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
 @click.option("--context", type=click.IntRange(2), help="Tokens of a sequence at most.")
@@ -240,7 +258,7 @@ def plan_command(**given: Any) -> int:
         return run_job(planning, launch)
     from mpgpt.commands.plan_report import WorkloadOptions, what_if
 
-    for name in ("model", "config", "threads", "max_sequences", "context", "kernel"):
+    for name in ("model", "config", "threads", "max_sequences", "context", "kernel", "kv_dtype"):
         if given[name] is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from mpgpt.config import DtypeName
+from mpgpt.config import CacheDtype, DtypeName
 from mpgpt.core import SEEDS
 
 Option = Callable[[Any], Any]
@@ -72,16 +72,17 @@ prompting = group(
 )  # fmt: skip
 """How a prompt becomes a sequence."""
 
+CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
+
 ring = group(
     click.option("--dtype", type=click.Choice(get_args(DtypeName))),
+    click.option("--kv-dtype", type=click.Choice(CACHE_DTYPES), help="Of the cache.  [default: as --dtype]"),
     click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]'),
     click.option(
         "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
     ),
-    click.option(
-        "--kernel", help="How weights are held and multiplied: a name from --explain, or auto.  [default: auto]"
-    ),
-    click.option("--explain", is_flag=True, help="Show which kernels were tried, and how fast they were."),
+    click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]"),
+    click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried."),
     click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]"),
     click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]"),
     click.option(

@@ -35,6 +35,7 @@ class PlanOptions(WorkloadOptions):
     """The options of `mpgpt plan` with ranks. None leaves a value to the settings, or to the model."""
 
     model: str | None = None
+    kv_dtype: configs.CacheDtype | None = None
     kernel: str | None = None
     explain: bool = False
     """Whether the kernels that each host tried are shown."""
@@ -67,13 +68,14 @@ class Planning:
         config, dtype, threads = read_config(chosen["raw"]), chosen["dtype"], chosen["threads"]
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
-            dtype=dtype, slots=chosen["slots"], context=chosen["context"], threads=threads, kernel=chosen["kernel"],
+            dtype=dtype, kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
+            threads=threads, kernel=chosen["kernel"],
             native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options.explain:
-            explain(tuning.timings)
-        kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank])
+            explain(tuning.timings, tuning.computing)
+        kernels = Kernels(dtype=dtype, chosen=tuning.chosen[world.rank], kv_dtype=chosen["kv_dtype"])
         self._profile: ClusterProfile = probe_cluster(
             world, config, kernels, slots=chosen["slots"], context=chosen["context"], threads=threads, device=device
         )

@@ -91,10 +91,12 @@ def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
     return len({node.host for node, _ in reports}) > 1
 
 
-def explain(timings: Mapping[str, Sequence[KernelTiming]]) -> None:
-    """The kernels that each host tried, and which one it takes, as a table on standard error; then what it refused."""
+def explain(timings: Mapping[str, Sequence[KernelTiming]], computing: Mapping[str, str]) -> None:
+    """What computes on each host, and of torch's kernels those it tried and which one it takes, as a table on standard
+    error; then what it refused."""
     console = Console(stderr=True)
     for host, every in timings.items():
+        console.print(f"On {host}: {computing[host]}", highlight=False, soft_wrap=True)
         tried = [timing for timing in every if timing.exact]
         table = Table(title=f"Kernels on {host}: microseconds for a product", title_justify="left")
         for heading in ("weight", "kernel"):
@@ -109,7 +111,8 @@ def explain(timings: Mapping[str, Sequence[KernelTiming]]) -> None:
                 timing.shape, timing.kernel, *times, bits, style="bold" if timing.chosen else "dim",
                 end_section=timing is tried[-1] or tried[tried.index(timing) + 1].shape != timing.shape,
             )  # fmt: skip
-        console.print(table if tried else f"Kernels on {host}: pinned, so none were tried")
+        if tried:
+            console.print(table)
         wrong = list(dict.fromkeys(timing.kernel for timing in every if not timing.exact))
         if wrong:
             console.print(

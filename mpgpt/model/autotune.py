@@ -118,6 +118,24 @@ def tune(
     return Kernels(dtype=dtype, chosen=chosen), timings
 
 
+def computing(kernels: Kernels, pinned: str, native: bool) -> str:
+    """What computes on this host after ``tune``, and why, in words."""
+    found = library.find()
+    if kernels.native and isinstance(found, library.Library):
+        return f"compiled kernels for {found.kind} ({found.compiler})"
+    if pinned != "auto":
+        return f"torch's kernels, because the kernel {pinned} was asked for"
+    if not native:
+        return "torch's kernels, because MPGPT_NATIVE is 0"
+    return f"torch's kernels, because {missing()}"
+
+
+def missing() -> str:
+    """Why this host has no compiled kernels; empty where it has."""
+    found = library.find()
+    return found.why if isinstance(found, library.Absent) else ""
+
+
 def _names(dtype: str) -> list[str]:
     return [kernel.name for kernel in candidates(dtype)]
 

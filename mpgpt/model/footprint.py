@@ -25,9 +25,9 @@ DTYPES: tuple[str, ...] = ("float32", "bfloat16", "int8", "int4")
 """The dtypes that are suggested where memory is short, from the largest to the smallest."""
 
 
-def shape_of(config: ModelConfig, dtype: str, slots: int, context: int) -> Shape:
-    """A model's shape in a dtype. The cache takes 2 bytes a number in 16 bit, else 4."""
-    itemsize = cache_bytes(dtype)
+def shape_of(config: ModelConfig, dtype: str, slots: int, context: int, kv_dtype: str = "auto") -> Shape:
+    """A model's shape in a dtype, with a cache in ``kv_dtype``."""
+    itemsize = cache_bytes(dtype, kv_dtype)
     return Shape(
         layers=config.layers,
         layer_bytes=weight_bytes(config.layer_weights, layer_outputs(config), dtype),
@@ -37,10 +37,12 @@ def shape_of(config: ModelConfig, dtype: str, slots: int, context: int) -> Shape
     )
 
 
-def smaller_shapes(config: ModelConfig, dtype: str, slots: int, context: int) -> dict[str, Shape]:
+def smaller_shapes(
+    config: ModelConfig, dtype: str, slots: int, context: int, kv_dtype: str = "auto"
+) -> dict[str, Shape]:
     """The model's shapes in the dtypes that take fewer bytes than ``dtype``, the largest first."""
     layer_bytes = shape_of(config, dtype, slots, context).layer_bytes
-    shapes = {name: shape_of(config, name, slots, context) for name in DTYPES}
+    shapes = {name: shape_of(config, name, slots, context, kv_dtype) for name in DTYPES}
     return {name: shape for name, shape in shapes.items() if shape.layer_bytes < layer_bytes}
 
 
@@ -67,6 +69,6 @@ def head_dtype(dtype: str) -> str:
     return "int8" if dtype == "int4" else dtype
 
 
-def cache_bytes(dtype: str) -> int:
-    """The bytes of a number in the cache."""
-    return 2 if dtype in ("bfloat16", "float16") else 4
+def cache_bytes(dtype: str, kv_dtype: str = "auto") -> int:
+    """The bytes of a number in the cache: 2 in 16 bit, else 4; auto is as ``dtype``."""
+    return 2 if (dtype if kv_dtype == "auto" else kv_dtype) in ("bfloat16", "float16") else 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from mpgpt.errors import ModelError
@@ -55,7 +56,7 @@ def rope_frequencies(raw: Mapping[str, Any], head_dim: int) -> tuple[tuple[float
     if parts is not None and float(parts) != 1.0:
         raise ModelError("rotary positions on only a part of each head are not supported")
     base = float(rope["rope_theta"])
-    waves = base ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    waves = _waves(base, torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     inv_freq, gain = 1.0 / waves, 1.0
     if kind == "linear":
         inv_freq = inv_freq / float(rope["factor"])
@@ -68,6 +69,13 @@ def rope_frequencies(raw: Mapping[str, Any], head_dim: int) -> tuple[tuple[float
     if not inv_freq.isfinite().all():
         raise ValueError(f"rotary frequencies of the kind {kind} are not finite")
     return tuple(inv_freq.tolist()), gain
+
+
+def _waves(base: float, exponents: Tensor) -> Tensor:
+    """``base ** exponents`` in float32, rounded once: no processor's own power, which may differ in the last bit."""
+    import torch
+
+    return torch.tensor([float(Decimal(base) ** Decimal(exponent)) for exponent in exponents.tolist()])
 
 
 def _llama3(inv_freq: Tensor, rope: Mapping[str, Any]) -> Tensor:

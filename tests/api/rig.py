@@ -119,7 +119,7 @@ def serving(
         home=folder.parent,
         file=None,
         device_factory=_nobody,
-        explain=lambda timings: None,
+        explain=lambda timings, computing: None,
         report=lambda line: None,
     )
     naps = [0.0]

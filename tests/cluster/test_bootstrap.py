@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mpgpt.cluster.bootstrap import choose_sizes, context_of, place_layers
 from mpgpt.cluster.ring_config import RingConfig, RingOptions
@@ -110,9 +111,11 @@ def test_a_rank_that_is_better_left_without() -> None:
 
 def test_what_travels_to_every_rank() -> None:
     config = RingConfig(
-        config=RAW, spans=[(0, 3), None, (3, 6)], dtype="int8", slots=2, context=32, threads=1,
+        config=RAW, spans=[(0, 3), None, (3, 6)], dtype="int8", kv_dtype="float16", slots=2, context=32,
+        threads=1,
         chosen=[{}, {}, {"x": "y"}],
     )  # fmt: skip
     assert config.members == [0, 2] and config.stages == 2
     assert [config.span(rank) for rank in range(3)] == [Span(start=0, stop=3), None, Span(start=3, stop=6)]
     assert config.kernels(2).dtype == "int8" and config.kernels(2).chosen == {"x": "y"}
+    assert config.kernels(0).stored == torch.float16

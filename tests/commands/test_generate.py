@@ -59,7 +59,7 @@ def generate(model: Path, options: GenerateOptions, *, interactive: bool = False
         home=model.parent,
         file=None,
         device_factory=nobody,
-        explain=lambda timings: None,
+        explain=lambda timings, computing: None,
         report=lambda line: None,
     )
     run = Generate(session, options, interactive=interactive)

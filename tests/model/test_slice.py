@@ -192,6 +192,19 @@ def test_half_precision_is_near(player: str, models: dict[str, Path], dtype: str
     assert (last - exact[39]).abs().max() < 0.1 * exact.abs().max()
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16"])
+def test_a_cache_in_16_bits_is_half_and_near(models: dict[str, Path], kv_dtype: str) -> None:
+    if isinstance(library.find(), library.Absent):
+        pytest.skip("there are no compiled kernels here")
+    config, checkpoint, ids = model_config(models["llama"]), Checkpoint(models["llama"]), random_ids(100)
+    kernels = [Kernels(dtype="float32", chosen={"": NATIVE}, kv_dtype=name) for name in ("auto", kv_dtype)]
+    span = Span(start=0, stop=config.layers)
+    whole, half = (Slice(config, span, checkpoint, slots=1, context=CONTEXT, kernels=k) for k in kernels)
+    assert half.kv_nbytes * 2 == whole.kv_nbytes
+    exact, near = (logits([part], [row(0, 0, ids)]) for part in (whole, half))
+    assert 0 < (near - exact).square().mean().sqrt() < 0.01 * exact.square().mean().sqrt()
+
+
 def test_shards_are_read(player: str, models: dict[str, Path], tmp_path: Path) -> None:
     folder = save_random("llama", tmp_path / "sharded", max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) > 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ GOOD = [
 ]
 LONG = "one two three four five six seven. " * 6
 BAD = ["~", "~ at the beginning", "at the end ~", LONG + "~" + LONG, "~" + LONG, LONG + "~", "Row, row ~, row, row."]
+FAR = {f"bad {n}" for n, text in enumerate(BAD) if text.endswith("~" + LONG)}
+"""Of a model that looks back a few positions only, the end of such a prompt sees nothing of its bad token."""
 OPTIONS = ("--raw", "--ignore-eos", "--max-new-tokens", str(NEW), "--threads", "1")
 SAMPLED = ("--strategy", "top_p", "--temperature", "0.8", "--seed", "7", "--repetition-penalty", "1.1")
 
@@ -45,11 +48,14 @@ def mixed() -> dict[str, str]:
     return {id: both[id] for id in sorted(both, key=lambda id: places[id])}
 
 
-def check(with_bad: dict[str, dict[str, Any]], without: dict[str, dict[str, Any]]) -> None:
+def check(with_bad: dict[str, dict[str, Any]], without: dict[str, dict[str, Any]], far: Set[str] = frozenset()) -> None:
+    """``far`` are prompts that may be fine in spite of their bad token."""
     assert len(with_bad) == len(GOOD) + len(BAD)
     fine = 0
     for id, record in with_bad.items():
-        if id.startswith("bad"):
+        if id in far and record["error"] is None:
+            assert record["token_ids"] and record["finish_reason"] == "length"
+        elif id.startswith("bad"):
             assert "logits for token 1 of the answer are NaN or infinite" in record["error"]
             assert (record["text"], record["token_ids"], record["finish_reason"]) == ("", [], "error")
         else:  # one that says the bad token itself ends there, with company and without
@@ -70,15 +76,15 @@ def test_in_a_ring_of_three(tmp_path: Path, name: str, how: tuple[str, ...]) -> 
     truth = run(0, folder, tmp_path, good, "--no-drafts", *how, status=0)
     for slots, drafts in (("3", "--drafts"), ("8", "--no-drafts")):
         layers = ("--layers", "0-1,2-3,4", "--max-sequences", slots, drafts)
-        check(run(3, folder, tmp_path, prompts, *layers, *how, status=1), truth)
+        check(run(3, folder, tmp_path, prompts, *layers, *how, status=1), truth, FAR if name == "mistral" else set())
 
 
 def test_what_float16_cannot_hold(tmp_path: Path) -> None:
-    """An embedding of 100000: infinite in float16, a number in float32."""
+    """An embedding of 100000: infinite in the float16 of torch's kernels, a number in float32."""
     folder = break_embedding(save_random("qwen2", tmp_path / "qwen2"), "~", 1e5)
     prompts = mixed()
     good = {id: text for id, text in prompts.items() if id.startswith("good")}
-    layers = ("--layers", "0-1,2-3,4", "--max-sequences", "4", "--dtype")
-    truth = run(0, folder, tmp_path, good, "--dtype", "float16", status=0)
+    layers = ("--layers", "0-1,2-3,4", "--max-sequences", "4", "--kernel", "torch", "--dtype")
+    truth = run(0, folder, tmp_path, good, "--kernel", "torch", "--dtype", "float16", status=0)
     check(run(3, folder, tmp_path, prompts, *layers, "float16", status=1), truth)
     assert all(not one["error"] for one in run(3, folder, tmp_path, prompts, *layers, "float32", status=0).values())

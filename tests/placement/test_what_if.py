@@ -77,7 +77,7 @@ def test_counts_links_and_kinds(tmp_path: Path) -> None:
     assert scene.profile.links[0, 1] == scene.profile.links[1, 0] == Edge(latency_s=1e-4, bytes_per_s=1e9)
     assert scene.profile.links[2, 3] == scene.profile.links[3, 2] == Edge(latency_s=2e-3, bytes_per_s=1e7)
     assert scene.profile.links[0, 3] == Edge(latency_s=5e-4, bytes_per_s=1e8)
-    assert scene.profile.shape.token_bytes == 1536 and list(scene.profile.others) == ["int8", "int4"]
+    assert scene.profile.shape.token_bytes == 3072 and list(scene.profile.others) == ["int8", "int4"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_bytes_by_dtype() -> None:
     assert int8.layer_bytes == 12 * 768 * 768 + 4 * 9 * 768
     assert (int8.kv_bytes, int8.token_bytes) == (shape.kv_bytes, shape.token_bytes), "activations are float32"
     half = shape_of(config("gpt2"), "bfloat16", slots=2, context=100)
-    assert (half.kv_bytes, half.token_bytes) == (shape.kv_bytes // 2, shape.token_bytes // 2)
+    assert (half.kv_bytes, half.token_bytes) == (shape.kv_bytes // 2, shape.token_bytes)
     int4 = shape_of(config("gpt2"), "int4", slots=2, context=100)
     assert int4.head_bytes == int8.head_bytes > 50257 * 768, "the head of int4 is int8"
 

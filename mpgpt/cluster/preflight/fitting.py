@@ -77,7 +77,7 @@ def judge_memory(
     except UsageError as error:
         return [Trouble(host="the settings", what=str(error), cure="correct them", weight="model")]
     context = min(config.ctx_length or MAX_CONTEXT, model.positions)
-    shape = shape_of(model, config.dtype, config.max_sequences, context)
+    shape = shape_of(model, config.dtype, config.max_sequences, context, config.kv_dtype)
     room = f"{config.max_sequences} sequences of {context} tokens"
     if spans:
         return _too_small(shape, spans, placed, reports, room)
@@ -90,7 +90,7 @@ def judge_memory(
     if len(nodes) < len(placed):  # of a host nothing is known
         return short
     if piece_counts(allowed_pieces(shape, nodes), np.zeros(len(nodes), dtype=bool)) is None:
-        others = smaller_shapes(model, config.dtype, config.max_sequences, context)
+        others = smaller_shapes(model, config.dtype, config.max_sequences, context, config.kv_dtype)
         said = too_large(ClusterProfile(shape=shape, nodes=nodes, links={}, others=others))
         cure = "free memory, add a host, or take a smaller dtype or fewer max_sequences"
         return [Trouble(host=", ".join(dict.fromkeys(placed)), what=said, cure=cure, weight="model")]

@@ -122,13 +122,13 @@ def sources_digest() -> str:
 @cache
 def find() -> Library | Absent:
     """The fastest library that this processor can run, or why there is none."""
-    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    if machine not in FEATURES:
-        return Absent(f"there are no compiled kernels for {machine}")
-    has, built = _processor_features(), False
-    for kind, path in _built(FEATURES[machine]):
+    kinds = FEATURES.get(machine())
+    if not kinds:
+        return Absent(f"there are no compiled kernels for {machine()}")
+    has, built = processor_features(), False
+    for kind, path in _built(kinds):
         built = True
-        if not FEATURES[machine][kind] <= has:
+        if not kinds[kind] <= has:
             continue
         try:
             calls = load(path)
@@ -160,7 +160,12 @@ def _built(kinds: Mapping[str, frozenset[str]]) -> Iterator[tuple[str, Path]]:
                 break
 
 
-def _processor_features() -> frozenset[str]:
+def machine() -> str:
+    """The processor's architecture, as in ``FEATURES``."""
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+
+def processor_features() -> frozenset[str]:
     """As /proc/cpuinfo spells them; Apple's processors all have dot products."""
     if platform.system() == "Darwin":
         return frozenset({"asimd", "asimddp"}) if platform.machine() == "arm64" else frozenset(_sysctl_features())

@@ -54,13 +54,16 @@ class NativePlayer:
 
     def __init__(
         self, programs: Sequence[Program], closing: Program | None, loader: Loader, *, slots: int, context: int,
-        threads: int, timed: bool = False,
+        threads: int, timed: bool = False, calls: ctypes.CDLL | None = None,
     ) -> None:  # fmt: skip
-        """``timed`` keeps the time of each kind of operation. Raises ``ModelError`` where the kernels cannot be had."""
+        """``timed`` keeps the time of each kind of operation. ``calls`` are another library's than this processor's.
+
+        Raises ``ModelError`` where the kernels cannot be had.
+        """
         config = loader.config
         self._config, self._source, self._kernels = config, loader.source, loader.kernels
         stored = self._kernels.stored
-        self._calls = needed()
+        self._calls = calls or needed()
         self._kept: list[object] = []
         """What the library points to."""
         self.nbytes = self.head_nbytes = 0

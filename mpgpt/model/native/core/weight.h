@@ -38,8 +38,8 @@ struct Leaf {
     size_t offset;     // bytes from the panel's begin
 };
 
-inline bool is_whole(Format format) { return format >= INT8; }
-inline int padding_of(Format format) { return format == INT8 ? 4 : is_whole(format) ? GROUP : 1; }
+constexpr bool is_whole(Format format) { return format >= INT8; }
+constexpr int padding_of(Format format) { return format == INT8 ? 4 : is_whole(format) ? GROUP : 1; }
 inline size_t bytes_of(Format format, int count) {  // of so many inputs of a panel
     const size_t n = (size_t)count;
     switch (format) {
