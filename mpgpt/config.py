@@ -1,7 +1,7 @@
 """A run's settings: a YAML file that becomes a checked, frozen ``RunConfig``.
 
 Knows: the file's keys and their bounds; how layers are written down for ranks, in the file and on the command line.
-Must not know: torch, MPI, models (a layer count is told to it), nor YAML.
+Must not know: torch, MPI, models (a layer count is given to it), nor YAML.
 
 All that is wrong with a file is reported at once: who fixes one mistake to meet the next starts a cluster twice.
 """
@@ -158,7 +158,7 @@ class Placing(Section):
 
 
 class Heartbeats(Section):
-    """How often ranks tell one another that they live, and after how long a silence the run ends."""
+    """How often ranks send one another heartbeats, and after how long a silence the run ends."""
 
     interval_s: Annotated[float, Field(ge=0.05, le=3600, allow_inf_nan=False)] = 1.0
     timeout_s: Annotated[float, Field(ge=0.2, le=86400, allow_inf_nan=False)] = 10.0

@@ -48,9 +48,9 @@ class Sampling:
     repetition_penalty: float = 1.0
     """On all that stands before, the prompt too."""
     frequency_penalty: float = 0.0
-    """Off a token's logit for each time that it was said; the prompt does not count."""
+    """Off a token's logit for each time that it was output; the prompt does not count."""
     presence_penalty: float = 0.0
-    """Off the logit of a token that was said, however often."""
+    """Off the logit of a token that was output, however often."""
     seed: int = 0
     """Below ``SEEDS``. Clients write signed integers: ``signed_seed``."""
 
@@ -87,7 +87,7 @@ class Row:
     outputs: int = 0
     """After how many of the last positions a token is sampled: 0 inside a prompt, 1 at its end and in decoding."""
     prompt: int = 0
-    """How many of the sequence's first tokens were given to it; it said those behind them."""
+    """How many of the sequence's first tokens are the prompt; those behind them were output."""
     logprobs: int = 0
     """How many logprobs each sampled token comes with: its own first, then those of the likeliest; 0 for none."""
     sampling: Sampling = GREEDY
@@ -161,7 +161,7 @@ class StageStats:
 
 
 Thermal = Literal["unknown", "nominal", "fair", "serious", "critical"]
-"""How hot a device says that it is, in the words of its system; the hotter the later."""
+"""How hot a device reports itself to be, in its system's terms; the hotter the later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,7 @@ class DeviceAccount:
     """Bytes to the device."""
     received: int
     falls: int
-    """How often it went away, and the rank computed in its stead."""
+    """How often it was lost, and the rank computed in its stead."""
     away_s: float
     """For how long it was away, in all."""
     thermal: Thermal = "unknown"

@@ -84,14 +84,16 @@ def make_app(
     add_handlers(app)
     _describe(app)
     page: ASGIApp = Page(directory=PAGE, html=True) if (PAGE / "index.html").is_file() else NO_PAGE
-    guarded: ASGIApp = Guard(Site(app, page), access, limits.body_bytes, requests)
+    guarded: ASGIApp = Guard(
+        Site(app, page), access, body_bytes=limits.body_bytes, body_s=limits.body_s, requests=requests
+    )
     if access.origins:
         guarded = Cors(guarded, access.origins)
     return Methods(Counted(guarded, metrics))
 
 
 class Page(StaticFiles):
-    """The built page. What has a hash in its name never changes; the rest is asked for anew.
+    """The built page. What has a hash in its name never changes; the rest is fetched anew.
 
     Its few files are held in memory: a client that asks for them and does not read would hold a descriptor each.
     """

@@ -1,7 +1,7 @@
 """HTTP connections: how many there may be, how long one may keep the server waiting, and which one makes room.
 
 Knows: sockets, descriptors, and how far a request and its answer have come (h11's states).
-Must not know: what is asked or answered.
+Must not know: what is in a request or an answer.
 
 uvicorn accepts as many as come, and waits for a request's head for ever; when descriptors run out, asyncio retries with
 a traceback each time. So the sockets are accepted here, counted, and a silent connection gives way to a new one.
@@ -16,7 +16,7 @@ import resource
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from typing import Any
 
@@ -48,8 +48,7 @@ AT_ONCE = 16
 REST_S = 0.2
 """After an accept for which there was no descriptor."""
 TOLD_S = 600.0
-"""Crowding is told once, and again after so long at the earliest."""
-TOO_SLOW = f"the request's head did not arrive within {HEAD_S:.0f} s\n".encode()
+"""Crowding is reported once, and again after so long at the earliest."""
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
 
 
@@ -84,16 +83,19 @@ class Phase(Enum):
 PATIENCE_S = {
     Phase.HEAD: HEAD_S, Phase.BODY: BODY_S, Phase.ANSWER: math.inf, Phase.IDLE: math.inf, Phase.CLOSING: STALL_S,
 }  # fmt: skip
-"""How long each may last. uvicorn ends ``IDLE``, and an answer has a time limit of its own."""
+"""How long each phase may last. uvicorn ends ``IDLE``, and an answer has a time limit of its own; a client that does
+not read is given as long in any phase as in ``CLOSING``."""
 
 
 class Connection(H11Protocol):
     """A connection that knows its phase, and since when."""
 
-    def __init__(self, left: Callable[[Connection], None], **uvicorns: Any) -> None:
-        """``left`` is called when it is lost."""
+    def __init__(
+        self, left: Callable[[Connection], None], patience_s: Mapping[Phase, float] = PATIENCE_S, **uvicorns: Any
+    ) -> None:
+        """``left`` is called when it is lost; each phase may last for ``patience_s``."""
         super().__init__(**uvicorns)
-        self._left = left
+        self._left, self._patience_s = left, patience_s
         self._answered: object = None
         self._stalled = math.inf
         self.phase, self.since = Phase.HEAD, self.loop.time()
@@ -130,13 +132,13 @@ class Connection(H11Protocol):
         if self.begins:
             return
         self._look()
-        late = now - self.since > PATIENCE_S[self.phase]
-        if now - self._stalled > STALL_S or (late and self.phase is Phase.CLOSING):
+        late = now - self.since > self._patience_s[self.phase]
+        if now - self._stalled > self._patience_s[Phase.CLOSING] or (late and self.phase is Phase.CLOSING):
             self.drop()
         elif late:
             if self.phase is Phase.HEAD and self.conn.trailing_data[0]:
-                length = b"content-length: %d\r\n\r\n" % len(TOO_SLOW)
-                self.transport.write(TIMED_OUT + length + TOO_SLOW)
+                sentence = b"the request's head did not arrive within %.0f s\n" % self._patience_s[Phase.HEAD]
+                self.transport.write(TIMED_OUT + b"content-length: %d\r\n\r\n" % len(sentence) + sentence)
             self.transport.close()
 
     @property
@@ -244,7 +246,7 @@ class Acceptor:
         except BaseException as error:
             self._connections.discard(connection)
             accepted.close()
-            if not isinstance(error, OSError):  # it went away as it came
+            if not isinstance(error, OSError):  # its client closed it at once
                 raise
 
     def _make_room(self) -> bool:
@@ -279,18 +281,21 @@ class Acceptor:
 class Server(uvicorn.Server):
     """uvicorn, with connections that are bounded in number and in time."""
 
-    def __init__(self, app: ASGIApp, *, most: int, parting_s: int) -> None:
-        """``most`` connections at once; when it ends, answers have ``parting_s`` seconds to come to an end."""
+    def __init__(
+        self, app: ASGIApp, *, most: int, parting_s: int, patience_s: Mapping[Phase, float] = PATIENCE_S
+    ) -> None:
+        """``most`` connections at once, each phase of which may last for ``patience_s``; when it ends, answers have
+        ``parting_s`` seconds to come to an end."""
         super().__init__(
             uvicorn.Config(
                 app, http="h11", ws="none", log_config=None, access_log=False, server_header=False,
                 timeout_keep_alive=IDLE_S, timeout_graceful_shutdown=parting_s,
             )
         )  # fmt: skip
-        # Requests that are none, and clients that go away, are no news: nobody shall fill a log with them.
+        # Requests that are none, and clients that disconnect, are no news: nobody shall fill a log with them.
         for noisy in ("uvicorn", "asyncio"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        self._most = most
+        self._most, self._patience_s = most, patience_s
         self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -300,7 +305,9 @@ class Server(uvicorn.Server):
             acceptor.begin()
 
     def _connection(self, left: Callable[[Connection], None]) -> Connection:
-        return Connection(left, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return Connection(
+            left, self._patience_s, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second

@@ -1,7 +1,7 @@
-"""Server-sent events, and clients that go away.
+"""Server-sent events, and clients that disconnect.
 
 Knows: the form of an event (WHATWG HTML, "Server-sent events"), and when nobody listens any more.
-Must not know: what is told.
+Must not know: what is in an event.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required
 STREAM: dict[str, Any] = {"content": {"text/event-stream": {"schema": EVENT}}}
 """A stream in an OpenAPI document: the schema is that of an event."""
 GONE = 499
-"""The response for a client that went away; nobody reads it."""
+"""The response for a client that has disconnected; nobody reads it."""
 
 
 def event(value: dict[str, Any]) -> str:
@@ -34,7 +34,7 @@ def event(value: dict[str, Any]) -> str:
 
 
 class Events(StreamingResponse):
-    """A job's events, told until it is done or the client goes away. Either way the job is closed."""
+    """A job's events, sent until it is done or the client disconnects. Either way the job is closed."""
 
     media_type = "text/event-stream"
 

@@ -21,8 +21,6 @@ from mpgpt.config import read_origin
 from mpgpt.errors import UsageError
 from mpgpt_api.problems import Problem
 
-BODY_S = 30.0
-"""How long a body may take to arrive."""
 MOST_REQUESTS = 1000
 SHORTEST_KEY = 16
 OPEN = ("/health",)
@@ -99,9 +97,13 @@ def sent_origin(headers: Headers) -> str:
 class Guard:
     """ASGI middleware, the outermost."""
 
-    def __init__(self, app: ASGIApp, access: Access, body_bytes: int, requests: int = MOST_REQUESTS) -> None:
-        """``requests`` may be answered at once; whoever asks for the server's health comes in all the same."""
-        self._app, self._access, self._most, self._requests = app, access, body_bytes, requests
+    def __init__(
+        self, app: ASGIApp, access: Access, *, body_bytes: int, body_s: float, requests: int = MOST_REQUESTS
+    ) -> None:
+        """``requests`` may be answered at once; whoever asks for the server's health comes in all the same. A body has
+        at most ``body_bytes``, and arrives within ``body_s`` seconds."""
+        self._app, self._access, self._requests = app, access, requests
+        self._most, self._body_s = body_bytes, body_s
         self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,7 +159,7 @@ class Guard:
         taken = bytearray()  # and no list of messages: of a body that comes byte by byte it would be huge
         left: list[Message] = []
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(self._body_s):
                 more = True
                 while more:
                     message = await receive()
@@ -170,7 +172,7 @@ class Guard:
                         raise self._too_long()
         except TimeoutError:
             raise Problem(
-                408, f"the body did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}
+                408, f"the body did not arrive within {self._body_s:.0f} s", headers={"Connection": "close"}
             ) from None
         whole: Message = {"type": "http.request", "body": bytes(taken), "more_body": bool(left)}
         messages = [*left, whole]

@@ -38,6 +38,8 @@ class Limits:
     time_s: float = 600.0
     """How long an answer may take, waiting included."""
     body_bytes: int = 1 << 20
+    body_s: float = 30.0
+    """How long a request's body may take to arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +166,8 @@ class Service:
         self._on_end, self._on_tokens = on_end, on_tokens
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()
-        self._streams: set[Stream] = set()
+        self.streams: set[Stream] = set()
+        """The answers that are not over."""
         self._usual_s = 1.0
         self.stopping = False
         self._why = ""
@@ -178,7 +181,7 @@ class Service:
     @property
     def room(self) -> int:
         """The number of answers that may still come in."""
-        return self.slots + self.limits.queue - len(self._streams)
+        return self.slots + self.limits.queue - len(self.streams)
 
     async def encode(self, prompt: str) -> tuple[int, ...]:
         """A prompt as it stands."""
@@ -207,7 +210,7 @@ class Service:
         for choice, (one, request) in enumerate(zip(wanted, requests, strict=True)):
             text = self.session.tokenizer.stream(one.stops, after=one.ids if one.continues else ())
             stream = self.engine.submit(request, text, self._and_then(loop, job, job.listener(choice, text)))
-            self._streams.add(stream)
+            self.streams.add(stream)
             job.streams.append(stream)
         return job
 
@@ -240,7 +243,7 @@ class Service:
         return listen
 
     def _end(self, job: Job, stream: Stream) -> None:
-        self._streams.discard(stream)
+        self.streams.discard(stream)
         if all(each.finish_reason for each in job.streams):
             self._jobs.discard(job)
         if stream.finish_reason != "cancelled":

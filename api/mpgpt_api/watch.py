@@ -3,7 +3,7 @@
 Knows: places, accounts, and how long the ring has been silent.
 Must not know: HTTP, requests, text.
 
-Nobody is asked while nobody looks: an idle cluster stays asleep. Whoever looks gets accounts that are ``FRESH_S`` old
+Nothing is sent while nobody looks: an idle cluster stays asleep. Whoever looks gets accounts that are ``FRESH_S`` old
 at most, or the last there are if the ring is too busy to answer at once.
 """
 
@@ -27,7 +27,7 @@ FRESH_S = 1.0
 ANSWER_S = 0.5
 """How long somebody who looks waits for the ring's answer."""
 STALLED_S = 10.0
-"""A ring that has something in it and says nothing for so long is stalled: no step takes so long."""
+"""A ring that has something in it and returns nothing for so long is stalled: no step takes so long."""
 
 State = Literal["ok", "stalled", "away"]
 Kind = Literal["cpu", "ipad"]

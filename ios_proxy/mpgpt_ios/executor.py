@@ -82,13 +82,13 @@ class EvaluatorBackend:
     def __init__(self, package: Path, precision: Precision = "declared") -> None:
         """Raises ``ModelError`` for a package that the evaluator does not understand."""
         self.program = Program.read(package, precision=precision)
-        self._state = self.program.state()
+        self.state = self.program.state()
 
     def run(self, function: str, inputs: dict[str, Array]) -> Array:
-        return self.program.run(function, inputs, self._state)["y"]
+        return self.program.run(function, inputs, self.state)["y"]
 
     def reset(self) -> None:
-        self._state = self.program.state()
+        self.state = self.program.state()
 
 
 class CoreMLBackend:

@@ -26,8 +26,6 @@ from typing import Any, Protocol
 
 from mpgpt.cluster.processes import environment, listen
 
-LIMIT_S = 3600.0
-"""The time after which a baseline counts as hanging, seconds."""
 WARM_UP_TOKENS = 8
 
 
@@ -46,6 +44,10 @@ class BaselineSettings:
     """A rank; None for all cores, shared by the ranks."""
     pin: bool
     env: Mapping[str, str]
+    limit_s: float = 3600.0
+    """The time after which a baseline counts as hanging."""
+    start_s: float = 20.0
+    """The time that a baseline's servers have to start."""
 
     def cores(self, rank: int) -> tuple[int, ...] | None:
         """The cores to which rank ``rank`` of this host is bound; None if unbound. Ranks may share cores."""
@@ -96,7 +98,7 @@ class Transformers:
         who = {"peer": self.name, "version": version("transformers"), "dtype": dtype, "ranks": ranks}
         listen(
             [sys.executable, "-m", "mpgpt.bench.baselines", *words], environment(settings.env),
-            lambda figures: on_run(who | figures), cores=settings.cores(0), limit_s=LIMIT_S,
+            lambda figures: on_run(who | figures), cores=settings.cores(0), limit_s=settings.limit_s,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A model folder as a GGUF file, so that llama.cpp runs the same weights.
 
-Knows: how llama.cpp lays out and types tensors, and what it cannot be told of a model.
+Knows: how llama.cpp lays out and types tensors, and which of a model's options it has no key for.
 Must not know: what differs from family to family (``families/`` has it), who runs the file, ranks, tokenizers (the file
 has none: only speed is measured with it).
 

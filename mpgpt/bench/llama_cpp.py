@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mpgpt.bench.baselines import LIMIT_S, BaselineSettings
+from mpgpt.bench.baselines import BaselineSettings
 from mpgpt.bench.gguf_export import gguf_file
 from mpgpt.cluster.processes import cause, end, listen, start
 from mpgpt.errors import MpgptError, UsageError
@@ -30,8 +30,8 @@ from mpgpt.errors import MpgptError, UsageError
 BENCH, BATCHED = "llama-bench", "llama-batched-bench"
 SERVERS = ("rpc-server", "ggml-rpc-server")
 """The server's earlier name, and its present one."""
-START_S = 20.0
-"""How long a server may take until it can be reached."""
+VERSION_S = 20.0
+"""How long a program may take to print its version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def programs(folder: Path) -> Programs:
 
     bench, batched, server = find(BENCH), find(BATCHED), find(*SERVERS)
     try:
-        done = subprocess.run([batched, "--version"], capture_output=True, text=True, timeout=START_S, check=False)
+        done = subprocess.run([batched, "--version"], capture_output=True, text=True, timeout=VERSION_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"--against llama-rpc: {batched} does not run: {error}") from None
     version = re.search(r"version: (.+)", done.stdout + done.stderr)
@@ -132,7 +132,7 @@ class LlamaRpc:
         try:
             listen(
                 [str(program), *map(str, options)], self._settings.env, output.append, cores=self._settings.cores(0),
-                limit_s=LIMIT_S,
+                limit_s=self._settings.limit_s,
             )  # fmt: skip
         except MpgptError as error:
             raise MpgptError(f"{program.name}: {error}") from None
@@ -161,7 +161,7 @@ def servers(program: Path, ranks: int, settings: BaselineSettings) -> Iterator[l
             words = ["-H", "127.0.0.1", "-p", str(port), "-t", str(settings.threads_of(ranks))]
             process = start([str(program), *words], settings.env, stdout=log, stderr=log, cores=settings.cores(rank))
             stack.callback(_kill, process)
-            _reach(program.name, process, port, log)
+            _reach(program.name, process, port, log, settings.start_s)
             running.append((process, log))
             ends.append(f"127.0.0.1:{port}")
         try:
@@ -181,14 +181,14 @@ def _free_port() -> int:
     return port
 
 
-def _reach(name: str, process: subprocess.Popen[str], port: int, log: IO[str]) -> None:
+def _reach(name: str, process: subprocess.Popen[str], port: int, log: IO[str], limit_s: float) -> None:
     """Wait until it listens."""
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + limit_s
     while process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return
         if time.monotonic() > deadline:
-            raise MpgptError(f"{name} cannot be reached on port {port} {START_S:.0f} s after its start: {cause(log)}")
+            raise MpgptError(f"{name} cannot be reached on port {port} {limit_s:.0f} s after its start: {cause(log)}")
         time.sleep(0.02)
     raise MpgptError(f"{name} ended with status {process.returncode} at its start: {cause(log)}")
 

@@ -15,6 +15,7 @@ from mpgpt.bench import plot
 from mpgpt.bench.measure import REPEATS
 from mpgpt.config import DtypeName, check_spans, parse_layers
 from mpgpt.core import Span
+from mpgpt.display import notify
 from mpgpt.errors import UsageError
 from mpgpt.files import check_writable
 from mpgpt.model.architecture import ModelConfig
@@ -73,6 +74,7 @@ class BenchOptions:
     llama_bin: Path | None
     json: Path | None
     plot: Path | None
+    """None too where there is no matplotlib."""
 
     def header(self, config: ModelConfig) -> dict[str, Any]:
         """The part of the JSON that holds the model and the settings."""
@@ -112,7 +114,7 @@ def parse(arguments: BenchArguments, size: int | None) -> BenchOptions:
         spans=parse_layers(arguments.layers) if arguments.layers else None, slots=slots, context=context,
         hostfile=arguments.hostfile, drafts=arguments.drafts, kernel=arguments.kernel,
         against=tuple(dict.fromkeys(arguments.against)), llama_bin=arguments.llama_bin, json=arguments.json,
-        plot=arguments.plot,
+        plot=arguments.plot if plot.installed() else None,
     )  # fmt: skip
 
 
@@ -197,8 +199,11 @@ def fit(options: BenchOptions, config: ModelConfig) -> None:
 
 
 def check_outputs(arguments: BenchArguments) -> None:
-    """Raise ``UsageError`` if a file of the options cannot be written."""
+    """Raise ``UsageError`` if a file of the options cannot be written. Without matplotlib a line says that there will
+    be no picture."""
     if arguments.json:
         check_writable(arguments.json, "--json")
     if arguments.plot:
         plot.check(arguments.plot)
+        if not plot.installed():
+            notify(f"mpgpt: --plot {arguments.plot}: {plot.LACKING}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ENDINGS = (".png", ".svg", ".pdf")
+LACKING = 'matplotlib is not installed, so the table comes without a picture: pip install "mpgpt[plots]"'
 LINES = ("#1f6fb4", "#d1601f", "#2f8f4e", "#8550a8", "#a33a4c", "#5b6770")
 PARTS = (("compute", "#1f6fb4"), ("wait", "#d5d9de"), ("send", "#e0912f"), ("other", "#8550a8"))
 INK = "#30363d"
@@ -30,9 +31,12 @@ def check(path: Path) -> None:
     """Raise ``UsageError`` if no picture can be made at ``path``, before anything is measured."""
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"--plot {path}: a picture's name ends with {', '.join(ENDINGS)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install matplotlib")
     check_writable(path, "--plot")
+
+
+def installed() -> bool:
+    """Whether there is matplotlib, which is an extra."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot(document: dict[str, Any], ending: str) -> bytes:

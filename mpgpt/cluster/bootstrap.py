@@ -1,6 +1,6 @@
 """The start of a ring, in steps that every rank takes together: the model's folder, the iPad, sizes, kernels, layers.
 
-Knows: in which order ranks have to tell one another what, and how an error on one ends the start on all.
+Knows: in which order ranks exchange what, and how an error on one ends the start on all.
 Must not know: options, prompts, how layers are loaded or run.
 """
 
@@ -157,7 +157,7 @@ def negotiate(
     """Sizes, kernels and layers, the same on every rank. All ranks must call it, with the same ``options`` but for what
     is rank 0's alone.
 
-    On rank 0, ``report`` is told of ranks that are better left without layers, and ``explain`` of the kernels that were
+    On rank 0, ``report`` gets the ranks that are better left without layers, and ``explain`` the kernels that were
     tried (see ``tune_kernels``). ``device`` is the machine behind this rank, if there is one: its layers are the
     rank's, and the ring takes no more sequences or positions than it holds. Raises ``UsageError`` on every rank when
     the spans do not fit the model, the device or the number of ranks, or the model does not fit the ranks' memory.
@@ -264,7 +264,7 @@ def local_rank(world: World) -> int:
 
 
 def share_cores(world: World, threads: int | None) -> int:
-    """Give torch its threads: as many as told, which keeps whatever binding there is, or this rank's share of the
+    """Give torch its threads: as many as given, which keeps whatever binding there is, or this rank's share of the
     host's cores. For that the binding to one core, which is mpirun's default, is undone."""
     if threads is None:
         cores = os.cpu_count() or 1

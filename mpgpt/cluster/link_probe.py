@@ -125,8 +125,12 @@ def edge_of(small_s: float, large_s: float, large: int) -> dict[str, float]:
 class PingPong:
     """One of the two ranks."""
 
-    def __init__(self, outbound: Link, inbound: Link, host: str) -> None:
+    def __init__(
+        self, outbound: Link, inbound: Link, host: str, *, work_s: float = WORK_S, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        """Between two frames it works for ``work_s``, and waits for one for at most ``timeout_s``, in seconds."""
         self._outbound, self._inbound, self._host = outbound, inbound, host
+        self._work_s, self._timeout_s = work_s, timeout_s
         self._memory = np.ones(WORK_BYTES // 8)
 
     def lead(self, size: int, *, last: bool) -> float:
@@ -157,14 +161,14 @@ class PingPong:
         self._outbound.send(frame)
 
     def _receive(self) -> memoryview:
-        frame = self._inbound.recv(TIMEOUT_S)
+        frame = self._inbound.recv(self._timeout_s)
         if frame is None:
-            raise LinkError(f"no answer from {self._host} within {TIMEOUT_S:.0f} s while links were measured")
+            raise LinkError(f"no answer from {self._host} within {self._timeout_s:.0f} s while links were measured")
         return frame
 
     def _work(self) -> float:
-        """Read memory for about ``WORK_S``, so that the caches are as cold as after a step; the seconds it took."""
+        """Read memory for about so long, so that the caches are as cold as after a step; the seconds it took."""
         begun = time.perf_counter()
-        while time.perf_counter() - begun < WORK_S:
+        while time.perf_counter() - begun < self._work_s:
             self._memory.sum()
         return time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""Starting a ring from outside, as a process of its own, and hearing what it says.
+"""Starting a ring from outside, as a process of its own, and reading its output.
 
 Knows: mpirun and its options, processes and how they end, how an error reads on standard error.
 Must not know: what the ring is started for, models, torch.
@@ -21,7 +21,7 @@ from typing import IO, Any
 from mpgpt.errors import MpgptError, UsageError
 
 END_S = 10.0
-"""How long a process that is told to end may take before it is killed."""
+"""How long a process may take to end before it is killed."""
 OURS = "mpgpt: "
 
 

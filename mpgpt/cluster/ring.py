@@ -59,7 +59,7 @@ class Ring:
         report: Callable[[str], None] = silent,
     ) -> None:  # fmt: skip
         """Loads this rank's slice and connects it; ``device`` is the machine behind this rank, if there is one.
-        ``report`` hears, on rank 0, of what is odd about the weights. Raises on every rank what failed on any."""
+        ``report`` gets, on rank 0, what is odd about the weights. Raises on every rank what failed on any."""
         self.config = read_config(settings.config)
         self.world, self._settings, self._device = world, settings, device
         threads = share_cores(world, settings.threads)

@@ -1,7 +1,7 @@
 """What every rank must know before it can load its slice, and what a command wants of a ring before that is settled.
 
-Knows: spans, sizes, kernels' names.
-Must not know: who decides them, or how ranks tell one another.
+Knows: spans, sizes, kernels' names; that an option goes before a setting.
+Must not know: who decides them, or how it comes to every rank.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mpgpt.config import CacheDtype, DtypeName
+from mpgpt.config import CacheDtype, DtypeName, RunConfig
 from mpgpt.core import Span
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
@@ -24,6 +24,39 @@ Spans = list[tuple[int, int] | None]
 
 def plain(spans: Sequence[Span | None]) -> Spans:
     return [(span.start, span.stop) if span else None for span in spans]
+
+
+class CommandOptions(Protocol):
+    """The options that the commands with a ring have in common. None leaves a value to the settings."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def dtype(self) -> DtypeName | None: ...
+    @property
+    def kv_dtype(self) -> CacheDtype | None: ...
+    @property
+    def kernel(self) -> str | None: ...
+    @property
+    def max_sequences(self) -> int | None: ...
+    @property
+    def context(self) -> int | None: ...
+    @property
+    def threads(self) -> int | None: ...
+
+
+def over_settings(options: CommandOptions, config: RunConfig) -> dict[str, Any]:
+    """The options over the settings, for JSON: what every rank must know before it has a model."""
+    return {
+        "model": options.model or config.hf_model_name or "",
+        "dtype": options.dtype or config.dtype,
+        "kv_dtype": options.kv_dtype or config.kv_dtype,
+        "kernel": options.kernel or config.kernel,
+        "slots": options.max_sequences or config.max_sequences,
+        "context": options.context or config.ctx_length,
+        "threads": options.threads or config.threads,
+        "ipad": config.device.model_dump() if config.device else None,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

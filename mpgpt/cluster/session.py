@@ -17,7 +17,7 @@ from typing import Any
 from mpgpt import config as configs
 from mpgpt.cluster.bootstrap import DeviceFactory, TuningResults, connect_device, ensure_model, negotiate
 from mpgpt.cluster.ring import Ring
-from mpgpt.cluster.ring_config import RingOptions
+from mpgpt.cluster.ring_config import RingOptions, over_settings
 from mpgpt.config import CacheDtype, DtypeName, StrategyName
 from mpgpt.core import GREEDY, Request, Sampling, Span
 from mpgpt.display import silent
@@ -177,24 +177,14 @@ class Session:
 
     def _prepare(self, prepare: Callable[[], None]) -> dict[str, Any]:
         """The sizes that every rank must know before it has a model, checked as far as none is needed."""
-        options = self._options
         self.config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
-        self.model = options.model or config.hf_model_name or ""
+        chosen = over_settings(self._options, config)
+        self.model = chosen["model"]
         if not self.model:
             raise UsageError("no model: give --model, or a config with hf_model_name")
         self.sampling({}, None)
         prepare()
-        return {
-            "model": self.model,
-            "dtype": options.dtype or config.dtype,
-            "kv_dtype": options.kv_dtype or config.kv_dtype,
-            "kernel": options.kernel or config.kernel,
-            "slots": options.max_sequences or config.max_sequences,
-            "context": options.context or config.ctx_length,
-            "threads": options.threads or config.threads,
-            "heartbeat": (config.heartbeat.interval_s, config.heartbeat.timeout_s),
-            "ipad": config.device.model_dump() if config.device else None,
-        }
+        return chosen | {"heartbeat": (config.heartbeat.interval_s, config.heartbeat.timeout_s)}
 
     @property
     def _objective(self) -> Objective:

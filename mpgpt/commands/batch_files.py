@@ -204,7 +204,7 @@ class Records:
         self._kept += 1
 
     def close(self) -> None:
-        """Raises ``OutputError`` where a disk far away says only now that it is full."""
+        """Raises ``OutputError`` where a disk far away reports only now that it is full."""
         try:
             os.close(self._descriptor)
         except OSError as error:

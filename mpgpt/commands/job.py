@@ -62,7 +62,7 @@ def run_job(job: Job[S], launch: Launch) -> int:
     if not launch.by_mpirun:
         from mpgpt.transport.link import SoloWorld
 
-        return _work(job, SoloWorld(), None)
+        return run_in_world(job, SoloWorld(), None)
     from mpgpt.transport.guard import Guard, dial_guard
     from mpgpt.transport.mpi import MPIWorld
 
@@ -95,7 +95,7 @@ def run_job(job: Job[S], launch: Launch) -> int:
         signal.signal(signal.SIGTERM, lambda signum, frame: None)
         signal.set_wakeup_fd(world.wakeup, warn_on_full_buffer=False)
     try:
-        return _work(job, world, guard)
+        return run_in_world(job, world, guard)
     finally:  # only an end in order comes here: by _end this process is gone
         if guard:
             guard.done()
@@ -109,7 +109,7 @@ def _check_defaults() -> None:
         click.echo("mpgpt: this mpirun lacks mpgpt's defaults for several hosts: run `mpgpt setup` here", err=True)
 
 
-def _work(job: Job[S], world: World, guard: Guard | None) -> int:
+def run_in_world(job: Job[S], world: World, guard: Guard | None) -> int:
     """Form the ring, do the job, and end: in order, or all ranks at once."""
     if world.rank == 0:
         signal.signal(signal.SIGTERM, lambda signum, frame: _terminated(signum, world, guard))
@@ -165,7 +165,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
     if world.rank and isinstance(error, LinkError):
         time.sleep(1.0)  # rank 0 knows better which rank is lost, and ends the run
     if world.loss and ((world.loss.said and not by_signal) or world.rank):
-        message = ""  # it stands there already, or rank 0 says it
+        message = ""  # it stands there already, or rank 0 prints it
     _finish_output()
     if message:
         _print(f"mpgpt: {message}", guard)
@@ -174,7 +174,7 @@ def _end(world: World, guard: Guard | None, message: str, status: int, error: Ex
         time.sleep(GRACE_S)  # rank 0 ends the run; if it cannot, this rank's status does
         os._exit(status)
     if world.loss and world.loss.said and not by_signal:
-        time.sleep(FORWARD_S)  # what the other rank has said goes through mpirun
+        time.sleep(FORWARD_S)  # what the other rank has printed goes through mpirun
     _abandon(guard, lambda: world.abort(status), status)
 
 

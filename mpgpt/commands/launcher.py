@@ -23,7 +23,7 @@ MPI_DEFAULTS = {
     "OMPI_MCA_btl": "self,sm,tcp",
     # Without it MPI ends a process, with a page of text, as soon as another one's connection closes.
     "OMPI_MCA_mpi_ft_enable": "1",
-    # A frame goes out in one piece, without waiting for the receiver to say that it is ready.
+    # A frame goes out in one piece, without waiting until the receiver reports that it is ready.
     "OMPI_MCA_btl_tcp_eager_limit": "4194304",
     "OMPI_MCA_btl_tcp_rndv_eager_limit": "4194304",
     "OMPI_MCA_btl_tcp_max_send_size": "4194304",

@@ -15,7 +15,7 @@ from rich.console import Console
 from mpgpt import config as configs
 from mpgpt import stdio
 from mpgpt.cluster.bootstrap import DeviceFactory, connect_device, context_of, probe_cluster, tune_kernels
-from mpgpt.cluster.ring_config import RingOptions
+from mpgpt.cluster.ring_config import RingOptions, over_settings
 from mpgpt.commands.plan_report import WorkloadOptions, check_target, plan_tree, save, show
 from mpgpt.commands.terminal import explain
 from mpgpt.errors import OutputError, UsageError
@@ -85,22 +85,13 @@ class Planning:
         """The sizes by which every rank is measured, checked as far as that can be before."""
         options = self._options
         self._config = config = configs.load(self._file.path, self._file.text) if self._file else configs.RunConfig()
-        model = options.model or config.hf_model_name
-        if not model:
+        chosen = over_settings(options, config)
+        if not chosen["model"]:
             raise UsageError("no model: give --model, or a config with hf_model_name, or --what-if FILE")
         check_target(options.json)
-        raw = read_json(self._locate(model))
-        self._slots = options.max_sequences or config.max_sequences
-        return {
-            "raw": raw,
-            "dtype": options.dtype or config.dtype,
-            "kv_dtype": options.kv_dtype or config.kv_dtype,
-            "slots": self._slots,
-            "context": context_of(read_config(raw), options.context or config.ctx_length),
-            "threads": options.threads or config.threads,
-            "kernel": options.kernel or config.kernel,
-            "ipad": config.device.model_dump() if config.device else None,
-        }
+        raw = read_json(self._locate(chosen["model"]))
+        self._slots = chosen["slots"]
+        return chosen | {"raw": raw, "context": context_of(read_config(raw), chosen["context"])}
 
     def _locate(self, model: str) -> Path:
         """The model's config.json, which may itself have been named."""

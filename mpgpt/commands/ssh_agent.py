@@ -112,7 +112,7 @@ def host_index(arguments: list[str]) -> int:
 
 
 def explain(host: str, command: str, status: int, words: list[str]) -> str:
-    """Why the run cannot go on without this host; empty if all is well, or the host itself says why."""
+    """Why the run cannot go on without this host; empty if all is well, or the host itself prints why."""
     if status < 0:
         return f"the ssh to {host} was ended by signal {-status}"
     if status == FAILED:
@@ -137,7 +137,7 @@ def _listen(stderr: IO[str] | None, words: list[str]) -> None:
             sys.stderr.flush()
 
 
-def _with_settings(command: str, above: mpirun.Launcher | None) -> str:
+def with_settings(command: str, above: mpirun.Launcher | None) -> str:
     """The remote command, with the settings in its environment."""
     settings = above.settings if above else None
     if settings is None or not _is_bourne(command):
@@ -151,7 +151,7 @@ def _with_settings(command: str, above: mpirun.Launcher | None) -> str:
 def _remote(command: str, above: mpirun.Launcher | None, post: str) -> str:
     """The remote command, with the settings and a guard in its environment."""
     guarded = _export(guard.GUARD_VARIABLE, post) if above and _is_bourne(command) else ""
-    return guarded + _with_settings(command, above)
+    return guarded + with_settings(command, above)
 
 
 def _is_bourne(command: str) -> bool:

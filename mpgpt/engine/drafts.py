@@ -1,4 +1,4 @@
-"""Drafts by prompt lookup: what a text said before, it may say again.
+"""Drafts by prompt lookup: what stood in a text before may come again.
 
 Knows: the ids of one text, where its last tokens stood before, and how often what followed there followed again.
 Must not know: models, steps, slots, time.

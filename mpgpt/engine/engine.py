@@ -1,6 +1,6 @@
 """Requests in, streams of tokens and text out: rank 0's loop around the scheduler and the pipeline.
 
-Knows: when to push, when to pop, how long things took, whom to tell.
+Knows: when to push, when to pop, how long things took, which listener to call.
 Must not know: MPI, torch, models; nor who asks (a command line, an API).
 
 ``submit`` and ``cancel`` may be called from any thread. All else happens on the one thread that calls ``step``,
@@ -114,7 +114,7 @@ class Stream:
         self.started = self.started or time.monotonic()
 
     def push(self, token: int, logprobs: tuple[TokenLogprob, ...] = ()) -> bool:
-        """Take a token in and tell the listener of the text it makes certain; True if a stop is complete."""
+        """Take a token in and pass the text it makes certain to the listener; True if a stop is complete."""
         self.first_token = self.first_token or time.monotonic()
         self.ids.append(token)
         self.logprobs.append(logprobs)
@@ -178,7 +178,7 @@ class Engine:
         return self._scheduler.context
 
     def submit(self, request: Request, text: IncrementalDetokenizer, listener: Callable[[Stream, str], None]) -> Stream:
-        """Queue a request. ``listener(stream, piece)`` hears every piece of text; at the last of them
+        """Queue a request. ``listener(stream, piece)`` gets every piece of text; at the last of them
         ``stream.finish_reason`` is set.
 
         Raises ``RequestError`` for a prompt that is empty, too long, or not of this model.
@@ -309,7 +309,7 @@ class Engine:
     def _commit(self, result: Result) -> None:
         for sequence, news in groupby(self._scheduler.commit(result), key=itemgetter(0)):
             stream = self._streams[id(sequence)]
-            # A stop ends the text; what drafts gave behind it in the same step was never said.
+            # A stop ends the text; what drafts gave behind it in the same step was never output.
             try:
                 stopped = any(stream.push(token, logprobs) for _, token, logprobs in news if token != NO_TOKEN)
             except Exception as error:  # of one request's text or listener: the other requests go on
@@ -345,7 +345,7 @@ class Engine:
 
 
 def _sentence(error: Exception) -> str:
-    """An error of the user's says itself what is wrong; one of ours is told on standard error, and not to clients."""
+    """An error of the user's names what is wrong; one of ours is printed on standard error, and not sent to clients."""
     if isinstance(error, MpgptError):
         return str(error)
     traceback.print_exception(error, file=sys.stderr)

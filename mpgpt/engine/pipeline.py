@@ -35,7 +35,7 @@ class Pipeline:
         self._send(answer)
 
     def pop(self, timeout: float | None = None) -> Result | StatsRound | None:
-        """The next result, or the tally that was asked for; None when ``timeout`` seconds have passed without one."""
+        """The next result, or the tally that was requested; None when ``timeout`` seconds have passed without one."""
         self._timer.enter(WAIT)
         frame = self._inbound.recv(timeout)
         self._outbound.progress()

@@ -8,7 +8,7 @@ places that depend on its length alone, whatever its company, one behind the oth
 token at a time, each after the one before has come back. Sequences that decode are spread over as many steps as
 there are stages: fewer would leave a stage without work, and more would read every weight more often than needed.
 
-A row of decoding may carry drafts after its token, and then says for each of them what would have come in its place.
+A row of decoding may carry drafts after its token, and then gives for each of them what would have come in its place.
 Those that were right are kept, and the sequence goes on behind them; the others are written over.
 """
 

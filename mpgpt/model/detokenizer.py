@@ -51,7 +51,7 @@ class Transducer(Protocol):
 
 
 class Each:
-    """A decoder that makes a token of each; ``function`` hears whether it is the first."""
+    """A decoder that makes a token of each; ``function`` takes whether it is the first, too."""
 
     def __init__(self, function: Callable[[bool, str], str]) -> None:
         self._function, self._first = function, True
@@ -120,7 +120,7 @@ class LastSuffix:
 
 
 class Ctc:
-    """CTC: a token that is said again at once counts once; the padding between two of a kind is nothing."""
+    """CTC: a token that is repeated at once counts once; the padding between two of a kind is nothing."""
 
     def __init__(self, replace: Callable[[str], str]) -> None:
         self._replace = replace
@@ -203,9 +203,14 @@ class Grown:
 class Detokenizer:
     """A sequence of tokens on its way to text."""
 
-    def __init__(self, decoder: Spec | None, clean_up: bool = False) -> None:
+    def __init__(self, transducers: Iterable[Transducer]) -> None:
+        """``transducers`` are fresh ones, in order: a token's text goes through all of them."""
+        self._chain = list(transducers)
+
+    @classmethod
+    def of(cls, decoder: Spec | None, clean_up: bool = False) -> Detokenizer:
         """``decoder`` as in a tokenizer.json; with ``clean_up``, the text is cleaned as transformers does it."""
-        self._chain = chain(decoder) + [Replaced(*pair) for pair in CLEAN_UP if clean_up]
+        return cls([*chain(decoder), *(Replaced(*pair) for pair in CLEAN_UP if clean_up)])
 
     def push(self, token: str) -> str:
         """The text that ``token`` makes certain."""
@@ -220,9 +225,7 @@ class Detokenizer:
         return "".join(pieces)
 
     def copy(self) -> Detokenizer:
-        other = copy.copy(self)
-        other._chain = list(map(copy.copy, self._chain))
-        return other
+        return Detokenizer(map(copy.copy, self._chain))
 
 
 def through(transducers: Iterable[Transducer], pieces: Iterable[str]) -> Iterable[str]:

@@ -4,7 +4,7 @@ Knows: llama.cpp's keys that all architectures share, tokenizers' above all, and
 Must not know: families' own keys, where a file comes from, how its tensors are stored, layers of ours, ranks.
 
 transformers' own reading passes over what it does not know: factors of rotary frequencies, kinds of scaling, biases.
-The model would run, and say something else. So every key and every tensor is either taken over here, or of no effect,
+The model would run, and write other text. So every key and every tensor is either taken over here, or of no effect,
 or the file is refused by the name of what cannot be done.
 """
 

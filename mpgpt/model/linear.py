@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,15 +95,17 @@ class Linear:
     the kernel's precision and let go, so that loading never holds more than the layer and one part twice.
     """
 
-    __slots__ = ("_bias", "_kernel", "_pairs", "_parts", "dtype", "in_features", "nbytes", "out_features")
+    __slots__ = ("_bias", "_kernel", "_pairs", "dtype", "in_features", "nbytes", "out_features", "parts")
 
     def __init__(self, blocks: Iterable[Tensor], bias_O: Tensor | None, kernel: Kernel, dtype: torch.dtype) -> None:
         """``dtype`` is that of the activations."""
-        self._kernel, self._parts, self.dtype = kernel, [], dtype
+        self._kernel, self.dtype = kernel, dtype
+        self.parts: list[Any] = []
+        """The weight as the kernel holds it, in one part or several."""
         self.nbytes = self.in_features = self.out_features = 0
         widths = set()
         for reduced in _regroup(self._reduced(blocks)):
-            self._parts.append(kernel.hold(*reduced))
+            self.parts.append(kernel.hold(*reduced))
             widths.add(len(reduced[0]))
             self.out_features += len(reduced[0])
             self.nbytes += _nbytes(reduced)
@@ -116,8 +119,8 @@ class Linear:
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         if self._pairs and x_TI.shape[0] == 1:
-            return self._kernel.multiply(torch.cat((x_TI, x_TI)), self._parts, self._bias)[:1]
-        return self._kernel.multiply(x_TI, self._parts, self._bias)
+            return self._kernel.multiply(torch.cat((x_TI, x_TI)), self.parts, self._bias)[:1]
+        return self._kernel.multiply(x_TI, self.parts, self._bias)
 
 
 @cache

@@ -48,7 +48,7 @@ class Tokenizer:
             self._names, self._backend = unpanicked(lambda: _read(folder))
             decoder = self._backend.decoder
             spec = None if decoder is None else json.loads(decoder.__getstate__())
-            self._detokenizer = Detokenizer(spec, _cleans_up(self._names, self._backend))
+            self._detokenizer = Detokenizer.of(spec, _cleans_up(self._names, self._backend))
         except ModelError:
             raise
         except Exception as error:  # whatever a damaged file makes an outside library raise
@@ -150,11 +150,11 @@ class TextStream:
         self._added = frozenset(self._backend.get_added_tokens_decoder())
         self._skipped = _special(backend) if skipped is None else skipped
         decoder = backend.decoder
-        self._detokenizer = detokenizer or Detokenizer(decoder and json.loads(decoder.__getstate__()))
+        self._detokenizer = detokenizer or Detokenizer.of(decoder and json.loads(decoder.__getstate__()))
         for token in after if len(after) <= 2 * CONTEXT_IDS else (*after[:CONTEXT_IDS], *after[-CONTEXT_IDS:]):
             self._certain(token)
         self._given = self._detokenizer.rest
-        """The end of the prompt's text, as far as it has not come out of the detokenizer yet: not to be said again."""
+        """The end of the prompt's text, as far as it has not come out of the detokenizer yet: not to be repeated."""
         self._shown: list[str] = []
         self._length = 0
         self._held = ""

@@ -1,7 +1,7 @@
 """The exact search for the cheapest way to cut layers into consecutive pieces and give them to ranks in order.
 
 Knows: costs of stages and hops as arrays, dynamic programming over them, in which order what is least.
-Must not know: torch, MPI, what is predicted of a plan, or what a person is told.
+Must not know: torch, MPI, what is predicted of a plan, or what is shown to a person.
 
 Legend: R ranks, L layers; r, s ranks; a, b places between layers (0 to L); k how many ranks have a piece.
 """

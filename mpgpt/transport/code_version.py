@@ -29,7 +29,7 @@ def code_id() -> str:
 
 def describe() -> str:
     """For people: the version, the commit where there is a checkout, and the code's digest."""
-    commit = _commit(Path(__file__).parents[2] / ".git")
+    commit = checked_out_commit(Path(__file__).parents[2] / ".git")
     return f"{__version__} ({f'commit {commit[:7]}, ' if commit else ''}code {code_id()})"
 
 
@@ -38,8 +38,8 @@ def _folder(package: str) -> Path:
     return here / package if (here / package).is_dir() else here / Path(package).name
 
 
-def _commit(git: Path) -> str:
-    """The commit that is checked out; empty where that cannot be told."""
+def checked_out_commit(git: Path) -> str:
+    """The commit that is checked out; empty where it cannot be found."""
     try:
         if git.is_file():  # of a worktree
             git = git.parent / _read(git).removeprefix("gitdir: ")

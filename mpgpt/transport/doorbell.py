@@ -59,7 +59,8 @@ class Doorbell:
         self.path = str(self._folder / NAME)
         """Where ranks of this host reach it, until ``seal``."""
         self._own = self.reach(self.path)
-        self._watched: set[int] = set()
+        self.watched: set[int] = set()
+        """The descriptors that wake this rank besides."""
         self._vain: Counter[int] = Counter()
         self.patience = SLEEP_S
         self.alert_until = 0.0
@@ -67,7 +68,7 @@ class Doorbell:
         self.unfinished: Callable[[], bool] = lambda: False
         """Whether sends are on their way that only go on when MPI is called."""
         self.missed: Callable[[], None] = lambda: None
-        """Told when something came that ended no sleep."""
+        """Called when something came that ended no sleep."""
 
     @staticmethod
     def reach(path: str) -> socket.socket:
@@ -91,22 +92,22 @@ class Doorbell:
 
     def watch(self, descriptors: Iterable[int]) -> None:
         """Wake up also when one of these can be read; they stay somebody else's, who reads them when called."""
-        self._watched = set(descriptors)
+        self.watched = set(descriptors)
         self._vain.clear()
 
     def sleep(self, seconds: float) -> bool:
         """Sleep until something wakes this rank (True) or ``seconds`` have passed (False)."""
         try:
-            readable = _readable([self._socket.fileno(), *self._watched], seconds)
+            readable = _readable([self._socket.fileno(), *self.watched], seconds)
         except (OSError, ValueError):  # one of them was closed meanwhile
-            self._watched = {fd for fd in self._watched if _is_open(fd)}
+            self.watched = {fd for fd in self.watched if _is_open(fd)}
             return True
         if self._socket.fileno() in readable:
             with contextlib.suppress(BlockingIOError):
                 while self._socket.recv(64):
                     pass
-        self._vain.update(self._watched.intersection(readable))
-        self._watched -= {fd for fd, count in self._vain.items() if count > VAIN}
+        self._vain.update(self.watched.intersection(readable))
+        self.watched -= {fd for fd, count in self._vain.items() if count > VAIN}
         return bool(readable)
 
     def alert(self) -> None:

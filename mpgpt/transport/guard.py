@@ -66,14 +66,14 @@ class Guard:
         own = {name: value for name, value in os.environ.items() if not name.startswith(RUN_VARIABLES)}
         ours = str(Path(__file__).parents[2])
         command = [sys.executable, "-m", "mpgpt.transport.guard", str(launcher.pid), name, str(os.getpid())]
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, cwd="/", bufsize=0,
             env=own | {"PYTHONPATH": os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))},
         )  # fmt: skip
-        assert self._process.stdin is not None
-        self.wakeup: int = self._process.stdin.fileno()
-        """A descriptor for ``signal.set_wakeup_fd``: a signal says ``stopping`` even while Python is computing."""
+        assert self.process.stdin is not None
+        self.wakeup: int = self.process.stdin.fileno()
+        """A descriptor for ``signal.set_wakeup_fd``: a signal means ``stopping`` even while Python is computing."""
         os.set_blocking(self.wakeup, False)
 
     def beat(self, patience_s: float) -> None:
@@ -96,7 +96,7 @@ class Guard:
         """End the run now; returns when mpirun is gone, if this process lives to see it."""
         self._write("e")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(2 * KILL_S)
+            self.process.wait(2 * KILL_S)
 
     def _write(self, word: str) -> None:
         """A guard that does not read for so long that the pipe is full is beyond help."""
@@ -108,7 +108,7 @@ class DistantGuard(Guard):
     """Rank 0's end of a guard that runs on mpirun's host, which is another one."""
 
     def __init__(self, connection: socket.socket, name: str) -> None:
-        self._connection = connection
+        self.connection = connection
         self.wakeup = connection.fileno()
         connection.setblocking(False)
         self._write(f"n{name}")
@@ -119,7 +119,7 @@ class DistantGuard(Guard):
 
     def end(self) -> None:
         self._write("e")
-        select.select([self._connection], [], [], 2 * KILL_S)
+        select.select([self.connection], [], [], 2 * KILL_S)
 
 
 def dial_guard(environment: Mapping[str, str], name: str) -> DistantGuard | None:
@@ -213,7 +213,7 @@ class GuardPost:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Have the kernel notice that the other host is gone, where no beats tell it: a run of one rank has none."""
+    """Have the kernel notice that the other host is gone, where no beats show it: a run of one rank has none."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEP_ALIVE.items():
         if option := getattr(socket, name, None):
@@ -222,7 +222,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 class Words:
     """Rank 0's words as they come in: a call gives the next one, and nothing at the end. ``TimeoutError`` when it has
-    been silent for longer than it said it would be."""
+    been silent for longer than it announced."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._received = descriptor, b""
@@ -266,7 +266,7 @@ def guard(launcher: Launcher, name: str, read: Callable[[], bytes]) -> None:
 
 
 def _last_word(launcher: Launcher, process: psutil.Process, name: str, read: Callable[[], bytes]) -> bytes:
-    """What rank 0 said last of its end; says itself what it did not."""
+    """The last word that rank 0 sent of its end; where it sent none, the sentence is written here."""
 
     def say(sentence: str) -> None:
         if not launcher.say(sentence):

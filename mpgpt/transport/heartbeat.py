@@ -1,12 +1,12 @@
-"""Heartbeats: each rank and rank 0, and neighbours around the ring, tell one another once a second that they live.
+"""Heartbeats: each rank and rank 0, and neighbours around the ring, send one another a beat every second.
 
 Knows: TCP, the run's secret, seconds, who has been silent for how long.
 Must not know: MPI, what a rank does, how a run is ended.
 
 A thread of its own sends and listens, so that a rank that computes for minutes is not accused. A rank that was killed
 closes its connections, and is lost at once; one that is stopped, off, or behind a cut cable is lost when it has been
-silent for ``timeout_s``. Rank 0 judges: the others tell it of neighbours that they do not hear. A rank that does not
-hear rank 0 is alone. Who dials must prove with the run's secret who it is, and so must who answers; a stranger's
+silent for ``timeout_s``. Rank 0 judges: the others report to it which neighbours are silent. A rank to which rank 0
+is silent is alone. Who dials must prove with the run's secret who it is, and so must who answers; a stranger's
 connection is closed.
 """
 
@@ -42,13 +42,13 @@ SILENT = struct.Struct("<If")
 INTERVAL_S = 1.0
 TIMEOUT_S = 10.0
 NOTICE_S = 3.0
-"""A silence as long as this is told to whoever looks; it may still end. Sooner where the time-out is short."""
+"""A silence as long as this is shown to whoever looks; it may still end. Sooner where the time-out is short."""
 NOTICE_SHARE = 0.3
 """How much of the time-out that is at most."""
 NOTICE_BEATS = 2.5
 """How many beats it is at least: one that is late is no silence."""
 LATE_S = 0.5
-"""A wake-up as late as this means that this rank was away, and what others told before is old."""
+"""A wake-up as late as this means that this rank was away, and what others reported before is old."""
 DIAL_S = 2.0
 PROVE_S = 5.0
 """How long the other end of a connection may take to prove who it is."""
@@ -57,14 +57,15 @@ MOST_ADDRESSES = 8
 STRANGERS = 32
 """Connections at once, beside those of the peers, that dialled in and have proved nothing yet."""
 LATER_S = 2.0
-"""How much longer the others wait for rank 0 than it for them: it is the one that can say what happened."""
+"""How much longer the others wait for rank 0 than it for them: it is the one that can name what happened."""
 
 
 class Heartbeat:
-    """This rank's end of all its heartbeats. ``loss`` is None as long as everybody is heard."""
+    """This rank's end of all its heartbeats. ``loss`` is None as long as no rank is lost."""
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, *, prove_s: float = PROVE_S) -> None:
+        """``prove_s``: how long the other end of a connection may take to prove who it is, in seconds."""
+        self._rank, self._prove_s = rank, prove_s
         self._listener = listen()
         self.port: int = self._listener.getsockname()[1]
         self._wake, self._woken = socket.socketpair()
@@ -123,13 +124,28 @@ class Heartbeat:
         loss; at the end infinitely many."""
         self._pulse = pulse
 
-    def silences(self) -> tuple[Silence, ...]:
-        """Who has not been heard for a while."""
-        now = time.monotonic()
+    @property
+    def watched(self) -> frozenset[int]:
+        """The ranks whose silence this rank notices: all for rank 0, else rank 0 and the neighbours."""
+        return frozenset(self._peers)
+
+    @property
+    def connected(self) -> frozenset[int]:
+        """The ranks that have proved who they are on a connection that is open."""
+        return frozenset(self._connections)
+
+    @property
+    def strangers(self) -> int:
+        """The number of open connections on which nobody has proved anything yet."""
+        return len(self._strangers)
+
+    def silences(self, longer_than_s: float | None = None) -> tuple[Silence, ...]:
+        """The ranks that have been silent for longer than that; by default for long enough to be noticed."""
+        now, least = time.monotonic(), self._notice if longer_than_s is None else longer_than_s
         return tuple(
             Silence(rank=peer.rank, host=peer.host, seconds=now - self._heard[peer.rank])
             for peer in self._peers.values()
-            if now - self._heard[peer.rank] > self._notice and peer.rank not in self._gone
+            if now - self._heard[peer.rank] > least and peer.rank not in self._gone
         )
 
     @property
@@ -137,7 +153,7 @@ class Heartbeat:
         return min(max(NOTICE_BEATS * self._interval, min(NOTICE_S, NOTICE_SHARE * self._timeout)), self._timeout)
 
     def close(self, sentence: str | None = None) -> None:
-        """Say farewell to all, with why if this rank ``failed``, and end."""
+        """Send a farewell to all, with the ``sentence`` why if this rank failed, and end."""
         if self._closing is not None and threading.current_thread() is not self._thread:
             return
         self._closing = b"\0" if sentence is None else b"\1" + encoded(sentence)
@@ -167,7 +183,7 @@ class Heartbeat:
         self._end()
 
     def _forgive(self, away: float) -> None:
-        """While this rank was away (stopped, asleep), it could not hear: that is nobody's silence."""
+        """While this rank was away (stopped, asleep), it received nothing: that is nobody's silence."""
         if away > 0.0:
             self._heard = {rank: heard + away for rank, heard in self._heard.items()}
         if away > LATE_S:
@@ -204,7 +220,7 @@ class Heartbeat:
     def _beat(self, connection: Connection, now: float) -> None:
         silent = [(rank, now - heard) for rank, heard in self._heard.items() if now - heard > self._notice]
         beat = b"".join(SILENT.pack(rank, seconds) for rank, seconds in silent[: MOST_BODY // SILENT.size])
-        self._send(connection, BEAT, beat)
+        connection.send(BEAT, beat)
 
     def _judge(self, now: float) -> None:
         timeout = max(self._timeout, self._lenient[1]) if now < self._lenient[0] else self._timeout
@@ -245,10 +261,9 @@ class Heartbeat:
                 dialling.connect_ex((address, peer.port))
                 self._add(Connection(dialling, now, dialled=peer.rank))
 
-    @staticmethod
-    def _probation(stranger: Connection) -> float:
+    def _probation(self, stranger: Connection) -> float:
         """How long a stranger may remain one, in seconds."""
-        return PROVE_S if stranger.dialled is None or stranger.theirs else DIAL_S
+        return self._prove_s if stranger.dialled is None or stranger.theirs else DIAL_S
 
     def _answer(self, calls: bool) -> None:
         if calls != self._answering:
@@ -358,7 +373,7 @@ class Heartbeat:
             self._ended(connection)
 
     def _told(self, teller: int, beat: bytes) -> None:
-        """What a neighbour says of its own neighbours."""
+        """Take what a neighbour reports of its own neighbours."""
         for key in [key for key in self._unheard if key[0] == teller]:
             del self._unheard[key]
         if not len(beat) % SILENT.size:
@@ -372,7 +387,7 @@ class Heartbeat:
             self._lose(cause or f"{self._hosts[rank].name} was ended", said=True, by_signal=not cause)
 
     def _ended(self, connection: Connection) -> None:
-        """The other end closed, or says what no rank would."""
+        """The other end closed, or sent what no rank sends."""
         self._drop(connection)
         rank = connection.rank
         if rank is None or self._connections.get(rank) is not connection:
@@ -382,15 +397,12 @@ class Heartbeat:
             self._gone.add(rank)
             self._lose(f"{self._hosts[rank].name} ended without a word: it was killed, or its host went down")
 
-    def _send(self, connection: Connection, kind: int, body: bytes) -> None:
-        connection.send(kind, body)
-
     def _end(self, *, stays: bool = False) -> None:
         """``stays``: the process ends next, and until then a signal may still be written to ``wakeup``."""
         assert self._closing is not None
         self._pulse(math.inf)
         for connection in self._connections.values():
-            self._send(connection, FAREWELL, self._closing)
+            connection.send(FAREWELL, self._closing)
             with contextlib.suppress(OSError):  # what lies there unread would have the farewell thrown away
                 while connection.socket.recv(65536):
                     pass

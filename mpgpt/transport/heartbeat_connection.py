@@ -52,7 +52,7 @@ class Connection:
     nonce: bytes = field(default_factory=lambda: os.urandom(16))
     theirs: bytes = b""
     claims: int | None = None
-    """The rank that the other end says it is."""
+    """The rank that the other end claims to be."""
     rank: int | None = None
     """The rank that it has proved to be."""
     received: bytearray = field(default_factory=bytearray)

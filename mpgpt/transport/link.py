@@ -20,7 +20,7 @@ from mpgpt.transport.doorbell import Doorbell, wait
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """How long a rank has not been heard."""
+    """How long a rank has sent nothing."""
 
     rank: int
     host: str
@@ -33,7 +33,7 @@ class Loss:
 
     sentence: str
     said: bool
-    """Whether the rank that failed said so itself."""
+    """Whether the rank that failed sent the reason itself."""
     by_signal: bool = False
     """Whether its last message named a signal and nothing else; mpirun sent it if this rank receives one, too."""
 
@@ -91,13 +91,13 @@ class World(Protocol):
         """A signal has told this rank to end; it may take a moment."""
 
     def silences(self) -> tuple[Silence, ...]:
-        """Which ranks have not been heard for some seconds."""
+        """The ranks that have sent nothing for some seconds."""
 
     def heed(self, interval_s: float, timeout_s: float) -> None:
-        """How often ranks tell that they live, and after how long a silence one is lost; the same on every rank."""
+        """How often ranks send heartbeats, and after how long a silence one is lost; the same on every rank."""
 
     def part(self, sentence: str) -> None:
-        """Tell every other rank that this one fails, and why."""
+        """Send every other rank the reason for this one's failure."""
 
     def abort(self, status: int) -> None:
         """End every rank now."""
@@ -162,16 +162,16 @@ class SoloWorld:
         return False
 
     def told_to_end(self) -> None:
-        """There is nobody else who should know."""
+        """There is no other rank that should know."""
 
     def silences(self) -> tuple[Silence, ...]:
         return ()
 
     def heed(self, interval_s: float, timeout_s: float) -> None:
-        """There is nobody else to hear."""
+        """There is no other rank."""
 
     def part(self, sentence: str) -> None:
-        """There is nobody else to tell."""
+        """There is no other rank to send it to."""
 
     def abort(self, status: int) -> None:
         """There is nobody else to end."""

@@ -39,7 +39,7 @@ TAG, HELLO = 1, 2
 NETWORKS = 4
 """Over so many connections between two ranks, one for each network and family of addresses, MPI may send in turn."""
 LEAVE_S = 1.0
-"""How long a rank that was told of a failure waits to be ended with mpirun, which would comment on its status."""
+"""How long a rank that knows of a failure waits to be ended with mpirun, which would comment on its status."""
 LOST_S = 0.05
 """How long after mpirun's signal, which is a quarter of a second late, it may take to see that a rank died."""
 TROUBLE_S = 1.0
@@ -50,7 +50,7 @@ FIRST_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rank:
-    """What a rank says of itself at the start."""
+    """What a rank sends of itself at the start."""
 
     host: str
     code: str
@@ -182,7 +182,7 @@ class MPIWorld:
         """Connections that were there before any of MPI's."""
         self._links: list[MPILink] = []
         self.told_to_end: Callable[[], None] = lambda: None
-        self._ringers: dict[int, socket.socket] = {}
+        self.ringers: dict[int, socket.socket] = {}
         """What reaches the doorbells of the ranks on this host, by rank."""
         self.bell = Doorbell()
         try:
@@ -198,7 +198,7 @@ class MPIWorld:
             self.bell.seal()  # all have reached all: nobody else shall; nor is anything left of a start that failed
 
     def _meet(self) -> list[_Rank]:
-        """What every rank says of itself."""
+        """What every rank sends of itself."""
         mine = {
             "host": socket.gethostname(), "code": code_version.code_id(), "version": code_version.describe(),
             "bell": self.bell.path, "heartbeat": self._heartbeat.port, "addresses": own_addresses(),
@@ -223,15 +223,15 @@ class MPIWorld:
         """Find out which ranks are on this host, and name the hosts."""
         for number, rank in enumerate(self._ranks):
             with contextlib.suppress(OSError):
-                self._ringers[number] = Doorbell.reach(rank.bell)
-        said = self.gather(min(self._ringers).to_bytes(4, "little"), FIRST_S)
+                self.ringers[number] = Doorbell.reach(rank.bell)
+        said = self.gather(min(self.ringers).to_bytes(4, "little"), FIRST_S)
         self.hosts = named_apart([rank.host for rank in self._ranks], [int.from_bytes(home, "little") for home in said])
 
     def _start_heartbeat(self) -> None:
         ours = self._ranks[self.rank].addresses
         peers = [
             Peer(rank=number, host=self.hosts[number], port=rank.heartbeat,
-                 addresses=("127.0.0.1",) if number in self._ringers else tuple(nearest(rank.addresses, ours)))
+                 addresses=("127.0.0.1",) if number in self.ringers else tuple(nearest(rank.addresses, ours)))
             for number, rank in enumerate(self._ranks) if number != self.rank
         ]  # fmt: skip
         secret = self.gather(secrets.token_bytes(32) if self.rank == 0 else b"", FIRST_S)[0]
@@ -243,7 +243,7 @@ class MPIWorld:
         assert self.rank in (source, target), "this rank is at neither end"
         if source == target:
             return QueueLink(self.bell)
-        link = MPILink(self, source, target, capacity, self._ringers.get(target))
+        link = MPILink(self, source, target, capacity, self.ringers.get(target))
         self._links.append(link)
         return link
 
@@ -309,17 +309,17 @@ class MPIWorld:
         return self._heartbeat.wakeup
 
     def _alarmed(self) -> None:
-        """On the heartbeat's thread. Rank 0's main thread says what happened; any other rank just ends."""
+        """On the heartbeat's thread. Rank 0's main thread prints what happened; any other rank just ends."""
         if self.rank == 0:
             self.bell.ring()
             return
         loss, signum = self._heartbeat.loss, self._heartbeat.signal
         silences = self._heartbeat.silences()
         alone = bool(loss and not loss.said and silences)
-        if loss and alone:  # nobody else can say it
+        if loss and alone:  # no other rank can print it
             os.write(2, f"mpgpt: rank {self.rank} on {self.hosts[self.rank]}: {loss.sentence}\n".encode())
         self._heartbeat.close("" if signum else loss.sentence if loss else "")
-        if alone or any(silence.rank == 0 for silence in silences):  # a neighbour may have said it before
+        if alone or any(silence.rank == 0 for silence in silences):  # a neighbour may have sent it before
             mpirun.end_daemon()
         if loss and loss.said and not signum:
             time.sleep(LEAVE_S)
@@ -333,7 +333,7 @@ class MPIWorld:
         try:
             return self._gather(data, deadline)
         except MPI.Exception as error:
-            raise self.trouble("the ranks cannot tell one another what they know", error) from error
+            raise self.trouble("the ranks cannot exchange what they know", error) from error
 
     def _gather(self, data: bytes, deadline: float | None) -> list[bytes]:
         length = memoryview(bytearray(len(data).to_bytes(8, "little")))
@@ -370,14 +370,14 @@ class MPIWorld:
         if self.rank:
             signal.set_wakeup_fd(-1)
         self._heartbeat.close()
-        for ringer in self._ringers.values():
+        for ringer in self.ringers.values():
             ringer.close()
         self.bell.close()
         MPI.Finalize()
 
 
 def _other(data: bytes) -> str:
-    """The host of a rank that says of itself what this version does not understand."""
+    """The host of a rank whose report of itself this version cannot read."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return str(json.loads(data)["host"])
     return data.decode(errors="replace").split(" ")[0] or "another host"

@@ -45,7 +45,7 @@ KILL_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsFile:
-    """A settings file, and what it says if it lies on another machine."""
+    """A settings file, and its text if it lies on another machine."""
 
     path: Path
     text: str | None = None
@@ -80,7 +80,7 @@ class Launcher:
 
     def say(self, sentence: str) -> bool:
         """Write to its standard error at once, where that can be done (Linux): mpirun may be ended before it has
-        forwarded what a rank says. Whether it was. Never waits long: nobody may read there."""
+        forwarded what a rank prints. Whether it was. Never waits long: nobody may read there."""
         try:
             errors = os.open(f"/proc/{self.pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:  # it is closed, a socket, or a pipe that nobody reads any more

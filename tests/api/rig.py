@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import openai
 
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.session import Session, SessionOptions
-from mpgpt.core import Step
 from mpgpt.engine.engine import Engine
-from mpgpt.transport.link import Silence, SoloWorld
+from mpgpt.transport.doorbell import Doorbell
+from mpgpt.transport.link import Link, QueueLink, Silence, SoloWorld
+from mpgpt_api import connections
 from mpgpt_api.app import Served, make_app
-from mpgpt_api.connections import MOST, most_requests
+from mpgpt_api.connections import MOST, Phase, most_requests
 from mpgpt_api.connections import Server as HTTPServer
 from mpgpt_api.guard import Access
 from mpgpt_api.service import Limits, Service
@@ -59,7 +60,7 @@ class Server:
 
     def idle(self) -> None:
         """Wait until nothing is under way any more."""
-        until(lambda: not self.engine.running and not self.engine.waiting and not self.service._streams)
+        until(lambda: not self.engine.running and not self.engine.waiting and not self.service.streams)
 
     @contextlib.contextmanager
     def slow(self, nap_s: float = 0.02) -> Iterator[None]:
@@ -84,9 +85,33 @@ def save_model(name: str, folder: Path, chat: bool = True) -> Path:
     return folder
 
 
+class SlowLink(QueueLink):
+    """A link that takes ``naps[0]`` seconds for each frame."""
+
+    def __init__(self, bell: Doorbell, naps: Sequence[float]) -> None:
+        super().__init__(bell)
+        self._naps = naps
+
+    def send(self, frame: bytearray) -> None:
+        time.sleep(self._naps[0])
+        super().send(frame)
+
+
+class SlowWorld(SoloWorld):
+    """A process alone, whose ring is slow."""
+
+    def __init__(self, naps: Sequence[float]) -> None:
+        super().__init__()
+        self._naps = naps
+
+    def connect(self, source: int, target: int, capacity: int) -> Link:
+        return SlowLink(self.bell, self._naps)
+
+
 @contextlib.contextmanager
 def serving(
-    folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST, **options: Any,  # noqa: B008
+    folder: Path, *, access: Access = Access(), limits: Limits = Limits(), most: int = MOST,  # noqa: B008
+    patience_s: Mapping[Phase, float] = connections.PATIENCE_S, **options: Any,
 ) -> Iterator[Server]:  # fmt: skip
     """A server of the model in ``folder``; ``options`` are those of the command line, ``most`` its connections."""
     session = Session(
@@ -97,16 +122,9 @@ def serving(
         explain=lambda timings, computing: None,
         report=lambda line: None,
     )
-    ring: Ring = session.start(SoloWorld(), lambda: None)
-    engine = session.engine(ring)
     naps = [0.0]
-    push = engine._ring.push
-
-    def slowly(step: Step) -> None:
-        time.sleep(naps[0])
-        push(step)
-
-    engine._ring.push = slowly  # type: ignore[method-assign]
+    ring: Ring = session.start(SlowWorld(naps), lambda: None)
+    engine = session.engine(ring)
     silences: list[Silence] = []
     served = Served(
         engine=engine, session=session, reports=tuple(ring.reports), slots=ring.slots, model="tiny",
@@ -116,7 +134,7 @@ def serving(
     app = make_app(served, access, limits, started=services.append, requests=most_requests(most))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = HTTPServer(app, most=most, parting_s=1)
+        server = HTTPServer(app, most=most, parting_s=1, patience_s=patience_s)
         threads = [
             threading.Thread(target=engine.run, daemon=True),
             threading.Thread(target=server.run, args=([listening],), daemon=True),

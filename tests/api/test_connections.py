@@ -146,35 +146,33 @@ def test_the_bound_is_what_descriptors_allow(monkeypatch: pytest.MonkeyPatch) ->
 # -- deadlines
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines of half a second."""
-    for phase in (Phase.HEAD, Phase.BODY, Phase.CLOSING):
-        monkeypatch.setitem(connections.PATIENCE_S, phase, 0.5)
-    monkeypatch.setattr(connections, "STALL_S", 0.5)
+@pytest.fixture(scope="module")
+def hasty(folder: Path) -> Iterator[Server]:
+    """A server with deadlines of half a second."""
+    hurried = dict.fromkeys((Phase.HEAD, Phase.BODY, Phase.CLOSING), 0.5)
+    with serving(folder, patience_s={**connections.PATIENCE_S, **hurried}) as server:
+        yield server
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_head_that_does_not_come_is_not_waited_for(server: Server) -> None:
-    with connected(server.url) as (connection,):
+def test_a_head_that_does_not_come_is_not_waited_for(hasty: Server) -> None:
+    with connected(hasty.url) as (connection,):
         assert rest(connection) == b""
-    with connected(server.url, first=b"GET /health HTTP/1.1\r\n") as (connection,):
+    with connected(hasty.url, first=b"GET /health HTTP/1.1\r\n") as (connection,):
         told = rest(connection)
         assert told.startswith(b"HTTP/1.1 408 ") and b"the request's head did not arrive" in told
-    with connected(server.url, first=GET % b"/health" + b"G") as (connection,):
+    with connected(hasty.url, first=GET % b"/health" + b"G") as (connection,):
         told = rest(connection)
         assert told.startswith(b"HTTP/1.1 200 ") and b"HTTP/1.1 408 " in told, "nor that of a second request"
 
 
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
     "first",
     [b"GET /health HTTP/1.1\r\nX: ", GET % b"/health" + b"G",
      b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n"],
     ids=["a head", "a second head", "a body that nobody wants"],
 )  # fmt: skip
-def test_byte_by_byte_is_no_way_to_stay(server: Server, first: bytes) -> None:
-    with connected(server.url, first=first) as (connection,):
+def test_byte_by_byte_is_no_way_to_stay(hasty: Server, first: bytes) -> None:
+    with connected(hasty.url, first=first) as (connection,):
 
         def cut_off() -> bool:
             with contextlib.suppress(OSError):
@@ -199,22 +197,21 @@ def test_who_is_not_late_stays(server: Server) -> None:
             told += connection.recv(1 << 16)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_stream_that_nobody_reads_ends(server: Server) -> None:
+def test_a_stream_that_nobody_reads_ends(hasty: Server) -> None:
     """Its slots are free before the answers are at their end."""
-    until(lambda: not server.engine.running)
+    until(lambda: not hasty.engine.running)
     wide = PROMPT | {"max_tokens": 400, "logprobs": 20, "n": 4}
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.socket() as connection, server.slow(0.01):
+    host, port = hasty.url.removeprefix("http://").split(":")
+    with socket.socket() as connection, hasty.slow(0.01):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((host, int(port)))
         connection.sendall(post("/v1/completions", wide))
-        until(lambda: server.engine.running == 4)
-        streams = list(server.service._streams)
-        until(lambda: not server.engine.running)
+        until(lambda: hasty.engine.running == 4)
+        streams = list(hasty.service.streams)
+        until(lambda: not hasty.engine.running)
         assert [stream.finish_reason for stream in streams] == ["cancelled"] * 4
-    server.idle()
-    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 2}).status_code == 200
+    hasty.idle()
+    assert hasty.post("/v1/completions", {"prompt": "a", "max_tokens": 2}).status_code == 200
 
 
 # -- who makes room

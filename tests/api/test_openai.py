@@ -376,7 +376,7 @@ def test_bad_input_is_a_sentence(server: Server, path: str, body: Any) -> None:
     (error,) = answer.json().values()
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert len(error["message"]) > 10 and "Traceback" not in answer.text
-    assert not server.service._streams
+    assert not server.service.streams
 
 
 @pytest.mark.parametrize(

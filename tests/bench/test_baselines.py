@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mpgpt.bench import baselines, llama_cpp
+from mpgpt.bench import baselines
 from mpgpt.bench.baselines import BaselineSettings, Transformers
 from mpgpt.bench.llama_cpp import LlamaRpc, programs
 from mpgpt.bench.options import BenchArguments
@@ -212,13 +212,12 @@ FAILS = 'sys.exit("first\\nerror: unable to load model")'
         ),
     ],
 )  # fmt: skip
-def test_llama_fails(
-    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs_: dict[str, str], said: str
-) -> None:
+def test_llama_fails(models: dict[str, Path], tmp_path: Path, programs_: dict[str, str], said: str) -> None:
     """One message with the last words; and no server is left, which ``calls`` looks after."""
-    monkeypatch.setattr(llama_cpp, "LIMIT_S", 2.0 if programs_.get("bench") == HANG else 60.0)
-    peer = a_peer(models, fake(tmp_path / "bin", **programs_))
-    monkeypatch.setattr(llama_cpp, "START_S", 1.0 if programs_.get("server") == HANG else 20.0)
+    peer = a_peer(
+        models, fake(tmp_path / "bin", **programs_), limit_s=2.0 if programs_.get("bench") == HANG else 60.0,
+        start_s=1.0 if programs_.get("server") == HANG else 20.0,
+    )  # fmt: skip
     with pytest.raises(MpgptError) as caught:
         peer.run("float32", 2, lambda said: None)
     assert said in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import struct
@@ -201,13 +200,6 @@ def test_the_plot_is_a_png() -> None:
 def test_a_picture_of_no_known_kind(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"\.png"):
         plot.check(tmp_path / name)
-
-
-def test_without_matplotlib_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plot.check(tmp_path / "out.png")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="matplotlib"):
-        plot.check(tmp_path / "out.png")
 
 
 # -- files

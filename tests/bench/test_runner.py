@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mpgpt.bench import runner
 from mpgpt.bench.options import BenchArguments, check_outputs, fit, parse
 from mpgpt.bench.random_model import random_model
 from mpgpt.bench.runner import Bench
@@ -147,17 +148,30 @@ def test_a_second_ring_that_fails_leaves_the_first(
         parsed("--model", str(models["gpt2"]), "--ranks", "1,2", "--rounds", "1", "--json", str(path), *SMALL),
         home=tmp_path, env=ENV,
     )  # fmt: skip
-    honest = Bench._command
-
-    def second_fails(self: Bench, dtype: str, ranks: int) -> list[str]:
-        return honest(self, dtype, ranks) if ranks == 1 else [sys.executable, "-c", "raise SystemExit('mpgpt: no')"]
-
-    monkeypatch.setattr(Bench, "_command", second_fails)
+    mpirun_fails = [sys.executable, "-c", "raise SystemExit('mpgpt: no')"]
+    monkeypatch.setattr(runner, "mpirun", lambda ranks, **options: mpirun_fails)
     with pytest.raises(MpgptError, match="2 ranks, float32: no"):
         bench.run()
     document = json.loads(path.read_text())
     assert [run["ranks"] for run in document["runs"]] == [1, 1] and not document["complete"]
     assert "tokens/s" in capsys.readouterr().out
+
+
+def test_without_matplotlib_there_is_a_sentence_at_once_and_the_table(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    files = "--json", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.png")
+    arguments = parsed("--model", str(models["gpt2"]), "--rounds", "1", "--concurrency", "1", *files, *SMALL)
+    assert Bench(arguments, home=tmp_path, env=ENV).run() == 0
+    printed = capsys.readouterr()
+    sentence, *progress = printed.err.splitlines()
+    assert sentence == (
+        f"mpgpt: --plot {tmp_path}/out.png: matplotlib is not installed, so the table comes without a picture: "
+        'pip install "mpgpt[plots]"'
+    )
+    assert len(progress) == 1 and "tokens/s" in printed.out
+    assert json.loads((tmp_path / "out.json").read_text())["complete"] and not (tmp_path / "out.png").exists()
 
 
 # -- bad input, before anything is started

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpgpt.cluster import link_probe
 from mpgpt.cluster.link_probe import ALL_PAIRS, SMALL, PingPong, complete, edge_of, rounds, worth_measuring
 from mpgpt.errors import LinkError
 from mpgpt.machines import Edge
@@ -89,13 +88,12 @@ class SlowLink(QueueLink):
         threading.Timer(self._seconds, super().send, (frame,)).start()
 
 
-def test_a_hop_is_the_way_without_the_work(monkeypatch: pytest.MonkeyPatch, bells: tuple[Doorbell, Doorbell]) -> None:
+def test_a_hop_is_the_way_without_the_work(bells: tuple[Doorbell, Doorbell]) -> None:
     """50 ms of work a frame and 20 ms on the way, there and back: 20 ms are found, in the least number of frames."""
-    monkeypatch.setattr(link_probe, "WORK_S", 0.05)
     there, back = (SlowLink(bell, 0.02) for bell in bells)
-    follower = threading.Thread(target=PingPong(back, there, "pi").follow)
+    follower = threading.Thread(target=PingPong(back, there, "pi", work_s=0.05).follow)
     follower.start()
-    leader = PingPong(there, back, "pi")
+    leader = PingPong(there, back, "pi", work_s=0.05)
     small_s, large_s = leader.lead(SMALL, last=False), leader.lead(300_000, last=True)
     follower.join(timeout=10)
     assert not follower.is_alive(), "the last frame ends the game"
@@ -103,9 +101,8 @@ def test_a_hop_is_the_way_without_the_work(monkeypatch: pytest.MonkeyPatch, bell
     assert 0.02 <= small_s < 0.04 and 0.02 <= large_s < 0.04
 
 
-def test_no_answer_is_said(monkeypatch: pytest.MonkeyPatch, bells: tuple[Doorbell, Doorbell]) -> None:
-    monkeypatch.setattr(link_probe, "TIMEOUT_S", 0.1)
-    begun = time.monotonic()
+def test_no_answer_is_said(bells: tuple[Doorbell, Doorbell]) -> None:
+    begun, leader = time.monotonic(), PingPong(QueueLink(bells[0]), QueueLink(bells[1]), "pi", timeout_s=0.1)
     with pytest.raises(LinkError, match="no answer from pi"):
-        PingPong(QueueLink(bells[0]), QueueLink(bells[1]), "pi").lead(SMALL, last=True)
+        leader.lead(SMALL, last=True)
     assert time.monotonic() - begun < 5

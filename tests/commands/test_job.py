@@ -93,6 +93,14 @@ class FakeJob:
             raise self.run_error
 
 
+class Signalled(FakeJob):
+    """A job in the middle of which SIGTERM comes."""
+
+    def run_rank0(self, ring: FakeJob) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal ends it")
+
+
 @pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Seconds slept; the process ends by ``Ended``, and its signals are as before."""
@@ -110,7 +118,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 
 def work(one: FakeJob, world: FakeWorld, guard: FakeGuard | None = None) -> int:
-    return job._work(one, cast(Any, world), cast(Guard | None, guard))
+    return job.run_in_world(one, cast(Any, world), cast(Guard | None, guard))
 
 
 def ended(call: Callable[[], Any]) -> int:
@@ -226,13 +234,13 @@ def test_a_traceback_is_for_those_who_want_it(
 
 def test_a_signal_ends_rank_0(capsys: pytest.CaptureFixture[str]) -> None:
     world = FakeWorld()
-    assert ended(lambda: job._terminated(signal.SIGTERM, cast(Any, world), None)) == 128 + signal.SIGTERM
+    assert ended(lambda: work(Signalled(), world)) == 128 + signal.SIGTERM
     assert world.done == ["told"] and capsys.readouterr().err == ""
 
 
 def test_a_signal_because_of_a_rank_that_died(capsys: pytest.CaptureFixture[str]) -> None:
     world = FakeWorld(loss=loss())
-    assert ended(lambda: job._terminated(signal.SIGTERM, cast(Any, world), None)) == 1
+    assert ended(lambda: work(Signalled(), world)) == 1
     assert capsys.readouterr().err == "mpgpt: rank 1 on b was lost\n"
 
 

@@ -22,21 +22,21 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name in (OPENMPI, RUNTIME):
         (folder / name).write_text("# Open MPI's own\nbtl = ^ofi\n")
-    real = setup._installed
+    real = setup.installed_file
 
     def installed(package: str, name: str) -> Path | None:
         path = folder / name
         return real(package, name) if package != "openmpi" else path if path.exists() else None
 
-    monkeypatch.setattr(setup, "_installed", installed)
+    monkeypatch.setattr(setup, "installed_file", installed)
     return folder
 
 
 def test_files_are_this_environments() -> None:
     for name in (OPENMPI, RUNTIME):
-        assert setup._installed("openmpi", name) == (BIN.parent / "etc" / name).resolve()
+        assert setup.installed_file("openmpi", name) == (BIN.parent / "etc" / name).resolve()
     assert parameters()[RUNTIME]["plm_ssh_agent"] == str((BIN / "mpgpt-ssh").resolve())
-    assert setup._installed("mpgpt", "no-such") is None is setup._installed("no-such-package", OPENMPI)
+    assert setup.installed_file("mpgpt", "no-such") is None is setup.installed_file("no-such-package", OPENMPI)
 
 
 def test_a_block_is_written_once(etc: Path) -> None:

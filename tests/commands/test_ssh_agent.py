@@ -142,7 +142,7 @@ def test_ssh_is_given_our_options_behind_its_own(cables: Cables) -> None:
 def test_settings_go_along_for_shells_of_bournes_kind(tmp_path: Path, command: str, taken: bool) -> None:
     (tmp_path / "my hosts.yaml").write_text('system: don\'t "$HOME"\n')
     above = mpirun.Launcher(pid=1, argv=("mpirun", "-hostfile", "my hosts"), cwd=tmp_path)
-    carried = ssh_agent._with_settings(command, above)
+    carried = ssh_agent.with_settings(command, above)
     assert carried.endswith(command) and (carried != command) == taken
     if taken:
         code = f"{carried.removesuffix(command)}exec printenv {mpirun.SETTINGS_VARIABLE}"
@@ -153,16 +153,16 @@ def test_settings_go_along_for_shells_of_bournes_kind(tmp_path: Path, command: s
 
 def test_settings_that_are_not_there_or_unreadable_are_left(tmp_path: Path) -> None:
     above = mpirun.Launcher(pid=1, argv=("mpirun", "-hostfile", "h"), cwd=tmp_path)
-    assert ssh_agent._with_settings(BOURNE, above) == ssh_agent._with_settings(BOURNE, None) == BOURNE
+    assert ssh_agent.with_settings(BOURNE, above) == ssh_agent.with_settings(BOURNE, None) == BOURNE
     (tmp_path / "h.yaml").mkdir()
-    assert ssh_agent._with_settings(BOURNE, above) == BOURNE
+    assert ssh_agent.with_settings(BOURNE, above) == BOURNE
 
 
 def test_settings_too_long_for_the_way_do_not_stop_the_run(cables: Cables) -> None:
     """Linux takes no argument of more than 128 KiB; and a first rank that is here does not need them."""
     above = mpirun.Launcher(pid=1, argv=("mpirun", "-hostfile", "h"), cwd=cables.folder)
     (cables.folder / "h.yaml").write_bytes(b"# " + os.urandom(100_000).hex().encode())
-    command = ssh_agent._with_settings(BOURNE, above)
+    command = ssh_agent.with_settings(BOURNE, above)
     assert len(command) < 128 << 10
     assert cables.run("pi5", command)[0] == 0
 

@@ -58,7 +58,7 @@ class Later(Naps):
     def __init__(self, bell: Doorbell) -> None:
         super().__init__(last=False)
         self._bell, self._steps, self._answers = bell, queue.Queue[Step](), queue.Queue[Step | Result]()
-        self.most = self._owed = 0
+        self.most = self.owed = 0
         threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
@@ -69,15 +69,15 @@ class Later(Naps):
             self._bell.ring()
 
     def forward(self, step: Step) -> None:
-        self._owed += 1
-        self.most = max(self.most, self._owed)
+        self.owed += 1
+        self.most = max(self.most, self.owed)
         self._steps.put(step)
 
     def done(self) -> bool:
         return not self._answers.empty()
 
     def finish(self) -> Step | Result:
-        self._owed -= 1
+        self.owed -= 1
         return self._answers.get(timeout=5.0)
 
     def account(self) -> DeviceAccount:
@@ -167,7 +167,7 @@ def test_answers_that_come_later_keep_their_order_and_let_the_next_steps_in() ->
     for number in range(4):  # in flight when the stop comes: answered before it is passed on
         ring.pipeline.push(a_step(number))
     ring.stop()
-    assert not middle._owed and all(stage.closed for stage in ring.stages)
+    assert not middle.owed and all(stage.closed for stage in ring.stages)
 
 
 def test_one_rank_is_a_ring_too(bell: Doorbell) -> None:

@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.executor import BadPosition
 from mpgpt_ios.node.bundle_store import Store
 from mpgpt_ios.node.server import NodeServer
-from mpgpt_ios.proxy.client import Client
+from mpgpt_ios.proxy.client import BACK_OFF_S, Client
 from mpgpt_ios.proxy.stage import IPadStage, StageSizes
 
 SLOTS, CONTEXT, CHUNK, EMBED, SPAN = 3, 256, 8, 64, Span(start=1, stop=4)
@@ -70,12 +70,12 @@ class TorchExecutor:
         self.filled = [0] * SLOTS
 
     def prefill(self, slot: int, pos: int, x: Any) -> Any:
-        return self._run([Row(slot=slot, start=pos, ids=(0,) * len(x))], x)
+        return self.compute([Row(slot=slot, start=pos, ids=(0,) * len(x))], x)
 
     def decode(self, slots: list[int], positions: list[int], x: Any) -> Any:
-        return self._run([Row(slot=s, start=p, ids=(0,)) for s, p in zip(slots, positions, strict=True)], x)
+        return self.compute([Row(slot=s, start=p, ids=(0,)) for s, p in zip(slots, positions, strict=True)], x)
 
-    def _run(self, rows: list[Row], x: Any) -> Any:
+    def compute(self, rows: list[Row], x: Any) -> Any:
         self.calls += 1
         time.sleep(self.nap)
         for row in rows:
@@ -206,12 +206,13 @@ class Proxy:
 
     def __init__(
         self, folder: Path, bundle: Bundle, port: int, *, token: bytes = TOKEN, timeout_s: float = 1.0,
-        fallback: bool = True,
+        fallback: bool = True, back_off_s: Sequence[float] = BACK_OFF_S,
     ) -> None:  # fmt: skip
         self.bell, self.said = Doorbell(), list[str]()
         self.client = Client(
-            ("127.0.0.1", port), token, bundle, self.bell, timeout_s=timeout_s, report=self.said.append
-        )
+            ("127.0.0.1", port), token, bundle, self.bell, timeout_s=timeout_s, report=self.said.append,
+            back_off_s=back_off_s,
+        )  # fmt: skip
         self.stage = IPadStage(SPAN, self.client, torch_stage(folder) if fallback else None, self.bell, SIZES)
         self._truth = torch_stage(folder)
 

@@ -126,7 +126,7 @@ def test_other_slots_stay_as_they_are(small: dict[str, Small], name: str) -> Non
         executor.prefill(slot, 0, rows(20 + slot, slot))
 
     def cache() -> Array:
-        kv = backend._state.array("kv")
+        kv = backend.state.array("kv")
         return kv.reshape(len(kv), SLOTS, K, CONTEXT, -1)
 
     before = cache()

@@ -45,7 +45,7 @@ def spec(decoder: Any) -> Any:
 
 def compare(decoder: Any, tokens: list[str], cut: int) -> None:
     """What is certain is never taken back, and with the rest it is the text of all tokens so far."""
-    detokenizer = Detokenizer(spec(decoder))
+    detokenizer = Detokenizer.of(spec(decoder))
     certain = "".join(map(detokenizer.push, tokens[:cut]))
     assert certain + detokenizer.rest == decoder.decode(tokens[:cut])
     other = detokenizer.copy()
@@ -84,17 +84,17 @@ def test_llamas_decoder(tokens: list[str], cut: int) -> None:
     ],
 )
 def test_bytes_are_certain_when_their_run_is_over(tokens: list[str], pieces: list[str], rest: str) -> None:
-    detokenizer = Detokenizer(spec(LLAMA))
+    detokenizer = Detokenizer.of(spec(LLAMA))
     assert ([detokenizer.push(token) for token in tokens], detokenizer.rest) == (pieces, rest)
 
 
 def test_a_byte_level_character_comes_with_its_last_byte() -> None:
-    detokenizer = Detokenizer(spec(DECODERS["ByteLevel"]))
+    detokenizer = Detokenizer.of(spec(DECODERS["ByteLevel"]))
     assert [detokenizer.push(token) for token in ("a", "ðŁ", "Ļ", "Ĥ", "ð", "a")] == ["a", "", "", "🙂", "", "\ufffda"]
 
 
 def test_without_a_decoder_there_are_spaces() -> None:
-    detokenizer = Detokenizer(None)
+    detokenizer = Detokenizer.of(None)
     assert [detokenizer.push(token) for token in ("a", "", "b")] == ["a", " ", " b"]
 
 
@@ -103,7 +103,7 @@ def test_without_a_decoder_there_are_spaces() -> None:
 def test_cleaning_up_is_transformers(tokens: list[str]) -> None:
     from transformers import PreTrainedTokenizerBase
 
-    detokenizer = Detokenizer(spec(DECODERS["Fuse"]), clean_up=True)
+    detokenizer = Detokenizer.of(spec(DECODERS["Fuse"]), clean_up=True)
     text = "".join(map(detokenizer.push, tokens)) + detokenizer.rest
     theirs: Any = PreTrainedTokenizerBase
     assert text == theirs.clean_up_tokenization(None, "".join(tokens))
@@ -124,14 +124,14 @@ def test_strip_takes_from_both_ends(text: str, start: int, stop: int) -> None:
 
 def test_what_the_library_cannot_read_is_a_sentence() -> None:
     with pytest.raises(ModelError, match="decoder cannot be read"):
-        Detokenizer({"type": "Tomorrow's"})
+        Detokenizer.of({"type": "Tomorrow's"})
 
 
 def test_a_panic_of_the_library_is_a_request_error() -> None:
     """Known to panic in tokenizers 0.22 and 0.23: both ends of one space."""
     steps = [decoders.Replace(Regex("x"), " "), decoders.Strip(" ", 1, 1)]
     specs = [spec(decoders.Fuse()), *map(spec, steps)]
-    detokenizer = Detokenizer({"type": "Sequence", "decoders": specs})
+    detokenizer = Detokenizer.of({"type": "Sequence", "decoders": specs})
     detokenizer.push("x")
     with pytest.raises(RequestError, match="tokenizer cannot take this text"):
         _ = detokenizer.rest

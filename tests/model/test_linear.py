@@ -22,7 +22,7 @@ def test_parts_make_no_difference(dtype: str, kernel: Kernel) -> None:
     outputs = 2 * HELD_BYTES // (width // 2) + 40 if dtype == "int4" else 2 * HELD_BYTES // width + 40
     weight_OI = random(outputs, width)
     split = Linear(pieces(weight_OI, 3001), None, kernel, activations)
-    assert len(split._parts) > 1
+    assert len(split.parts) > 1
     x_TI = random(4, width, seed=3).to(activations)
     exact = x_TI.double() @ weight_OI.double().t()
     assert off(split(x_TI), exact) < ERROR[dtype]

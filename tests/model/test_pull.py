@@ -20,7 +20,7 @@ import pytest
 
 from mpgpt.errors import ModelError, PullError
 from mpgpt.model import pull as module
-from mpgpt.model.folder import MARKER, checksums
+from mpgpt.model.folder import MARKER, checksums, seal
 from mpgpt.model.pull import find, model_home, pull
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -328,13 +328,13 @@ def test_leftovers_of_the_dead_are_removed(source: Path, tmp_path: Path) -> None
 
 
 def test_two_at_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, together = module._publish, threading.Barrier(2, timeout=20)
+    real, together = seal, threading.Barrier(2, timeout=20)
 
     def both_ready(*arguments: Any) -> None:
-        together.wait()
         real(*arguments)
+        together.wait()
 
-    monkeypatch.setattr(module, "_publish", both_ready)
+    monkeypatch.setattr(module, "seal", both_ready)
     got: list[Path] = []
     threads = [threading.Thread(target=lambda: got.append(quietly(source, tmp_path / "home"))) for _ in range(2)]
     for thread in threads:

@@ -21,14 +21,14 @@ def main() -> None:
     assert len(world.hosts) == world.size
     missed: list[str] = []
     if "--sockets" in sys.argv:
-        world._ringers = {world.rank: world._ringers[world.rank]}
+        world.ringers = {world.rank: world.ringers[world.rank]}
         world.bell.missed = lambda: missed.append(name)
     link = world.connect(0, last, CAPACITY) if world.rank in (0, last) else None
     for name, (source, target) in CASES.items():
         if link:
             (source if world.rank == 0 else target)(link)
             if "--sockets" in sys.argv and world.rank:
-                assert world.bell._watched or "closed" in name, "MPI's connection is not watched"
+                assert world.bell.watched or "closed" in name, "MPI's connection is not watched"
                 unwoken = [case for case in missed if "called away" not in case]  # there a clock calls, not a bell
                 assert len(unwoken) < 2, f"found without being woken: {unwoken}"
         world.gather(b"")

@@ -85,7 +85,7 @@ def test_a_checkouts_commit(checkout: Path) -> None:
     git("checkout", "feature/größe")
     git("worktree", "add", "-b", "other", str(checkout / "tree"))
     git("commit", "--allow-empty", "-m", "y", cwd=checkout / "tree")
-    assert code_version._commit(checkout / "tree" / ".git") == git("rev-parse", "other") != head
+    assert code_version.checked_out_commit(checkout / "tree" / ".git") == git("rev-parse", "other") != head
 
 
 @pytest.mark.parametrize("head", [None, "", "ref: refs/heads/none\n", "ref: refs/heads/../../../x\n"])
@@ -93,9 +93,9 @@ def test_what_is_no_checkout(tmp_path: Path, head: str | None) -> None:
     if head is not None:
         (tmp_path / ".git").mkdir()
         (tmp_path / ".git" / "HEAD").write_text(head)
-    assert code_version._commit(tmp_path / ".git") == ""
+    assert code_version.checked_out_commit(tmp_path / ".git") == ""
 
 
 def test_a_detached_head(tmp_path: Path) -> None:
     (tmp_path / "HEAD").write_text(f"{COMMIT}\n")
-    assert code_version._commit(tmp_path) == COMMIT
+    assert code_version.checked_out_commit(tmp_path) == COMMIT

@@ -49,7 +49,7 @@ from mpgpt.transport.mpirun import Launcher
 guard = Guard(Launcher(pid=os.getppid(), argv=(), cwd=Path("/")), "rank 0 on here")
 signal.signal(signal.SIGTERM, lambda number, frame: None)
 signal.set_wakeup_fd(guard.wakeup, warn_on_full_buffer=False)
-print(guard._process.pid, file=sys.stderr, flush=True)
+print(guard.process.pid, file=sys.stderr, flush=True)
 {then}
 """
 
@@ -151,14 +151,14 @@ def test_a_process_that_took_mpiruns_number_is_left_alone() -> None:
 def test_a_guard_that_is_gone_is_no_trouble() -> None:
     with fake("mpirun", "input()") as process:
         guard = Guard(Launcher(pid=process.pid, argv=(), cwd=ROOT), "x")
-        guard._process.kill()
-        guard._process.wait()
+        guard.process.kill()
+        guard.process.wait()
         guard.stopping()
         guard.done()
         guard.end()
         assert process.poll() is None
-        assert guard._process.stdin
-        guard._process.stdin.close()
+        assert guard.process.stdin
+        guard.process.stdin.close()
 
 
 # -- a guard on another host than rank 0's
@@ -186,7 +186,7 @@ def posted() -> Iterator[tuple[subprocess.Popen[str], GuardPost, str]]:
 def dialled(variable: str) -> Iterator[DistantGuard]:
     guard = dial_guard({GUARD_VARIABLE: variable}, "rank 0 on far")
     assert guard
-    with guard._connection:
+    with guard.connection:
         yield guard
 
 
@@ -203,9 +203,9 @@ def test_a_distant_rank_0_has_mpirun_ended_and_says_why() -> None:
 @pytest.mark.parametrize(
     ("then", "said"),
     [
-        (lambda guard: guard._connection.close(), "mpgpt: rank 0 on far ended without a word: it was killed\n"),
+        (lambda guard: guard.connection.close(), "mpgpt: rank 0 on far ended without a word: it was killed\n"),
         (lambda guard: guard.beat(0.3), "mpgpt: rank 0 on far has been silent for 0 s: it is stopped, its host"),
-        (lambda guard: (guard.stopping(), guard._connection.close()), ""),
+        (lambda guard: (guard.stopping(), guard.connection.close()), ""),
     ],
 )
 def test_a_distant_rank_0_that_is_lost_takes_mpirun_along(then: Callable[[DistantGuard], object], said: str) -> None:
@@ -225,7 +225,7 @@ def test_a_distant_rank_0_may_be_silent_at_its_end() -> None:
         time.sleep(1.0)
         assert process.poll() is None
         guard.done()
-        guard._connection.close()
+        guard.connection.close()
         time.sleep(0.5)
         assert process.poll() is None, "it has time to end by itself"
 

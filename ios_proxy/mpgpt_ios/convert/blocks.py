@@ -85,7 +85,7 @@ class Block(nn.Module):
         super().__init__()
         gpt2, c = config.family == "gpt2", config
         self._heads, self._kv_heads, self._dim, self._scale = c.heads, c.kv_heads, c.head_dim, c.scales[layer]
-        self._gated, self._activation = not gpt2, activation(c.activation)
+        self._gated, self._activation = c.gated, activation(c.activation)
         at = f"h.{layer}" if gpt2 else f"layers.{layer}"
         first, second = ("ln_1", "ln_2") if gpt2 else ("input_layernorm", "post_attention_layernorm")
         self.norm_1, self.norm_2 = (self._norm(source, f"{at}.{name}", c) for name in (first, second))

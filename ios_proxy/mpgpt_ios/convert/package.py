@@ -82,7 +82,7 @@ def convert(
     config = model_config(folder)
     refuse(config, span, out, options)
     checkpoint = Checkpoint(folder)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part, _quiet():
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as part, quiet_libraries():
         fresh = Path(part) / out.name
         report(f"reading layers {span}")
         prefill, decode = build(config, span, checkpoint, slots=options.slots, context=options.context)
@@ -157,7 +157,7 @@ def _need_tools() -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Silence coremltools, which warns of expected things and draws progress bars."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -166,7 +166,7 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            gc.collect()  # its temporary folders, while their warnings are not heard
+            gc.collect()  # its temporary folders, while their warnings are not shown
             logging.disable(before)
 
 
@@ -287,7 +287,7 @@ def _write_selftest(
     """Write the self-test. Its inputs are the layers before on random tokens, so that they are as large as at work."""
     slots, context = options.slots, options.context
     before, truth = (
-        _stage(config, part, checkpoint, slots, context) for part in (Span(start=0, stop=span.start), span)
+        torch_stage(config, part, checkpoint, slots, context) for part in (Span(start=0, stop=span.start), span)
     )
     dice, tensors, kinds = np.random.default_rng(0), dict[str, Any](), dict[str, str]()
     for at, (kind, parts) in enumerate(script(slots, context, options.chunk)):
@@ -295,9 +295,9 @@ def _write_selftest(
             Row(slot=slot, start=start, ids=tuple(dice.integers(0, config.vocab, tokens).tolist()))
             for slot, start, tokens in parts
         )
-        x = _hidden(before.forward(Step(epoch=0, number=at, rows=rows)), config.embed).astype(np.float16)
+        x = hidden_states(before.forward(Step(epoch=0, number=at, rows=rows)), config.embed).astype(np.float16)
         step = Step(epoch=0, number=at, rows=rows, hidden=bytearray(x.astype(np.float32).tobytes()))
-        y = _hidden(truth.forward(step), config.embed)
+        y = hidden_states(truth.forward(step), config.embed)
         positions = [(row.slot, position) for row in rows for position in range(row.start, row.stop)]
         slot_N, pos_N = np.array(positions, np.int32).T
         tensors |= {f"{at}.slot": slot_N.copy(), f"{at}.pos": pos_N.copy(), f"{at}.x": x, f"{at}.y": y}
@@ -306,12 +306,14 @@ def _write_selftest(
     path.chmod(0o644)
 
 
-def _stage(config: ModelConfig, span: Span, checkpoint: Checkpoint, slots: int, context: int) -> TorchStage:
+def torch_stage(config: ModelConfig, span: Span, checkpoint: Checkpoint, slots: int, context: int) -> TorchStage:
+    """The layers of ``span`` in float32, by torch."""
     model = Slice(config, span, checkpoint, slots=slots, context=context, kernels=Kernels(dtype="float32"))
     return TorchStage(model, Sampler(slots=slots, context=context, vocab=config.vocab), lambda: None)
 
 
-def _hidden(step: Any, embed: int) -> Any:
+def hidden_states(step: Any, embed: int) -> Any:
+    """A step's hidden states, [T, E] float32."""
     assert isinstance(step, Step)
     return np.frombuffer(bytes(step.hidden), np.float32).reshape(-1, embed)
 

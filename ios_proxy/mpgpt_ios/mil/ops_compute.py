@@ -3,7 +3,7 @@
 Knows: what each op computes, and which of its inputs it needs.
 Must not know: programs, registers, states, files.
 
-Every entry of the table takes a ``Call``, asks it for the op's inputs, and gives the function that is called at every
+Every entry of the table takes a ``Call``, gets the op's inputs from it, and gives the function that is called at every
 run with the tensors that were taken, in that order. Inside an op floats are float32; whoever runs the function rounds
 its result to the declared dtype, once. Only sum, difference, product, quotient, maximum and minimum are left to torch's
 float16, which does the very same in one pass. Semantics: coremltools' MIL op reference; defaults are its defaults.

@@ -59,7 +59,7 @@ class Program:
 
     def __init__(self, codes: Mapping[str, Code], counts: Mapping[str, Counter[str]], states: Mapping[str, Type]):
         """See ``read``."""
-        self._codes, self._counts, self._states = codes, counts, states
+        self.codes, self._counts, self._states = codes, counts, states
         self.functions: Mapping[str, Function] = {
             name: Function(
                 inputs=_declared(code.inputs),
@@ -107,9 +107,9 @@ class Program:
         ``ModelError`` for inputs that are missing, too many or of another shape, and when an op gives something other
         than it declares; then what is in ``state`` is of no use any more.
         """
-        if function not in self._codes:
-            raise ModelError(f"there is no function {function!r}, but {', '.join(self._codes)}")
-        code = self._codes[function]
+        if function not in self.codes:
+            raise ModelError(f"there is no function {function!r}, but {', '.join(self.codes)}")
+        code = self.codes[function]
         if inputs.keys() != code.inputs.keys():
             raise ModelError(f"{function} takes {', '.join(code.inputs)}; given: {', '.join(inputs)}")
         registers = list(code.constants)

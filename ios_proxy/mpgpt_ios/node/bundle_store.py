@@ -65,7 +65,7 @@ class Store:
         return bundle
 
     def receive(self, offer: m.Offer) -> PartialBundle:
-        """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it says, ``NoRoom`` when
+        """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it claims, ``NoRoom`` when
         there is too little even after old bundles have made room."""
         _check(offer)
         total = sum(file.length for file in offer.files)

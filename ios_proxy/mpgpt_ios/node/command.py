@@ -60,7 +60,7 @@ def _backend(package: Path, precision: str) -> tuple[Backend, str]:
 
 
 def _hush() -> None:
-    """Importing coremltools tells of Apple's libraries that are not here."""
+    """Importing coremltools prints which of Apple's libraries are not here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with contextlib.suppress(ImportError):

@@ -313,7 +313,7 @@ class Connection:
 
 
 def health() -> dict[str, Any]:
-    """PONG's facts of this machine; ``unknown`` or null where the system does not tell."""
+    """PONG's facts of this machine; ``unknown`` or null where the system does not report them."""
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return {
         "thermal": "unknown",

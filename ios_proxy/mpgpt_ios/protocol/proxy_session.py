@@ -107,6 +107,11 @@ class ProxySession:
         self._dtype: Any = np.float16
         self.queue = QUEUE
         self.ready = False
+        self._takers: dict[type[m.Message], Callable[[Any, float], list[Event]]] = {
+            m.Challenge: self._take_challenge, m.Info: self._take_info, m.Want: self._take_want,
+            m.Stored: self._take_stored, m.Loading: self._take_loading, m.Ready: self._take_ready,
+            m.Result: self._take_result,
+        }  # fmt: skip
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """The events in ``data``. Raises ``WireError`` or ``SessionError``: then close."""
@@ -134,7 +139,7 @@ class ProxySession:
             return [Health(facts=message.facts)]
         if not isinstance(message, self._expect):
             raise SessionError(f"{type(message).__name__.upper()} was not expected now")
-        return TAKERS[type(message)](self, message, now)
+        return self._takers[type(message)](message, now)
 
     @property
     def _authenticated(self) -> bool:
@@ -245,10 +250,3 @@ class ProxySession:
         if self._authenticated and now - max(self._heard, self._pinged) > PING_S:
             self._pinged = now
             self.out += encode(m.Ping(number=int(now * 1000) & (2**63 - 1)))
-
-
-TAKERS: dict[type[m.Message], Callable[[ProxySession, Any, float], list[Event]]] = {
-    m.Challenge: ProxySession._take_challenge, m.Info: ProxySession._take_info, m.Want: ProxySession._take_want,
-    m.Stored: ProxySession._take_stored, m.Loading: ProxySession._take_loading, m.Ready: ProxySession._take_ready,
-    m.Result: ProxySession._take_result,
-}  # fmt: skip

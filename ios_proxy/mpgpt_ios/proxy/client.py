@@ -4,7 +4,7 @@ Knows: sockets, a thread, back-off, when the iPad counts as gone.
 Must not know: bytes on the wire (``proxy_session.py``), steps, rows, what is done while it is away (``stage.py``).
 
 One thread does all that touches the network; the ring's thread submits calls and takes results, and never waits for a
-network. An epoch begins when the iPad is ready, or with ``renew``, and ends at the latest when the iPad goes away;
+network. An epoch begins when the iPad is ready, or with ``renew``, and ends at the latest when the iPad is lost;
 results of an epoch that is over are dropped.
 """
 
@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 from mpgpt.core import DeviceAccount, Thermal
@@ -39,7 +39,6 @@ from mpgpt_ios.proxy.stage import Call, Values
 DIAL_S = 5.0
 """A connection must be made within this time."""
 BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""The pauses before dialling again; the last one is repeated."""
 STEADY_S = 30.0
 """After the iPad was ready for this long, back-off begins anew."""
 TICK_S = 0.2
@@ -52,12 +51,13 @@ class Client:
 
     def __init__(
         self, address: tuple[str, int], token: bytes, bundle: BundleReader, bell: Doorbell, *, timeout_s: float,
-        report: Callable[[str], None],
+        report: Callable[[str], None], back_off_s: Sequence[float] = BACK_OFF_S,
     ) -> None:  # fmt: skip
-        """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or went away; ``report``
-        is called on the client's own thread with sentences for a person."""
+        """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or was lost; ``report``
+        is called on the client's own thread with sentences for a person. ``back_off_s`` are the pauses before dialling
+        again, in seconds; the last one is repeated."""
         self._address, self._token, self._bundle, self._bell = address, token, bundle, bell
-        self._timeout, self._report = timeout_s, report
+        self._timeout, self._report, self._back_off_s = timeout_s, report, back_off_s
         self.name = f"the iPad at {address[0]}:{address[1]}"
         self.trouble = f"{self.name} was not reached yet"
         self.facts: dict[str, object] = {}
@@ -168,11 +168,11 @@ class Client:
                 ready_at = self._began_at if self._epoch is not None else None
                 self._lose(_sentence(error))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
-            self._redial_now.wait(BACK_OFF_S[max(0, min(failures, len(BACK_OFF_S)) - 1)])
+            self._redial_now.wait(self._back_off_s[max(0, min(failures, len(self._back_off_s)) - 1)])
             self._redial_now.clear()
 
     def _serve(self, connection: socket.socket) -> None:
-        """Run one session until ``close``; raises when the iPad goes away."""
+        """Run one session until ``close``; raises when the iPad is lost."""
         self._redial_now.clear()  # a request to redial that came while it was here
         session = ProxySession(
             self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._last_epoch + 1,

@@ -76,7 +76,7 @@ class IPadDevice:
         return Speed(layer_s=tuple(points), head_s=((1, 0.0),))
 
     def _seconds(self, epoch: int, call: Call) -> float | None:
-        """The time of a call; None when the iPad goes away."""
+        """The time of a call; None when the iPad is lost."""
         begun, results = time.perf_counter(), list[object]()
 
         def over() -> bool:

@@ -8,7 +8,7 @@ own, which lags behind while the other computes. So the stage records its inputs
 context x embed numbers), and a machine that is to compute a row first computes the row's earlier positions that its
 cache lacks. Nothing else is needed for falling back, for coming back, and for a cache that the iPad has lost.
 
-Steps leave in their order. The steps pending when the iPad goes away are computed here, and only when none is pending
+Steps leave in their order. The steps pending when the iPad is lost are computed here, and only when none is pending
 do steps go to it again.
 
 The iPad attends over all of a slot under a mask, and a mask does not hide NaN. So hidden states that are not finite are
@@ -61,7 +61,7 @@ class Call:
 
 
 class DeviceConnection(Protocol):
-    """The connection to the iPad (``client.Client``), which dials again by itself when the iPad went away."""
+    """The connection to the iPad (``client.Client``), which dials again by itself when the iPad was lost."""
 
     @property
     def epoch(self) -> int | None:
@@ -111,7 +111,7 @@ class PendingStep:
     missing: int = 0
     """Open calls."""
     lost: bool = False
-    """Whether the iPad went away while calls were open."""
+    """Whether the iPad was lost while calls were open."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class IPadStage:
         bell: Doorbell,
         sizes: StageSizes,
     ) -> None:
-        """``own`` is None without a fallback. ``bell`` rings when a result has arrived, and when the iPad went away."""
+        """``own`` is None without a fallback. ``bell`` rings when a result has arrived, and when the iPad was lost."""
         slots = sizes.slots
         self.span: Span | None = span
         self._connection, self._own, self._bell, self._chunk = connection, own, bell, sizes.chunk
@@ -222,7 +222,7 @@ class IPadStage:
         self._spoilt.clear()
 
     def _collect(self) -> None:
-        """Take the results that have arrived. When the iPad went away, steps with open calls are lost."""
+        """Take the results that have arrived. When the iPad was lost, so are the steps with open calls."""
         epoch = self._epoch
         if epoch is None:
             return

@@ -1,6 +1,6 @@
 """Can the hosts of a hostfile form a ring? What a run will need of them is tried, in seconds and all at once.
 
-Knows: how mpirun is asked which hosts it will reach, in which order things are tried.
+Knows: how mpirun shows which hosts it will reach, in which order things are tried.
 Must not know: terminals; ssh's words (``ssh_session.py``), what must be the same on all hosts (``verdict.py``).
 
 First mpirun says where it would start ranks. Then one program on every host, over ssh as mpirun would reach it, reports
@@ -60,7 +60,7 @@ class Request:
     folder: Path
     """Where mpirun would be typed."""
     defaults: Mapping[str, str]
-    """The environment of a run's ranks, where nothing else is said."""
+    """The environment of a run's ranks, where nothing else is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +327,7 @@ def _killing(sessions: Mapping[str, Session]) -> Iterator[None]:
 
 
 def ssh_command(parameters: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
-    """ssh as mpirun is told to call it."""
+    """ssh as mpirun is set to call it."""
     agent = parameters.get("prtemca plm_ssh_agent") or environment.get("PRTE_MCA_plm_ssh_agent", "")
     words = shlex.split(agent.split(" : ")[0])
     return words if words and Path(words[0]).name != "mpgpt-ssh" else ["ssh", *words[1:]]
@@ -342,7 +342,7 @@ def addresses_of(name: str) -> set[str]:
 
 
 def refusal(text: str, more: Sequence[str]) -> str:
-    """What mpirun says when it starts nothing, in one line."""
+    """What mpirun prints when it starts nothing, in one line."""
     if "not enough slots" in text or "already filled" in text:
         return f"there are not enough slots for {' '.join(more) or 'a rank'}: raise slots=, or start fewer ranks"
     if match := re.search(r"Option: *(\S+)", text):

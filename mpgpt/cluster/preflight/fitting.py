@@ -28,7 +28,7 @@ from mpgpt.placement.search import allowed_pieces, piece_counts
 
 def judge_model(name: str, reports: Reports, pull: str, targets: Mapping[str, str]) -> list[Trouble]:
     """Hosts that lack the model, have another one under its name, or have no room for it. ``pull`` is the command that
-    fetches it, ``targets`` how ssh is told of the other machines."""
+    fetches it, ``targets`` the other machines' names for ssh."""
     about = {host: report.model for host, report in reports.items() if report.model}
     there = {host: model for host, model in about.items() if model.get("config")}
     found = [

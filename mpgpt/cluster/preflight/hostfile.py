@@ -1,4 +1,4 @@
-"""What mpirun is told: its hostfile, and the options before the program.
+"""What mpirun is given: its hostfile, and the options before the program.
 
 Knows: how a hostfile is written, which of mpirun's options take values, where its parameters may stand besides.
 Must not know: ssh, what any host is, or what mpirun starts.
@@ -32,7 +32,7 @@ HOSTFILES = frozenset({"hostfile", "machinefile", "default-hostfile"})
 MAPPING = frozenset({"map-by", "rank-by", "bind-to", "rankfile", "rf", "N", "cpu-set"})
 """Options that say where ranks go: not for a run of one rank on each host."""
 PLAN = frozenset({"display", "runtime-options"})
-"""Options that have mpirun say what it does."""
+"""Options that have mpirun print what it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class HostLine:
 
     @property
     def target(self) -> str:
-        """How ssh is told of it."""
+        """Its name for ssh."""
         return f"{self.user}@{self.name}" if self.user else self.name
 
     @property
@@ -55,7 +55,7 @@ class HostLine:
 
 
 def read_hostfile(path: Path) -> tuple[HostLine, ...]:
-    """The hosts in their order; one that has several lines is told once. The ``UsageError`` holds all that is wrong."""
+    """The hosts in their order; one that has several lines counts once. The ``UsageError`` holds all that is wrong."""
     try:
         data = path.read_bytes()[: MAX_BYTES + 1]
         text = data.decode("utf-8-sig")
@@ -111,7 +111,7 @@ class Mpirun:
 
     hostfile: Path
     ranks: int | None
-    """What -n says."""
+    """By -n."""
     words: tuple[str, ...]
     """All options but the hostfile's and -n."""
     elsewhere: tuple[str, ...]

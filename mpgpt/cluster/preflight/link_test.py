@@ -14,7 +14,7 @@ from mpgpt.errors import MpgptError
 from mpgpt.transport.mpi import MPIWorld
 
 LARGE = 1 << 20
-"""A frame that is long enough to tell the bandwidth, bytes."""
+"""A frame that is long enough to measure the bandwidth, bytes."""
 
 
 def main() -> None:

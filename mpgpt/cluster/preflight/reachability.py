@@ -13,12 +13,12 @@ from itertools import permutations
 from mpgpt.cluster.preflight.verdict import HostReport, Interface, Reports, Trouble
 
 UNUSED = "127.0.0.1/8,sppp"
-"""What Open MPI leaves out where nothing is said."""
+"""What Open MPI leaves out where nothing is set."""
 NETWORK_OPTIONS = "--mca btl_tcp_if_include {0} --prtemca prte_if_include {0}"
 
 
 def usable(report: HostReport, include: str, exclude: str) -> list[Interface]:
-    """The addresses that Open MPI uses on a host, where it is told to use these or not those."""
+    """The addresses that Open MPI uses on a host, where it is set to use these or not those."""
     include = include or ("" if exclude else report.parameters.get("btl_tcp_if_include", ""))
     if include:
         return [one for one in report.interfaces if _named(one, include)]

@@ -1,6 +1,6 @@
 """The report program on one host, over ssh or here: how it is started, talked to, and why it may not answer.
 
-Knows: ssh and what it says, a shell on a host of which nothing is known yet.
+Knows: ssh and what it prints, a shell on a host of which nothing is known yet.
 Must not know: mpirun, other hosts, what a report means.
 """
 
@@ -25,7 +25,7 @@ from mpgpt.cluster.preflight.verdict import Trouble, too_narrow
 
 SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=5")
 BOOT = "import sys;i=sys.stdin.buffer;exec(i.read(int(i.readline())))"
-"""The program comes by standard input, so that no shell on the way need be told how to quote it."""
+"""The program comes by standard input, so that it need not be quoted for any shell on the way."""
 LACKS = "mpgpt-lacks"
 OTHER_CHECKOUTS = " ".join(
     f"{place}/mpgpt/__main__.py" for place in ("$HOME", "$HOME/*", "$HOME/*/*", "/opt/*", "/srv/*")
@@ -102,7 +102,8 @@ class Session:
         assert self._process
         words, checkout = [word for word in self._words if word], self._place.checkout
         if lacks := next((word.split() for word in words if word.startswith(LACKS)), None):
-            return _lacking(self.host, self._place, lacks, [word for word in words if word.endswith("/__main__.py")])
+            elsewhere = [word for word in words if word.endswith("/__main__.py")]
+            return explain_lack(self.host, self._place, lacks, elsewhere)
         if self._late:
             return Trouble(
                 host=self.host, what=f"it has not answered within {self._late:.0f} s",
@@ -118,7 +119,7 @@ class Session:
         )  # fmt: skip
 
     def kill(self) -> None:
-        """End it at once; whoever asks it has no answer."""
+        """End it at once; an ``ask`` that waits returns None."""
         if self._process and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # ssh may have started others to get there
@@ -169,8 +170,9 @@ def _remote(place: Place) -> str:
     return f"exec /bin/sh -c {shlex.quote(script)}"
 
 
-def _lacking(host: str, place: Place, lacks: Sequence[str], elsewhere: Sequence[str]) -> Trouble:
-    """``lacks`` are the words of the shell there: what is missing, the bits of its numbers, its system."""
+def explain_lack(host: str, place: Place, lacks: Sequence[str], elsewhere: Sequence[str]) -> Trouble:
+    """What is missing there, and what to do. ``lacks`` are the shell's words: what, the bits of its numbers, its
+    system; ``elsewhere`` are other checkouts that it found."""
     _, what, bits, *system = lacks
     if bits == "32":
         return too_narrow(host, " ".join(system))

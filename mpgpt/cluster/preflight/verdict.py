@@ -37,7 +37,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport:
-    """What ``host_report.py`` says of a host; bytes, seconds."""
+    """What ``host_report.py`` finds on a host; bytes, seconds."""
 
     hostname: str
     system: str
@@ -129,7 +129,7 @@ def too_narrow(host: str, system: str) -> Trouble:
 
 
 def judge_versions(reports: Reports, checkout: str) -> list[Trouble]:
-    """What differs; a host that lacks a thing altogether has been told of already."""
+    """What differs; a host that lacks a thing altogether has been named already."""
     found = [*_judge_code(reports, checkout), *_judge_packages(reports, checkout)]
     first = next(iter(reports), "")
     orders = {host: report.byteorder for host, report in reports.items() if report.byteorder}

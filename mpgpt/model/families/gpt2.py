@@ -37,7 +37,7 @@ def _read_config(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig
         family="gpt2", vocab=int(raw["vocab_size"]), embed=embed, layers=layers, heads=heads, kv_heads=heads,
         head_dim=embed // heads, inner=int(raw.get("n_inner") or 4 * embed), positions=int(raw["n_positions"]),
         eps=float(raw.get("layer_norm_epsilon", 1e-5)), activation=raw.get("activation_function", "gelu_new"),
-        gated=False, tied=bool(raw.get("tie_word_embeddings", True)),
+        gated=GPT2.gated, tied=bool(raw.get("tie_word_embeddings", True)),
         scales=tuple(scale / (i + 1 if inverse else 1) for i in range(layers)), windows=(0,) * layers,
         qkv_bias=True, out_bias=True, mlp_bias=True,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def _program(config: ModelConfig, layer: int) -> Program:
             Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
             norm("ln_2"),
             product(Buffer.NORMED, Buffer.INNER, "mlp.c_fc"),
-            Activate(source=Buffer.INNER, target=Buffer.ACTIVE, function=c.activation, gated=False),
+            Activate(source=Buffer.INNER, target=Buffer.ACTIVE, function=c.activation, gated=c.gated),
             product(Buffer.ACTIVE, Buffer.CHANGE, "mlp.c_proj", inner_leaves(c.inner)),
             Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
         )

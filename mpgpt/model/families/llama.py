@@ -41,7 +41,7 @@ def _read_config(raw: Mapping[str, Any], kind: str, rotary: bool) -> ModelConfig
         family="llama", vocab=int(raw["vocab_size"]), embed=embed, layers=layers, heads=heads,
         kv_heads=int(raw.get("num_key_value_heads") or heads), head_dim=head_dim, inner=int(raw["intermediate_size"]),
         positions=int(raw["max_position_embeddings"]), eps=float(raw.get("rms_norm_eps", 1e-6)),
-        activation=raw.get("hidden_act", "silu"), gated=True, tied=bool(raw.get("tie_word_embeddings", False)),
+        activation=raw.get("hidden_act", "silu"), gated=LLAMA.gated, tied=bool(raw.get("tie_word_embeddings", False)),
         scales=(head_dim**-0.5,) * layers, windows=_windows(raw, kind, layers),
         qkv_bias=bias or kind == "qwen2", out_bias=bias, mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
         qk_norm=kind == "qwen3", inv_freq=inv_freq, rope_gain=gain,
@@ -89,7 +89,7 @@ def _program(config: ModelConfig, layer: int) -> Program:
             Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
             norm(Buffer.HIDDEN, Buffer.NORMED, "post_attention_layernorm"),
             product(Buffer.NORMED, Buffer.INNER, ["mlp.gate", "mlp.up"], c.mlp_bias),
-            Activate(source=Buffer.INNER, target=Buffer.ACTIVE, function=c.activation, gated=True),
+            Activate(source=Buffer.INNER, target=Buffer.ACTIVE, function=c.activation, gated=c.gated),
             product(Buffer.ACTIVE, Buffer.CHANGE, ["mlp.down"], c.mlp_bias, inner_leaves(c.inner)),
             Add(source=Buffer.CHANGE, target=Buffer.HIDDEN),
         )

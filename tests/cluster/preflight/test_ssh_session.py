@@ -86,7 +86,7 @@ def test_what_a_host_lacks(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_32_bit_system(place: Place) -> None:
-    trouble = ssh_session._lacking("pi3", place, ["mpgpt-lacks", "environment", "32", "Linux", "armv7l"], [])
+    trouble = ssh_session.explain_lack("pi3", place, ["mpgpt-lacks", "environment", "32", "Linux", "armv7l"], [])
     assert str(trouble).startswith("pi3: its system is a 32-bit one (Linux armv7l)") and "64-bit" in trouble.cure
     (judged,) = verdict.judge_environments(hosts(a={}, b={"bits": 32, "system": "Linux armv8l"}), HOME)
     assert judged.host == "b" and "32-bit" in judged.what

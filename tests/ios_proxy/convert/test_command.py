@@ -53,7 +53,7 @@ def test_on_a_terminal_it_says_how_far_it_is_and_libraries_say_nothing(
     def slow(
         folder: Path, span: Span, out: Path, options: PackageOptions, report: Callable[[str], None]
     ) -> tuple[Bundle, float]:
-        with conversion._quiet():
+        with conversion.quiet_libraries():
             for line in ("reading layers", "converting prefill"):
                 report(line)
                 print("a library's bar", file=sys.stderr)

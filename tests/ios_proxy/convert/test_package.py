@@ -60,7 +60,7 @@ def test_the_package_computes_what_the_ring_computes(
     for precision, dtype in (("declared", np.float16), ("float32", np.float32)):
         backend = EvaluatorBackend(bundle.package, precision)  # type: ignore[arg-type]
         executor = Executor(backend, bundle.manifest, dtype)
-        truth = conversion._stage(config, SPAN, Checkpoint(folders[name]), 3, 64)
+        truth = conversion.torch_stage(config, SPAN, Checkpoint(folders[name]), 3, 64)
         torch.manual_seed(11)
         for slot, start, count in ((0, 0, 20), (1, 0, 3), (0, 20, 1), (1, 3, 1), (0, 0, 5), (0, 60, 0), (0, 5, 59)):
             if not count:
@@ -70,7 +70,7 @@ def test_the_package_computes_what_the_ring_computes(
                 epoch=0, number=0, rows=(Row(slot=slot, start=start, ids=(0,) * count),),
                 hidden=bytearray(x.numpy().tobytes()),
             )  # fmt: skip
-            y = conversion._hidden(truth.forward(step), 64)
+            y = conversion.hidden_states(truth.forward(step), 64)
             got = executor.prefill(slot, start, x.numpy().astype(dtype)).astype(np.float32)
             scale = np.maximum(1, np.abs(y).max(axis=1, keepdims=True))
             worst[precision] = max(worst.get(precision, 0.0), float((np.abs(got - y) / scale).max()))

@@ -58,7 +58,7 @@ def test_every_op_has_a_case(all_ops: Path) -> None:
 
 def test_arithmetic_lies_in_memory_of_its_own(all_ops: Path) -> None:
     """What updating in place rests on."""
-    code, seen = Program.read(all_ops)._codes["main"], set()
+    code, seen = Program.read(all_ops).codes["main"], set()
     registers = list(code.constants)
     for name, (register, type) in code.inputs.items():
         registers[register] = torch.tensor(ops.INPUTS[name]).to(type.dtype)

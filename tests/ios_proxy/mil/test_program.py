@@ -114,7 +114,7 @@ def test_what_a_package_declares(small: dict[str, Small]) -> None:
 def test_a_weight_is_held_once_for_both_functions(small: dict[str, Small]) -> None:
     program = Program.read(small["gpt2"].path)
     held: list[set[int]] = []
-    for code in program._codes.values():
+    for code in program.codes.values():
         closures = [getattr(instruction.compute, "__closure__", None) or () for instruction in code.instructions]
         cells = [cell.cell_contents for closure in closures for cell in closure]
         large = [cell for cell in cells if isinstance(cell, torch.Tensor) and cell.numel() >= EMBED * EMBED]

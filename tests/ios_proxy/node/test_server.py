@@ -90,9 +90,8 @@ def test_a_newer_proxy_takes_the_place_of_an_older_one(
 ) -> None:
     """An iPad that slept may still hold a connection whose other end is long gone."""
     with serving(folder, tmp_path, package=bundle) as (node, _):
-        older = proxies(node.port)
+        older = proxies(node.port, back_off_s=(600.0,))  # it will not dial again
         assert older.client.wait_until_ready() and older.go(STEPS[0])
-        older.client._closing.set()  # it will not dial again
         newer = proxies(node.port)
         assert newer.client.wait_until_ready() and newer.go(STEPS[0])
 

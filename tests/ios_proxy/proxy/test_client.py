@@ -65,13 +65,13 @@ def test_an_overflow_there_ends_no_connection(
         proxy = proxies(node.port)
         assert proxy.client.wait_until_ready()
         assert proxy.go(a_step(9, (2, 0, 1))), "its first RESET is done"
-        compute, reset, resets = executor._run, executor.reset, list[int]()
+        compute, reset, resets = executor.compute, executor.reset, list[int]()
 
         def counted() -> None:
             resets.append(executor.calls)
             reset()
 
-        monkeypatch.setattr(executor, "_run", lambda rows, x: compute(rows, x) * (np.inf if len(x) == 7 else 1))
+        monkeypatch.setattr(executor, "compute", lambda rows, x: compute(rows, x) * (np.inf if len(x) == 7 else 1))
         monkeypatch.setattr(executor, "reset", counted)
         steps = [
             a_step(1, (0, 0, 7), (1, 0, 3)), a_step(2, (0, 7, 1), (1, 3, 1)), a_step(3, (0, 8, 1), (1, 4, 1)),
@@ -254,13 +254,12 @@ def test_what_answers_is_no_ipad(proxies: Callable[..., Proxy], sent: bytes, wor
 
 
 def test_asked_to_dial_again_it_does_not_wait_for_its_time(
-    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, bundle: Bundle, proxies: Callable[..., Proxy], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mpgpt_ios.proxy.client.BACK_OFF_S", (600.0,))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        proxy = proxies(port)
+        proxy = proxies(port, back_off_s=(600.0,))
         assert not proxy.client.wait_until_ready()
     assert not proxy.go(STEPS[0]) and proxy.stage.account().away
     with serving(folder, tmp_path, package=bundle, port=port):
