@@ -72,7 +72,7 @@ def llama(program: Path, file: Path) -> dict[str, float]:
 
     def run(prompt: int, new: int, parallel: str) -> list[dict[str, float]]:
         sizes = ["-c", "4096", "-npp", str(prompt), "-ntg", str(new), "-npl", parallel]
-        command = [program, "-m", file, "-t", "1", "-ngl", "0", *sizes, "--output-format", "jsonl"]
+        command: list[str | Path] = [program, "-m", file, "-t", "1", "-ngl", "0", *sizes, "--output-format", "jsonl"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
