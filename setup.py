@@ -11,8 +11,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CORE = Path("mpgpt/model/native/core")
-COMMON = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
-          "-fvisibility=hidden", "-pthread"]  # fmt: skip
+COMMON = ["-std=c++17", "-O3", "-g0", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+          "-Wno-psabi", "-fvisibility=hidden", "-pthread"]  # fmt: skip
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 FLAGS = {
     "x86_64": {

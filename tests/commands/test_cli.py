@@ -32,7 +32,8 @@ def broken(models: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_help_and_version() -> None:
     assert "--layers" in mpgpt(0, "generate", "--help").stdout
-    assert mpgpt(0, "--version").stdout.startswith("mpgpt, version ")
+    shown = mpgpt(0, "--version").stdout
+    assert shown.startswith("mpgpt, version ") and "\nkernels: " in shown
 
 
 def test_no_model() -> None:

@@ -91,3 +91,24 @@ def test_a_host_without_kernels_is_named(model: Path) -> None:
     sentence = r"rank 1 on pi5 has no compiled kernels: no C\+\+ compiler was found"
     with closing(world.bell), pytest.raises(UsageError, match=sentence):
         verification.run_rank0(verification.start(world))
+
+
+def test_a_host_that_does_without_them(model: Path) -> None:
+    """MPGPT_NATIVE=0: torch computes, and the same greedy text comes of it."""
+    command = (
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "Once upon a time",
+        "--raw",
+        "--max-new-tokens",
+        "12",
+        "--explain",
+    )
+    without, with_them = (mpgpt(0, *command, env={"MPGPT_NATIVE": value}) for value in ("0", "1"))
+    assert without.returncode == with_them.returncode == 0, without.stderr
+    assert "torch's kernels, because MPGPT_NATIVE is 0" in without.stderr and "compiled kernels for" in with_them.stderr
+    assert without.stdout == with_them.stdout != ""
+    refused = mpgpt(0, *command[:-1], "--kernel", "nosuch")
+    assert refused.returncode == 2 and "there are native, torch, " in refused.stderr

@@ -122,24 +122,27 @@ def sources_digest() -> str:
 @cache
 def find() -> Library | Absent:
     """The fastest library that this processor can run, or why there is none."""
-    kinds = FEATURES.get(machine())
+    return search(Path(__file__).parent, machine(), processor_features())
+
+
+def search(folder: Path, architecture: str, has: frozenset[str]) -> Library | Absent:
+    """The fastest of the libraries in ``folder`` for a processor with these features, or why there is none."""
+    kinds = FEATURES.get(architecture)
     if not kinds:
-        return Absent(f"there are no compiled kernels for {machine()}")
-    has, built = processor_features(), False
-    for kind, path in _built(kinds):
-        built = True
-        if not kinds[kind] <= has:
-            continue
-        try:
-            calls = load(path)
-        except (OSError, AttributeError) as error:
-            return Absent(f"the compiled kernels do not load ({error}); install mpgpt again")
-        if calls.mpgpt_sources().decode() != sources_digest():
-            return Absent("the compiled kernels were built from other sources; install mpgpt again")
-        return Library(kind, calls.mpgpt_compiler().decode(), calls)
-    if built:
+        return Absent(f"there are no compiled kernels for {architecture}")
+    built = dict(_built(folder, kinds))
+    if not built:
+        return Absent("the kernels were not compiled when mpgpt was installed: no C++ compiler was found, or it failed")
+    kind = next((kind for kind in built if kinds[kind] <= has), None)
+    if kind is None:
         return Absent("this processor is older than any that there are compiled kernels for")
-    return Absent("the kernels were not compiled when mpgpt was installed: no C++ compiler was found, or it failed")
+    try:
+        calls = load(built[kind])
+    except (OSError, AttributeError) as error:
+        return Absent(f"the compiled kernels do not load ({error}); install mpgpt again")
+    if calls.mpgpt_sources().decode() != sources_digest():
+        return Absent("the compiled kernels were built from other sources; install mpgpt again")
+    return Library(kind, calls.mpgpt_compiler().decode(), calls)
 
 
 def needed() -> ctypes.CDLL:
@@ -150,11 +153,11 @@ def needed() -> ctypes.CDLL:
     return found.calls
 
 
-def _built(kinds: Mapping[str, frozenset[str]]) -> Iterator[tuple[str, Path]]:
-    """The libraries that were built, by kind."""
+def _built(folder: Path, kinds: Mapping[str, frozenset[str]]) -> Iterator[tuple[str, Path]]:
+    """The libraries that were built, by kind, the fastest first."""
     for kind in kinds:
         for suffix in EXTENSION_SUFFIXES:
-            path = Path(__file__).parent / f"_{kind}{suffix}"
+            path = folder / f"_{kind}{suffix}"
             if path.exists():
                 yield kind, path
                 break
