@@ -60,7 +60,7 @@ class Manifest(Strict):
     model: Name
     model_hash: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
     """``slice_hash`` of the layers' weights."""
-    family: Literal["gpt2", "llama"]
+    family: Name
     model_layers: Count
     """Of the whole model."""
     layers: tuple[Annotated[int, Field(strict=True, ge=0)], Annotated[int, Field(strict=True, ge=1)]]

@@ -1,7 +1,7 @@
 """The decoder's blocks as Core ML takes them: traced by torch, converted by coremltools.
 
-Knows: the arithmetic of the GPT-2 and Llama families in the layout and the operations that the Neural Engine likes; how
-a cache is written so that the write survives the conversion.
+Knows: the arithmetic of layers' programs in the layout and the operations that the Neural Engine likes; how a cache is
+written so that the write survives the conversion.
 Must not know: coremltools, files' names, the ring.
 
 Hidden states are (B, E, 1, T): a linear layer is a 1x1 convolution. All numbers will be float16, whose largest is 65504
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from mpgpt.core import Span
 from mpgpt.errors import ModelError, UsageError
+from mpgpt.model import program as program_of
 from mpgpt.model.architecture import ModelConfig
+from mpgpt.model.known_families import family_of
 from mpgpt.model.loader import Source, activation
 
 LEAST = 0.01
@@ -49,6 +51,11 @@ class Norm(nn.Module):
         # Weight and bias apart: next to each other coremltools makes a batch norm of them, of two dtypes.
         y = z * self.weight * torch.rsqrt(variance)
         return y if self.bias is None else y + self.bias
+
+
+def _norm(source: Source, op: program_of.Norm, eps: float, *, shape: Sequence[int]) -> Norm:
+    bias = _vector(source, f"{op.name}.bias") if op.centred else None
+    return Norm(_vector(source, f"{op.name}.weight"), bias, eps, centred=op.centred, shape=shape)
 
 
 def _vector(source: Source, name: str) -> Tensor:
@@ -79,37 +86,25 @@ def linear(source: Source, names: Sequence[str], *, biased: bool, transpose: boo
 
 
 class Block(nn.Module):
-    """One layer of either family, without its cache."""
+    """One layer, as its family's program says, without its cache: norm, attention, norm, MLP."""
 
     def __init__(self, config: ModelConfig, layer: int, source: Source) -> None:
         super().__init__()
-        gpt2, c = config.family == "gpt2", config
-        self._heads, self._kv_heads, self._dim, self._scale = c.heads, c.kv_heads, c.head_dim, c.scales[layer]
-        self._gated, self._activation = c.gated, activation(c.activation)
-        at = f"h.{layer}" if gpt2 else f"layers.{layer}"
-        first, second = ("ln_1", "ln_2") if gpt2 else ("input_layernorm", "post_attention_layernorm")
-        self.norm_1, self.norm_2 = (self._norm(source, f"{at}.{name}", c) for name in (first, second))
-        if gpt2:
-            self.qkv = linear(source, [f"{at}.attn.c_attn"], biased=True, transpose=True)
-            self.out = linear(source, [f"{at}.attn.c_proj"], biased=True, transpose=True)
-            self.up = linear(source, [f"{at}.mlp.c_fc"], biased=True, transpose=True)
-            self.down = linear(source, [f"{at}.mlp.c_proj"], biased=True, transpose=True)
-        else:
-            attention, mlp = [f"{at}.self_attn.{n}_proj" for n in "qkv"], f"{at}.mlp"
-            self.qkv = linear(source, attention, biased=c.qkv_bias, transpose=False)
-            self.out = linear(source, [f"{at}.self_attn.o_proj"], biased=c.out_bias, transpose=False)
-            self.up = linear(source, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], biased=c.mlp_bias, transpose=False)
-            self.down = linear(source, [f"{mlp}.down_proj"], biased=c.mlp_bias, transpose=False)
-        over_heads = [_vector(source, f"{at}.self_attn.{n}_norm.weight") for n in ("qk" if c.qk_norm else "")]
-        self.qk_norms = nn.ModuleList(
-            Norm(weight, None, c.eps, centred=False, shape=(1, 1, 1, c.head_dim)) for weight in over_heads
+        program = family_of(config).program(config, layer)
+        self._heads, self._kv_heads, self._dim = config.heads, config.kv_heads, config.head_dim
+        norms = [op for op in program.operations if isinstance(op, program_of.Norm)]
+        (attend,) = (op for op in program.operations if isinstance(op, program_of.Attend))
+        (active,) = (op for op in program.operations if isinstance(op, program_of.Activate))
+        self._scale, self._gated, self._activation = attend.scale, active.gated, activation(active.function)
+        self.norm_1, self.norm_2 = (
+            _norm(source, op, config.eps, shape=(1, -1, 1, 1)) for op in norms if op.heads is None
         )  # fmt: skip
-
-    @staticmethod
-    def _norm(source: Source, name: str, config: ModelConfig) -> Norm:
-        gpt2 = config.family == "gpt2"
-        bias = _vector(source, f"{name}.bias") if gpt2 else None
-        return Norm(_vector(source, f"{name}.weight"), bias, config.eps, centred=gpt2, shape=(1, -1, 1, 1))
+        self.qk_norms = nn.ModuleList(
+            _norm(source, op, config.eps, shape=(1, 1, 1, config.head_dim)) for op in norms if op.heads
+        )
+        self.qkv, self.out, self.up, self.down = (
+            linear(source, op.names, biased=op.biased, transpose=op.transposed) for op in program.products
+        )
 
     def project(self, x: Tensor, turns: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), scaled; keys and values (B, K, T, D); turned by their positions where ``turns`` are."""

@@ -102,7 +102,7 @@ def _manifest(config: ModelConfig, span: Span, options: PackageOptions, name: st
         format=1,
         model=name,
         model_hash=model_hash,
-        family="gpt2" if config.family == "gpt2" else "llama",
+        family=config.family,
         model_layers=config.layers,
         layers=(span.start, span.stop),
         embed=config.embed,
