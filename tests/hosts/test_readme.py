@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from mpgpt.commands.setup import BEGIN, END, OPENMPI, RUNTIME
+from mpgpt.model.native import library
 from mpgpt.model.pull import model_home
 from tests.hosts.cluster import CHECKOUT, Cluster
 from tests.hosts.host import Host, Setup
@@ -80,6 +81,7 @@ BATCH = taken(r"generate --prompts")
 KEYS = taken(r"openssl")
 SERVE = taken(r"standard -n 3 mpgpt serve")
 PLAN = taken(r"-n 3 mpgpt plan")
+VERIFY = taken(r"-n 3 mpgpt verify")
 WHAT_IF = taken(r"^mpgpt plan --what-if")
 SIMULATE = taken(r"^mpgpt simulate")
 ALONE = taken(r"^mpgpt generate .*--prompt")
@@ -268,6 +270,13 @@ def wait_for_health(host: Host, server: str) -> bool:
 def test_plan(ring: Cluster) -> None:
     run = typed(ring["mini1"], command_of(PLAN))
     assert run.returncode == 0 and all(name in run.stdout for name in RING), run.stdout + run.stderr
+
+
+@pytest.mark.skipif(isinstance(library.find(), library.Absent), reason="there are no compiled kernels")
+def test_all_hosts_compute_the_same_bits(ring: Cluster) -> None:
+    run = typed(ring["mini1"], command_of(VERIFY))
+    assert run.returncode == 0 and "All bits are as they should be." in run.stdout, run.stdout + run.stderr
+    assert all(name in run.stdout for name in RING) and run.stdout.count("same bits") == len(RING)
 
 
 def test_check_hosts(ring: Cluster) -> None:
