@@ -24,5 +24,7 @@ def test_arm_gives_the_golden_bytes(kind: str, tmp_path: Path) -> None:
     march, processor = KINDS[kind]
     program = compile_replay(COMPILER, ["-O2", march, "-static"], tmp_path)
     command: list[str | Path] = [EMULATOR, "-cpu", processor, program]
-    got = {name: {dtype: replayed(name, dtype, command, tmp_path) for dtype in DTYPES} for name in MODELS}
-    assert got == GOLDEN["float32 cache"]
+    # An emulator is slow: the second kind differs in its products of bytes alone.
+    models = MODELS if kind == "dotprod" else ("qwen3",)
+    got = {name: {dtype: replayed(name, dtype, command, tmp_path) for dtype in DTYPES} for name in models}
+    assert got == {name: GOLDEN["float32 cache"][name] for name in models}
