@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from mpgpt.core import SEEDS, Sampling, Span
+from mpgpt.core import SEEDS, Sampling, Span, check_spans
 from mpgpt.errors import UsageError
 from mpgpt.machines import Workload
 from mpgpt.yamlfile import parse_yaml, printable, problems, read_yaml, shown
@@ -345,39 +345,6 @@ def _named_spans(named: Mapping[str, Layers]) -> list[Span]:
                 "a rank's layers must be at least one, consecutive and ascending"
             )
     return [Span(start=named[key][0], stop=named[key][-1] + 1) for key in keys]
-
-
-def check_spans(
-    spans: Iterable[Span | None], ranks: int, layers: int, source: str, counted: str = ""
-) -> tuple[Span | None, ...]:
-    """Prove that ``spans`` are one per rank (None: without layers), contiguous from layer 0, disjoint and complete.
-
-    ``source`` is where the user wrote them, ``counted`` says where there are so many ranks, if not under mpirun.
-    Raises UsageError that names the source, the rank and the layers.
-    """
-    spans = tuple(spans)
-    if len(spans) != ranks:
-        names = f"{source} names {len(spans)} rank{'s' * (len(spans) != 1)} but"
-        if counted:
-            raise UsageError(f"{names} {counted}; give each rank its layers, - for none")
-        raise UsageError(
-            f"{names} mpirun started {ranks} (-n {ranks}); give each rank its layers, or start with -n {len(spans)}"
-        )
-    stop = last = 0
-    for rank, span in enumerate(spans):
-        if span is None:
-            continue
-        if span.start != stop:
-            raise UsageError(
-                f"{source} gives rank {rank} layers {span}, but it must begin at layer {stop}: "
-                "each layer runs once, and in order"
-            )
-        stop, last = span.stop, rank
-    if not stop:
-        raise UsageError(f"{source} gives no rank any layers; the model has {layers}")
-    if stop != layers:
-        raise UsageError(f"{source} ends with layer {stop - 1}, on rank {last}, but the model's last is {layers - 1}")
-    return spans
 
 
 def parse_layers(text: str, option: str = "--layers") -> tuple[Span | None, ...]:

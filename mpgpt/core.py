@@ -8,8 +8,11 @@ All but ``Sequence`` are frozen: a step that is in flight cannot change under th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
+
+from mpgpt.errors import UsageError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -29,6 +32,39 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.start}-{self.stop - 1}" if len(self) > 1 else f"{self.start}"
+
+
+def check_spans(
+    spans: Iterable[Span | None], ranks: int, layers: int, source: str, counted: str = ""
+) -> tuple[Span | None, ...]:
+    """Prove that ``spans`` are one per rank (None: without layers), contiguous from layer 0, disjoint and complete.
+
+    ``source`` is where the user wrote them, ``counted`` says where there are so many ranks, if not under mpirun.
+    Raises UsageError that names the source, the rank and the layers.
+    """
+    spans = tuple(spans)
+    if len(spans) != ranks:
+        names = f"{source} names {len(spans)} rank{'s' * (len(spans) != 1)} but"
+        if counted:
+            raise UsageError(f"{names} {counted}; give each rank its layers, - for none")
+        raise UsageError(
+            f"{names} mpirun started {ranks} (-n {ranks}); give each rank its layers, or start with -n {len(spans)}"
+        )
+    stop = last = 0
+    for rank, span in enumerate(spans):
+        if span is None:
+            continue
+        if span.start != stop:
+            raise UsageError(
+                f"{source} gives rank {rank} layers {span}, but it must begin at layer {stop}: "
+                "each layer runs once, and in order"
+            )
+        stop, last = span.stop, rank
+    if not stop:
+        raise UsageError(f"{source} gives no rank any layers; the model has {layers}")
+    if stop != layers:
+        raise UsageError(f"{source} ends with layer {stop - 1}, on rank {last}, but the model's last is {layers - 1}")
+    return spans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

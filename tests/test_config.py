@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mpgpt.config import IPad, RunConfig, check_spans, load, parse_layers
-from mpgpt.core import Sampling, Span, signed_seed
+from mpgpt.config import IPad, RunConfig, load, parse_layers
+from mpgpt.core import Sampling, Span, check_spans, signed_seed
 from mpgpt.errors import UsageError
 from mpgpt.model.sampler import check
 from mpgpt.transport.mpirun import beside

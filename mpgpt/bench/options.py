@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from mpgpt.bench import plot
 from mpgpt.bench.measure import REPEATS
-from mpgpt.config import DtypeName, check_spans, parse_layers
-from mpgpt.core import Span
+from mpgpt.config import DtypeName, parse_layers
+from mpgpt.core import Span, check_spans
 from mpgpt.display import notify
 from mpgpt.errors import UsageError
 from mpgpt.files import check_writable

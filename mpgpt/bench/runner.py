@@ -58,7 +58,7 @@ class RingMeasurement:
         on_rank0(world, lambda: fit(wanted, model_config(folder)))
         options = RingOptions(
             dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context, threads=wanted.threads,
-            kernel=wanted.kernel, native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
+            kernel=wanted.kernel, memory=self._home.parent / "kernels.json",
             spans=lambda config: wanted.spans,
             everyone=True,
         )  # fmt: skip

@@ -28,7 +28,7 @@ from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
 from mpgpt.model.known_families import read_config
 from mpgpt.model.linear import Kernels
 from mpgpt.model.pull import find, place_of, pull
-from mpgpt.model.slice import weights_of
+from mpgpt.model.slice import cores, weights_of
 from mpgpt.model.weights import lean_heap
 from mpgpt.placement.costs import held_bytes
 from mpgpt.placement.plan import RANK0_TOLERANCE, place
@@ -267,11 +267,8 @@ def share_cores(world: World, threads: int | None) -> int:
     """Give torch its threads: as many as given, which keeps whatever binding there is, or this rank's share of the
     host's cores. For that the binding to one core, which is mpirun's default, is undone."""
     if threads is None:
-        cores = os.cpu_count() or 1
-        if hasattr(os, "sched_setaffinity"):
-            if world.launched:
-                os.sched_setaffinity(0, range(cores))
-            cores = len(os.sched_getaffinity(0))
-        threads = max(1, cores // world.hosts.count(world.hosts[world.rank]))
+        if world.launched and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        threads = max(1, cores() // world.hosts.count(world.hosts[world.rank]))
     torch.set_num_threads(threads)
     return threads

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mpgpt.config import CacheDtype, DtypeName, RunConfig
+from mpgpt.config import CacheDtype, DtypeName, RunConfig, native_wanted
 from mpgpt.core import Span
 from mpgpt.machines import Workload
 from mpgpt.model.architecture import ModelConfig
@@ -71,7 +71,7 @@ class RingOptions:
     threads: int | None = None
     """Of a rank; None for its share of the host's cores."""
     kernel: str = "auto"
-    native: bool = True
+    native: bool = field(default_factory=native_wanted)
     """Whether this host may take the compiled kernels."""
     memory: Path | None = None
     """The file in which each host keeps what it found out about kernels."""

@@ -19,7 +19,7 @@ from mpgpt.cluster.bootstrap import DeviceFactory, TuningResults, connect_device
 from mpgpt.cluster.ring import Ring
 from mpgpt.cluster.ring_config import RingOptions, over_settings
 from mpgpt.config import CacheDtype, DtypeName, StrategyName
-from mpgpt.core import GREEDY, Request, Sampling, Span
+from mpgpt.core import GREEDY, Request, Sampling, Span, check_spans
 from mpgpt.display import silent
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import RequestError, UsageError
@@ -111,8 +111,7 @@ class Session:
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
             dtype=chosen["dtype"], kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
-            threads=chosen["threads"], kernel=chosen["kernel"], native=configs.native_wanted(),
-            memory=self._home.parent / "kernels.json",
+            threads=chosen["threads"], kernel=chosen["kernel"], memory=self._home.parent / "kernels.json",
             spans=lambda config: self._spans(world, config), objective=self._objective, workload=self.config.workload,
         )  # fmt: skip
         settings = negotiate(world, folder, options, device, report=report, explain=self._explain)
@@ -192,7 +191,7 @@ class Session:
 
     def _spans(self, world: World, config: ModelConfig) -> tuple[Span | None, ...] | None:
         if layers := self._options.layers:
-            return configs.check_spans(configs.parse_layers(layers), world.size, config.layers, "--layers")
+            return check_spans(configs.parse_layers(layers), world.size, config.layers, "--layers")
         # A model named on the command line is another than the file's: its layers are not the file's either.
         model = self._options.model
         return None if model and model != self.config.hf_model_name else self.config.spans(world.size, config.layers)

@@ -70,7 +70,7 @@ class Planning:
         options = RingOptions(
             dtype=dtype, kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
             threads=threads, kernel=chosen["kernel"],
-            native=configs.native_wanted(), memory=self._home.parent / "kernels.json",
+            memory=self._home.parent / "kernels.json",
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)
         if world.rank == 0 and self._options.explain:

@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpgpt.config import DtypeName, check_spans, parse_layers
-from mpgpt.core import Span
+from mpgpt.config import DtypeName, parse_layers
+from mpgpt.core import Span, check_spans
 from mpgpt.display import counted, gigabytes
 from mpgpt.files import check_writable, write_atomically
 from mpgpt.machines import ClusterProfile, Node, Workload

@@ -20,6 +20,7 @@ from rich.table import Table
 from mpgpt.cluster.bootstrap import ensure_model
 from mpgpt.config import DtypeName
 from mpgpt.core import Row, Span
+from mpgpt.display import silent
 from mpgpt.errors import UsageError
 from mpgpt.model.linear import NATIVE, Kernels
 from mpgpt.model.native import library
@@ -62,9 +63,7 @@ class Verification:
         self._golden: list[dict[str, dict[str, str]]] = list(golden)
         self._layers: list[list[str]] = []
         if options.model and not _lacks(self._kernels):
-            folder = ensure_model(
-                world, options.model, self._home, self._report if world.rank == 0 else lambda line: None
-            )
+            folder = ensure_model(world, options.model, self._home, self._report if world.rank == 0 else silent)
             self._layers = on_all_ranks(world, lambda: _layers(folder, options))
         return self
 

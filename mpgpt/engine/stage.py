@@ -97,16 +97,15 @@ class TorchStage(AtOnce):
     def forward(self, step: Step) -> Step | Result:
         model = self._model
         x_TE = model.embed(step.rows) if model.first else _from_bytes(step.hidden, model.config.embed)
-        x_TE = model.forward(step.rows, x_TE, self._between)
+        out = model.forward(step.rows, x_TE, self._between)
         if not model.last:
-            return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(x_TE))
+            return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(out))
         self._sampler.observe(step.rows)
         sampled = [row for row in step.rows if row.outputs]
         if not sampled:
             return Result(epoch=step.epoch, number=step.number, ids=())
-        logits_TV = x_TE
-        ids = self._sampler.sample(sampled, logits_TV)
-        logprobs = self._sampler.logprobs(sampled, logits_TV, ids) if any(row.logprobs for row in sampled) else ()
+        ids = self._sampler.sample(sampled, out)
+        logprobs = self._sampler.logprobs(sampled, out, ids) if any(row.logprobs for row in sampled) else ()
         return Result(epoch=step.epoch, number=step.number, ids=tuple(ids), logprobs=tuple(logprobs))
 
 

@@ -62,7 +62,6 @@ class Batch:
         self.output_positions = torch.tensor(
             [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.outputs, end)], dtype=torch.int64
         )
-        self.ids = torch.tensor([i for row in rows for i in row.ids], dtype=torch.int64)
         self.positions = torch.tensor([p for row in rows for p in range(row.start, row.stop)], dtype=torch.int64)
         self._rotary = rotary.at(self.positions) if rotary else None
         scattered = len(rows) > 1 and all(query.one_by_one for query in self.queries)

@@ -14,7 +14,7 @@ from typing import Any
 
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.gguf_metadata import GgufMetadata
-from mpgpt.model.program import Norm, Program
+from mpgpt.model.program import Buffer, Norm, Product, Program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +77,18 @@ class Family:
     """Of a layer's tensors, by their names in the layer without ``.weight``: [O, I] of a product, and of each norm
     that is not as wide as the hidden states."""
     gguf: GgufFormat
+
+    def programs(self, config: ModelConfig, layers: range) -> list[Program]:
+        """Of these layers, in order; the model's last one is for outputs only."""
+        programs = [self.program(config, layer) for layer in layers]
+        if layers.stop == config.layers:
+            programs[-1] = programs[-1].outputs_only()
+        return programs
+
+    def closing(self, config: ModelConfig, head: str) -> Program:
+        """What follows the last layer: its norm, and the product with the weight ``head`` that gives the logits."""
+        product = Product(
+            source=Buffer.NORMED, target=Buffer.LOGITS, names=(head.removesuffix(".weight"),), inputs=config.embed,
+            outputs=config.vocab, biased=False, head=True,
+        )  # fmt: skip
+        return Program(operations=(self.final_norm, product))

@@ -22,7 +22,6 @@ from mpgpt.model.known_families import family_of
 from mpgpt.model.linear import Kernels, Weight
 from mpgpt.model.loader import Loader, Source
 from mpgpt.model.native.player import NativePlayer
-from mpgpt.model.program import Buffer, Product, Program
 from mpgpt.model.torch_player import TorchPlayer
 
 HEAD = "lm_head.weight"
@@ -52,18 +51,10 @@ def has_another_head(config: ModelConfig, source: Source) -> bool:
     return not all(torch.equal(a.float(), b.float()) for a, b in both)
 
 
-def closing_program(config: ModelConfig, head: str) -> Program:
-    """What follows the last layer: its norm, and the product with the weight ``head`` that gives the logits."""
-    product = Product(
-        source=Buffer.NORMED, target=Buffer.LOGITS, names=(head.removesuffix(".weight"),), inputs=config.embed,
-        outputs=config.vocab, biased=False, head=True,
-    )  # fmt: skip
-    return Program(operations=(family_of(config).final_norm, product))
-
-
 def weights_of(config: ModelConfig) -> list[Weight]:
     """The shapes of all weights that a model multiplies with, each once."""
-    programs = family_of(config).program(config, 0), closing_program(config, HEAD)
+    family = family_of(config)
+    programs = family.program(config, 0), family.closing(config, HEAD)
     return [
         Weight(inputs=op.inputs, outputs=op.outputs, head=op.head) for program in programs for op in program.products
     ]
@@ -111,10 +102,8 @@ class Slice:
         self.first, self.last = span.start == 0, span.stop == config.layers
         family, loader = family_of(config), Loader(config=config, source=source, kernels=kernels)
         embedding, head = tables(config, source)
-        programs = [family.program(config, layer) for layer in range(span.start, span.stop)]
-        closing = closing_program(config, head) if self.last else None
-        if self.last:
-            programs[-1] = programs[-1].outputs_only()
+        programs = family.programs(config, range(span.start, span.stop))
+        closing = family.closing(config, head) if self.last else None
         self._player: Player
         if kernels.native:
             # More threads than cores would wait for each other's core at every operation.

@@ -24,7 +24,6 @@ from mpgpt.model.known_families import family_of, read_config
 from mpgpt.model.linear import NATIVE, Kernels
 from mpgpt.model.loader import Loader
 from mpgpt.model.native.player import NativePlayer
-from mpgpt.model.program import Buffer, Product, Program
 
 _LLAMA: Mapping[str, Any] = {
     "vocab_size": 200, "hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -89,15 +88,9 @@ class GoldenModel:
         loader = Loader(
             config=config, source=source, kernels=Kernels(dtype=dtype, chosen={"": NATIVE}, kv_dtype=kv_dtype)
         )  # fmt: skip
-        programs = [family.program(config, layer) for layer in range(config.layers)]
-        programs[-1] = programs[-1].outputs_only()
-        head = Product(
-            source=Buffer.NORMED, target=Buffer.LOGITS, names=("head",), inputs=config.embed, outputs=config.vocab,
-            biased=False, head=True,
-        )  # fmt: skip
         self._player = NativePlayer(
-            programs, Program(operations=(family.final_norm, head)), loader, slots=70, context=256, threads=threads,
-            calls=calls,
+            family.programs(config, range(config.layers)), family.closing(config, "head.weight"), loader, slots=70,
+            context=256, threads=threads, calls=calls,
         )  # fmt: skip
         self._embedding = source.mapped("embedding")
         self._positions = source.vector(family.positions) if family.positions else None

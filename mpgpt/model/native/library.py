@@ -1,7 +1,7 @@
 """The compiled player as Python calls it: which library this processor takes, and its structures.
 
-Knows: where the libraries lie, what each needs of a processor, the structures of ``core/player.h``.
-Must not know: programs, models, tensors.
+Knows: where the libraries lie, what each needs of a processor and of a compiler, the structures of ``core/player.h``.
+Must not know: programs, models, tensors, or anything that is not there when mpgpt is built (``setup.py`` asks it).
 
 One library is built for each kind of processor, from the same sources; they give the same bits. A library that was
 built from other sources than lie beside it is not taken.
@@ -32,6 +32,20 @@ FEATURES: Mapping[str, Mapping[str, frozenset[str]]] = {
     "aarch64": {"dotprod": frozenset({"asimddp"}), "neon": frozenset({"asimd"})},
 }
 """By machine, the kinds of processor, the fastest first, and what each needs as /proc/cpuinfo spells it."""
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+FLAGS: Mapping[str, tuple[str, ...]] = {
+    "avx512": (*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni"))),
+    "avxvnni": (*AVX2, "-mavxvnni"),
+    "avx2": AVX2,
+    "dotprod": ("-march=armv8.2-a+dotprod",),
+    "neon": ("-march=armv8-a",),
+}
+"""What a compiler needs for each kind."""
+COMMON_FLAGS = (
+    "-std=c++17", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
+    "-fvisibility=hidden", "-pthread",
+)  # fmt: skip
+"""For all kinds: whatever else a compiler is asked for, the bits are these."""
 BUFFERS = 8
 
 
@@ -101,8 +115,6 @@ def load(path: Path) -> ctypes.CDLL:
         ("rotary", None, [c_void_p, c_int32, c_int32, c_float, c_void_p, c_void_p]),
         ("player", c_void_p, [POINTER(PlayerArgs)]),
         ("play", c_int32, [c_void_p, POINTER(StepArgs), c_int32, c_int32]),
-        ("seconds", POINTER(ctypes.c_double), [c_void_p]),
-        ("threads", c_int32, [c_void_p]),
         ("free", None, [c_void_p]),
     ):
         function = getattr(calls, f"mpgpt_{name}")

@@ -38,7 +38,6 @@ from mpgpt.model.program import (
 
 BUFFER_IDS: Mapping[Buffer, int] = {buffer: number for number, buffer in enumerate(Buffer)}
 RMS_NORM, LAYER_NORM, PRODUCT, ROTATE, WRITE, ATTEND, ACTIVATE, ADD, SELECT = range(9)
-KINDS = ("rms norm", "layer norm", "product", "rotate", "write", "attend", "activate", "add", "select")
 ACTIVATIONS: Mapping[str, int] = {
     "silu": 0, "swish": 0, "relu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu": 3,
 }  # fmt: skip
@@ -120,10 +119,6 @@ class NativePlayer:
         """See ``slice.Player``."""
         for cache in self._caches:
             cache.view(self._kernels.stored).fill_(value)
-
-    def seconds(self) -> dict[str, float]:
-        """By kind of operation, since the player was made."""
-        return dict(zip(KINDS, self._calls.mpgpt_seconds(self._player)[: len(KINDS)], strict=True))
 
     def _places(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each token its position and its slot; and which tokens have an output."""

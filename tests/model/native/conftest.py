@@ -13,21 +13,18 @@ from pathlib import Path
 import pytest
 
 from mpgpt.model.native import library
-from mpgpt.model.native.library import CORE
+from mpgpt.model.native.library import COMMON_FLAGS, CORE, FLAGS
 
-STRICT = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror",
-          "-Wno-psabi", "-fvisibility=hidden", "-fPIC", "-shared", "-pthread")  # fmt: skip
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+STRICT = (*COMMON_FLAGS, "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
 BUILDS: Mapping[str, tuple[str, str | None, tuple[str, ...]]] = {
     "avx512": ("", "avx512", ()),
     "avxvnni": ("", "avxvnni", ()),
     "avx2": ("", "avx2", ()),
     "dotprod": ("", "dotprod", ()),
     "neon": ("", "neon", ()),
-    "gcc -O1 avx2": ("g++", "avx2", ("-O1", *AVX2)),
-    "clang -O3 avx2": ("clang++", "avx2", ("-O3", *AVX2)),
-    "clang -O2 avx512": ("clang++", "avx512", ("-O2", *AVX512)),
+    "gcc -O1 avx2": ("g++", "avx2", ("-O1", *FLAGS["avx2"])),
+    "clang -O3 avx2": ("clang++", "avx2", ("-O3", *FLAGS["avx2"])),
+    "clang -O2 avx512": ("clang++", "avx512", ("-O2", *FLAGS["avx512"])),
     "plain": ("g++", None, ("-O1", "-DMPGPT_PLAIN")),
 }
 """By name: the compiler, or none for what was built at install; the kind of processor it needs, if any; flags."""

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from mpgpt.model.native.golden import DTYPES, MODELS
+from mpgpt.model.native.library import FLAGS
 from tests.model.native.replaying import compile_replay, replayed
 from tests.model.native.test_bits import GOLDEN
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-KINDS = {"dotprod": ("-march=armv8.2-a+dotprod", "cortex-a76"), "neon": ("-march=armv8-a", "cortex-a72")}
+PROCESSORS = {"dotprod": "cortex-a76", "neon": "cortex-a72"}
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which(COMPILER) and shutil.which(EMULATOR)), reason=f"there is no {COMPILER} or no {EMULATOR}"
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROCESSORS)
 def test_arm_gives_the_golden_bytes(kind: str, tmp_path: Path) -> None:
-    march, processor = KINDS[kind]
-    program = compile_replay(COMPILER, ["-O2", march, "-static"], tmp_path)
-    command: list[str | Path] = [EMULATOR, "-cpu", processor, program]
+    program = compile_replay(COMPILER, ["-O2", "-static", *FLAGS[kind]], tmp_path)
+    command: list[str | Path] = [EMULATOR, "-cpu", PROCESSORS[kind], program]
     # An emulator is slow: the second kind differs in its products of bytes alone.
     models = MODELS if kind == "dotprod" else ("qwen3",)
     got = {name: {dtype: replayed(name, dtype, command, tmp_path) for dtype in DTYPES} for name in models}

@@ -11,7 +11,6 @@ import pytest
 
 from mpgpt.model.native import library
 from mpgpt.model.native.golden import DTYPES
-from tests.model.native.conftest import AVX2
 from tests.model.native.replaying import compile_replay, replayed
 from tests.model.native.test_bits import GOLDEN
 
@@ -27,7 +26,7 @@ def test_golden_models(what: str, tmp_path: Path) -> None:
     if library.machine() == "x86_64":
         if not library.FEATURES["x86_64"]["avx2"] <= library.processor_features():
             pytest.skip("this processor has no AVX2")
-        flags += AVX2
+        flags += library.FLAGS["avx2"]
     if not shutil.which("g++") or not sanitizes(flags, tmp_path):
         pytest.skip("there is no compiler with sanitizers")
     command: list[str | Path] = [compile_replay("g++", flags, tmp_path)]

@@ -58,7 +58,4 @@ API int32_t mpgpt_play(Player* player, const StepArgs* step, int32_t first, int3
     }
 }
 
-// Seconds by kind of operation since the player was made.
-API const double* mpgpt_seconds(const Player* player) { return player->seconds(); }
-API int32_t mpgpt_threads(const Player* player) { return player->threads(); }
 API void mpgpt_free(Player* player) { delete player; }

@@ -15,7 +15,7 @@
 #include "team.h"
 
 enum BufferId : int32_t { HIDDEN, NORMED, QKV, MIXED, INNER, ACTIVE, CHANGE, LOGITS, BUFFERS };
-enum Kind : int32_t { RMS_NORM, LAYER_NORM, PRODUCT, ROTATE, WRITE, ATTEND, ACTIVATE, ADD, SELECT, KINDS };
+enum Kind : int32_t { RMS_NORM, LAYER_NORM, PRODUCT, ROTATE, WRITE, ATTEND, ACTIVATE, ADD, SELECT };
 
 // One operation. What a, b, c and x are depends on its kind:
 //   norms     heads a to before b of c elements each, x eps; data the weight, more the bias
@@ -58,8 +58,6 @@ class Player {
     // Operations `first` to before `last` for a step; the first range of a step brings hidden_in.
     void play(const StepArgs& step, int first, int last);
 
-    const double* seconds() const { return seconds_; }
-    int threads() const { return team_.count(); }
 
    private:
     struct Operation {
@@ -95,6 +93,5 @@ class Player {
     int capacity_ = 0, rows_ = 0, first_ = 0, last_ = 0;
     std::vector<int32_t> positions_, slots_;
     const StepArgs* step_ = nullptr;
-    double seconds_[KINDS] = {};
     Team team_;
 };

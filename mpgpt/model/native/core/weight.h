@@ -17,7 +17,7 @@
 #include "dots.h"
 #include "turn.h"
 
-enum Format : int32_t { FLOAT32, FLOAT16, BFLOAT16, INT8, INT8_GROUP, INT4, FORMATS };
+enum Format : int32_t { FLOAT32, FLOAT16, BFLOAT16, INT8, INT8_GROUP, INT4 };
 
 constexpr int GROUP = 32;  // inputs that share a scale
 constexpr size_t INT8_GROUP_BYTES = 32 + 512, INT4_GROUP_BYTES = 64 + 256;
