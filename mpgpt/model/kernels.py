@@ -8,8 +8,9 @@ Decoding is bound by reading weights, so how they are held decides the speed. Ev
 precision is that of its dtype: float32 is never less, ``int8`` is weights of 8 bits with a scale for each output and
 activations of 8 bits with a scale for each row, ``int4`` is weights of 4 bits with a scale and a least value for each
 group of 32. And a row's result does not depend on the rows beside it: products of integers are exact, and those of
-floats are so, bit for bit, as long as there are two rows (oneDNN and MKL, x86-64). A single row may take another
-code path and round differently; where a trial at load shows that, it is multiplied as two.
+floats are so, bit for bit, as long as there are two rows (oneDNN and MKL, x86-64), but for bfloat16 on a processor with
+a matrix unit (AMX), where many rows take another path than few. A single row may take another code path and round
+differently; where a trial at load shows that, it is multiplied as two.
 
 Legend: T tokens, I input features, O output features, N groups of input features.
 """

@@ -217,7 +217,7 @@ def _read(folder: Path) -> tuple[Any, Any]:
     """A tokenizer of transformers, for its names and its template; and one of ``tokenizers``, for ids."""
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     # Told no, transformers refuses a folder's own code; told nothing, it asks whoever is at stdin.
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -227,6 +227,8 @@ def _read(folder: Path) -> tuple[Any, Any]:
         _refuse_own_code(folder, names.init_kwargs)
         _mark_special(names, backend)
     elif (folder / "vocab.json").is_file():
+        from transformers import AutoTokenizer  # takes a while, and is seldom needed
+
         names = AutoTokenizer.from_pretrained(folder, **options)
         backend = names.backend_tokenizer
     else:
@@ -240,12 +242,13 @@ def _read(folder: Path) -> tuple[Any, Any]:
 
 def _refuse_own_code(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises ``ModelError`` where neither the model nor the tokenizer's class is known, only code in the folder."""
+    own = settings.get("auto_map")
+    if not own or "AutoTokenizer" not in own:
+        return
     import transformers
 
     config = json.loads((folder / "config.json").read_bytes()) if (folder / "config.json").is_file() else {}
-    known = config.get("model_type") in transformers.CONFIG_MAPPING
-    own = settings.get("auto_map")
-    if own and "AutoTokenizer" in own and not known:
+    if config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise ModelError(f"the tokenizer in {folder} cannot be read: it contains custom code, which is not run here")
 
 
