@@ -234,8 +234,8 @@ def bench_command(**given: Any) -> int:
 def verify_command(**given: Any) -> int:
     """Verify that all hosts compute the same bits: those of the golden models that mpgpt brings, and of a model.
 
-    Alone, this machine is tried; under mpirun every rank's. A host that differs is named, with what differs, and
-    the exit status is 1. Each host needs the compiled kernels.
+    Alone, this machine is tried; under mpirun every rank's, by itself and with a part of the model's layers each. A
+    host that differs is named, with what differs, and the exit status is 1. Each host needs the compiled kernels.
     """
     from rich.console import Console
 

@@ -1,7 +1,11 @@
-"""`mpgpt verify`: whether all hosts compute the same bits, and those that mpgpt was released with.
+"""`mpgpt verify`: whether all hosts compute the same bits, together as well, and those that mpgpt was released with.
 
 Knows: what is compared with what, and how it is said.
 Must not know: how a layer is computed, how ranks reach one another.
+
+Three comparisons: every host's golden models with the digests that mpgpt brings; each of a model's layers, as every
+host computes all of them by itself, with rank 0's; and the model in as many parts as there are ranks, each of which
+hands its hidden states to the next, with rank 0 by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpgpt.cluster.bootstrap import ensure_model
+from mpgpt.cluster.chain import part_of, pass_through
 from mpgpt.config import DtypeName
 from mpgpt.core import Row, Span
 from mpgpt.display import silent
@@ -47,6 +52,20 @@ class VerifyOptions:
     threads: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a rank's part of a model came to."""
+
+    start: int
+    """Its first layer."""
+    stop: int
+    """The layer behind its last; ``start`` where it has none."""
+    digest: str
+
+    def __str__(self) -> str:
+        return str(Span(start=self.start, stop=self.stop)) if self.start < self.stop else "none"
+
+
 class Verification:
     """One run. ``start`` is called on every rank, then ``run_rank0`` on rank 0 and ``serve`` on the others."""
 
@@ -62,9 +81,12 @@ class Verification:
         golden = {} if _lacks(self._kernels) else on_all_ranks(world, lambda: _golden(options.threads))
         self._golden: list[dict[str, dict[str, str]]] = list(golden)
         self._layers: list[list[str]] = []
+        self._parts: list[Part] = []
         if options.model and not _lacks(self._kernels):
             folder = ensure_model(world, options.model, self._home, self._report if world.rank == 0 else silent)
             self._layers = on_all_ranks(world, lambda: _layers(folder, options))
+            if world.size > 1:
+                self._parts = [Part(*part) for part in on_all_ranks(world, lambda: _part(world, folder, options))]
         return self
 
     def run_rank0(self, ring: Verification) -> int:
@@ -83,6 +105,9 @@ class Verification:
             for rank, got in enumerate(self._layers)
             if (where := _first_difference(got, self._layers[0]))
         ]
+        if wrong_part := self._first_wrong_part():
+            whole = f"{model} ({self._options.dtype}) in {len(self._parts)} parts"
+            troubles.append(f"{whole} differs from rank 0 alone, from {wrong_part} on")
         table = Table("rank", "host", "kernels", "golden models", *([model] if self._layers else []))
         for rank, host in enumerate(self._hosts):
             same = "differ" if _differences(self._golden[rank], expected) else "same bits"
@@ -93,12 +118,26 @@ class Verification:
         self._console.print(table)
         for trouble in troubles:
             self._console.print(f"mpgpt: {trouble}", highlight=False, soft_wrap=True)
+        if self._parts and not wrong_part:
+            parts = ", ".join(map(str, self._parts))
+            self._console.print(f"Layers {parts} on the ranks together: the bits of one.", highlight=False)
         if not troubles:
             self._console.print("All bits are as they should be.", highlight=False)
         return 1 if troubles else 0
 
     def serve(self) -> None:
         """Every other rank's part: it has computed, and is done."""
+
+    def _first_wrong_part(self) -> str:
+        """Behind which rank's layers what the ranks compute together is not what rank 0 does; empty where all is."""
+        return next(
+            (
+                f"{self._name(rank)} with layers {part}"
+                for rank, part in enumerate(self._parts)
+                if part.start < part.stop and part.digest != self._layers[0][part.stop - 1]
+            ),
+            "",
+        )
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} on {self._hosts[rank]}"
@@ -126,9 +165,8 @@ def _golden(threads: int) -> dict[str, dict[str, str]]:
 def _layers(folder: Path, options: VerifyOptions) -> list[str]:
     """Digests of a prompt's hidden states behind each layer, and of its logits; one layer is held at a time."""
     config, checkpoint = model_config(folder), Checkpoint(folder)
-    ids = Tokenizer(folder).encode(options.prompt)[: min(LONGEST, config.positions)]
+    ids, kernels = _ids(folder, options), Kernels(dtype=options.dtype, chosen={"": NATIVE})
     rows = [Row(slot=0, start=0, ids=tuple(ids), outputs=len(ids))]
-    kernels = Kernels(dtype=options.dtype, chosen={"": NATIVE})
     digests, x_TE = list[str](), torch.empty(0)
     for layer in range(config.layers):
         with lean_heap():
@@ -138,6 +176,18 @@ def _layers(folder: Path, options: VerifyOptions) -> list[str]:
         x_TE = one.forward(rows, x_TE if layer else one.embed(rows))
         digests.append(digest(x_TE))
     return digests
+
+
+def _part(world: World, folder: Path, options: VerifyOptions) -> tuple[int, int, str]:
+    """See ``Part``."""
+    kernels = Kernels(dtype=options.dtype, chosen={"": NATIVE})
+    out = pass_through(world, folder, kernels, _ids(folder, options))
+    span = part_of(model_config(folder).layers, world.rank, world.size)
+    return (span.start, span.stop, digest(out)) if span and out is not None else (0, 0, "")
+
+
+def _ids(folder: Path, options: VerifyOptions) -> list[int]:
+    return Tokenizer(folder).encode(options.prompt)[: min(LONGEST, model_config(folder).positions)]
 
 
 def _differences(got: Mapping[str, Mapping[str, str]], expected: Mapping[str, Any]) -> list[str]:

@@ -15,11 +15,15 @@ from rich.console import Console
 from mpgpt.commands.verify import Verification, VerifyOptions
 from mpgpt.errors import UsageError
 from mpgpt.model.native import library
-from mpgpt.transport.link import SoloWorld
+from mpgpt.transport.link import Link, QueueLink, SoloWorld
 from tests.support.launch import mpgpt
 from tests.support.models import save_random, save_tokenizer
 
 pytestmark = pytest.mark.skipif(isinstance(library.find(), library.Absent), reason="there are no compiled kernels")
+
+
+PART = 3
+"""What a rank answers of its part: begin, end, digest. The model has more layers than that."""
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +33,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [0, 3])
 def test_ranks_that_agree(ranks: int, model: Path) -> None:
     done = mpgpt(ranks, "verify", "--model", model, "--dtype", "int8", "--threads", "2")
     assert done.returncode == 0, done.stderr
+    assert ("on the ranks together: the bits of one" in done.stdout) == (ranks > 1)
     assert done.stdout.count("same bits") == max(1, ranks) and "All bits are as they should be." in done.stdout
 
 
@@ -44,6 +49,9 @@ class Pair(SoloWorld):
     def __init__(self, change: Callable[[Any], None]) -> None:
         super().__init__()
         self.hosts, self._change = ["mini1", "pi5"], change
+
+    def connect(self, source: int, target: int, capacity: int) -> Link:
+        return QueueLink(self.bell)
 
     def gather(self, data: bytes) -> list[bytes]:
         other = json.loads(data)
@@ -73,12 +81,23 @@ def test_a_rank_whose_kernels_are_wrong_is_named(model: Path) -> None:
 
 def test_a_rank_that_differs_in_a_model_is_named_with_the_layer(model: Path) -> None:
     def change(answer: Any) -> None:
-        if isinstance(answer, list):
+        if isinstance(answer, list) and len(answer) > PART:
             answer[2:] = ["0" * 16] * len(answer[2:])
 
     status, said = verified(change, model)
     assert status == 1
     assert f"rank 1 on pi5 differs from rank 0 on mini1 in {model} (float32), from layer 2 on" in said
+    assert "parts" not in said
+
+
+def test_bits_that_change_on_the_way_from_rank_to_rank_are_told(model: Path) -> None:
+    def change(answer: Any) -> None:
+        if isinstance(answer, list) and len(answer) == PART:
+            answer[2] = "0" * 16
+
+    status, said = verified(change, model)
+    assert status == 1 and "All bits" not in said
+    assert f"{model} (float32) in 2 parts differs from rank 0 alone, from rank 1 on pi5 with layers" in said
 
 
 def test_a_host_without_kernels_is_named(model: Path) -> None:

@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,18 +81,25 @@ class GoldenModel:
     """One of ``MODELS``, in a dtype, loaded by a library of compiled kernels; its embedding is computed here."""
 
     def __init__(
-        self, name: str, dtype: str, *, calls: ctypes.CDLL | None = None, threads: int = 1, kv_dtype: str = "auto"
-    ) -> None:
-        """``calls`` is the library, where it is not this processor's own."""
+        self, name: str, dtype: str, *, calls: ctypes.CDLL | None = None, threads: int = 1, kv_dtype: str = "auto",
+        cuts: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """``calls`` is the library, where it is not this processor's own. ``cuts`` are layers at which another
+        player begins, as another rank's would."""
         self.config = config = read_config(MODELS[name])
         source, family = WholeWeights(config), family_of(config)
         loader = Loader(
             config=config, source=source, kernels=Kernels(dtype=dtype, chosen={"": NATIVE}, kv_dtype=kv_dtype)
         )  # fmt: skip
-        self._player = NativePlayer(
-            family.programs(config, range(config.layers)), family.closing(config, "head.weight"), loader, slots=70,
-            context=256, threads=threads, calls=calls,
-        )  # fmt: skip
+        closing = family.closing(config, "head.weight")
+        bounds = pairwise([0, *cuts, config.layers])
+        self._players = [
+            NativePlayer(
+                family.programs(config, range(start, stop)), closing if stop == config.layers else None, loader,
+                slots=70, context=256, threads=threads, calls=calls,
+            )
+            for start, stop in bounds
+        ]  # fmt: skip
         self._embedding = source.mapped("embedding")
         self._positions = source.vector(family.positions) if family.positions else None
 
@@ -100,7 +108,9 @@ class GoldenModel:
         x_TE = self._embedding[torch.tensor([i for row in rows for i in row.ids])]
         if self._positions is not None:
             x_TE = x_TE + self._positions[torch.tensor([p for row in rows for p in range(row.start, row.stop)])]
-        return self._player.play(rows, x_TE, lambda: None)
+        for player in self._players:
+            x_TE = player.play(rows, x_TE, lambda: None)
+        return x_TE
 
     def prompt(self, seed: int = 0) -> list[int]:
         """``PROMPT`` token ids."""

@@ -57,6 +57,15 @@ def test_chunks_change_no_bit(name: str, dtype: str, size: int) -> None:
 
 @every_model
 @every_dtype
+@pytest.mark.parametrize("cuts", [(1,), (2,), (1, 2)])
+def test_several_ranks_give_the_golden_bytes(name: str, dtype: str, cuts: tuple[int, ...]) -> None:
+    assert (
+        digest(GoldenModel(name, dtype, kv_dtype="float32", cuts=cuts).whole()) == GOLDEN["float32 cache"][name][dtype]
+    )
+
+
+@every_model
+@every_dtype
 @pytest.mark.parametrize("threads", [1, 4])
 def test_company_changes_no_bit(name: str, dtype: str, threads: int) -> None:
     """A token's logits beside 0 to 63 other sequences, each of its own length, and beside a prompt's chunk."""
