@@ -17,10 +17,12 @@ GROUP = 32
 """Input features that share a scale in int4: 64 are no faster on x86-64, and less exact."""
 GROUP_BYTES = 4
 """The scale and the zero of a group, two bytes each; also the scale of an output channel in int8."""
+SCALE_BYTES = 2
+"""The scale of a group in int8."""
 HIDDEN_BYTES = 4
 """Of a number of hidden states between ranks: float32 in every dtype, so that a Mac and a Pi may compute differently
 inside and still agree on what lies between them."""
-BITS: Mapping[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 4}
+BITS: Mapping[str, int] = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int8-group": 8, "int4": 4}
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "int8", "int4")
 """The dtypes that are suggested where memory is short, from the largest to the smallest."""
 
@@ -47,9 +49,10 @@ def smaller_shapes(
 
 
 def weight_bytes(weights: int, outputs: int, dtype: str) -> int:
-    """The bytes of weights with their scales: in int8 for each of ``outputs`` channels, in int4 for each group."""
-    scales = {"int8": GROUP_BYTES * outputs, "int4": GROUP_BYTES * -(-weights // GROUP)}.get(dtype, 0)
-    return weights * BITS[dtype] // 8 + scales
+    """The bytes of weights with their scales: in int8 for each of ``outputs`` channels, else for each group."""
+    groups = -(-weights // GROUP)
+    scales = {"int8": GROUP_BYTES * outputs, "int8-group": SCALE_BYTES * groups, "int4": GROUP_BYTES * groups}
+    return weights * BITS[dtype] // 8 + scales.get(dtype, 0)
 
 
 def bytes_per_weight(dtype: str) -> float:
@@ -65,8 +68,8 @@ def layer_outputs(config: ModelConfig) -> int:
 
 
 def head_dtype(dtype: str) -> str:
-    """The dtype of the head: 8 bit where the layers have 4."""
-    return "int8" if dtype == "int4" else dtype
+    """The dtype of the head: 8 bit where the layers have 4, with a scale for each group (torch's kernels: int8)."""
+    return "int8-group" if dtype == "int4" else dtype
 
 
 def cache_bytes(dtype: str, kv_dtype: str = "auto") -> int:
