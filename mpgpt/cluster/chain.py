@@ -9,12 +9,14 @@ Legend: T tokens, E embed, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mpgpt.core import Row, Span, Step, Stop
+from mpgpt.engine.stage import hidden_bytes, hidden_states
 from mpgpt.errors import LinkError
 from mpgpt.model.footprint import HIDDEN_BYTES
 from mpgpt.model.linear import Kernels
@@ -44,14 +46,14 @@ def pass_through(world: World, folder: Path, kernels: Kernels, ids: Sequence[int
     # In this order no rank waits for one that waits for it.
     onward = world.connect(rank, rank + 1, codec.max_frame) if rank + 1 < ranks else None
     inward = world.connect(rank - 1, rank, codec.max_frame) if rank else None
-    row, span = Row(slot=0, start=0, ids=tuple(ids), outputs=len(ids)), part_of(config.layers, rank, ranks)
+    span = part_of(config.layers, rank, ranks)
     message: Step | Stop = Stop(epoch=0)
     try:
         model = None
         if span:
             with lean_heap():
                 model = Slice(config, span, Checkpoint(folder), slots=1, context=len(ids), kernels=kernels)
-        step = Step(epoch=0, number=0, rows=(row,))
+        step = Step(epoch=0, number=0, rows=(Row(slot=0, start=0, ids=tuple(ids), outputs=len(ids)),))
         if inward:
             frame = inward.recv()
             received = None if frame is None else codec.decode(frame)
@@ -59,13 +61,12 @@ def pass_through(world: World, folder: Path, kernels: Kernels, ids: Sequence[int
                 raise LinkError("a rank before this one had to give up")
             step = received
         if not model:
-            message = Step(epoch=0, number=0, rows=(row,), hidden=bytes(step.hidden))
+            message = step
             return None
-        hidden = bytearray(step.hidden)
-        x_TE = model.embed([row]) if model.first else torch.frombuffer(hidden, dtype=torch.float32).view(len(ids), -1)
-        out = model.forward([row], x_TE)
+        x_TE = model.embed(step.rows) if model.first else hidden_states(step.hidden, config.embed)
+        out = model.forward(step.rows, x_TE)
         if not model.last:
-            message = Step(epoch=0, number=0, rows=(row,), hidden=out.numpy().tobytes())
+            message = replace(step, hidden=hidden_bytes(out))
         return out
     finally:
         if onward:  # the next rank waits for one or the other

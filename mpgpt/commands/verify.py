@@ -11,7 +11,7 @@ hands its hidden states to the next, with rank 0 by itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +33,7 @@ from mpgpt.model.native.golden import DTYPES, MODELS, GoldenModel, digest
 from mpgpt.model.slice import Slice
 from mpgpt.model.tokenizer import Tokenizer
 from mpgpt.model.weights import Checkpoint, lean_heap, model_config
-from mpgpt.transport.collective import on_all_ranks
+from mpgpt.transport.collective import on_all_ranks, on_rank0
 from mpgpt.transport.link import World
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and 1234567890 other things happen. Why is that so?"
@@ -84,9 +84,11 @@ class Verification:
         self._parts: list[Part] = []
         if options.model and not _lacks(self._kernels):
             folder = ensure_model(world, options.model, self._home, self._report if world.rank == 0 else silent)
-            self._layers = on_all_ranks(world, lambda: _layers(folder, options))
+            ids: list[int] = on_rank0(world, lambda: _ids(folder, options.prompt))
+            kernels = Kernels(dtype=options.dtype, chosen={"": NATIVE})
+            self._layers = on_all_ranks(world, lambda: _layers(folder, kernels, ids))
             if world.size > 1:
-                self._parts = [Part(*part) for part in on_all_ranks(world, lambda: _part(world, folder, options))]
+                self._parts = [Part(*part) for part in on_all_ranks(world, lambda: _part(world, folder, kernels, ids))]
         return self
 
     def run_rank0(self, ring: Verification) -> int:
@@ -162,10 +164,9 @@ def _golden(threads: int) -> dict[str, dict[str, str]]:
 
 
 @torch.inference_mode()
-def _layers(folder: Path, options: VerifyOptions) -> list[str]:
+def _layers(folder: Path, kernels: Kernels, ids: Sequence[int]) -> list[str]:
     """Digests of a prompt's hidden states behind each layer, and of its logits; one layer is held at a time."""
     config, checkpoint = model_config(folder), Checkpoint(folder)
-    ids, kernels = _ids(folder, options), Kernels(dtype=options.dtype, chosen={"": NATIVE})
     rows = [Row(slot=0, start=0, ids=tuple(ids), outputs=len(ids))]
     digests, x_TE = list[str](), torch.empty(0)
     for layer in range(config.layers):
@@ -178,16 +179,15 @@ def _layers(folder: Path, options: VerifyOptions) -> list[str]:
     return digests
 
 
-def _part(world: World, folder: Path, options: VerifyOptions) -> tuple[int, int, str]:
+def _part(world: World, folder: Path, kernels: Kernels, ids: Sequence[int]) -> tuple[int, int, str]:
     """See ``Part``."""
-    kernels = Kernels(dtype=options.dtype, chosen={"": NATIVE})
-    out = pass_through(world, folder, kernels, _ids(folder, options))
+    out = pass_through(world, folder, kernels, ids)
     span = part_of(model_config(folder).layers, world.rank, world.size)
     return (span.start, span.stop, digest(out)) if span and out is not None else (0, 0, "")
 
 
-def _ids(folder: Path, options: VerifyOptions) -> list[int]:
-    return Tokenizer(folder).encode(options.prompt)[: min(LONGEST, model_config(folder).positions)]
+def _ids(folder: Path, prompt: str) -> list[int]:
+    return Tokenizer(folder).encode(prompt)[: min(LONGEST, model_config(folder).positions)]
 
 
 def _differences(got: Mapping[str, Mapping[str, str]], expected: Mapping[str, Any]) -> list[str]:

@@ -96,10 +96,10 @@ class TorchStage(AtOnce):
     @torch.inference_mode()
     def forward(self, step: Step) -> Step | Result:
         model = self._model
-        x_TE = model.embed(step.rows) if model.first else _from_bytes(step.hidden, model.config.embed)
+        x_TE = model.embed(step.rows) if model.first else hidden_states(step.hidden, model.config.embed)
         out = model.forward(step.rows, x_TE, self._between)
         if not model.last:
-            return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=_to_bytes(out))
+            return Step(epoch=step.epoch, number=step.number, rows=step.rows, hidden=hidden_bytes(out))
         self._sampler.observe(step.rows)
         sampled = [row for row in step.rows if row.outputs]
         if not sampled:
@@ -118,10 +118,10 @@ class PassStage(AtOnce):
         return step
 
 
-def _from_bytes(hidden: Buffer, embed: int) -> Tensor:
+def hidden_states(hidden: Buffer, embed: int) -> Tensor:
     """A [T, E] view of a frame's hidden states, without a copy."""
     return torch.frombuffer(hidden, dtype=torch.float32).view(-1, embed)
 
 
-def _to_bytes(x_TE: Tensor) -> memoryview:
+def hidden_bytes(x_TE: Tensor) -> memoryview:
     return x_TE.contiguous().view(torch.uint8).reshape(-1).numpy().data

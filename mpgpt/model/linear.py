@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpgpt.model.candidates import candidates
-from mpgpt.model.footprint import GROUP, bytes_per_weight
+from mpgpt.model.footprint import GROUP, bytes_per_weight, head_dtype
 from mpgpt.model.kernels import FLOATS, Kernel
 
 HELD_BYTES = 6 << 20
@@ -60,7 +60,10 @@ class Kernels:
         return bytes_per_weight(self.dtype)
 
     def dtype_of(self, inputs: int, *, head: bool = False) -> str:
-        """The dtype of a held weight. Where all is int4 the head is int8: it decides, and a token reads it once."""
+        """The dtype of a held weight. Where all is int4 the head is int8: it decides, and a token reads it once. The
+        compiled kernels hold it in groups."""
+        if head and self.native:
+            return head_dtype(self.dtype)
         return "int8" if self.dtype == "int4" and (head or inputs % GROUP) else self.dtype
 
     def pick(self, inputs: int, outputs: int, *, head: bool = False) -> Kernel:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mpgpt.core import Row
 from mpgpt.errors import ModelError
-from mpgpt.model.footprint import head_dtype
 from mpgpt.model.loader import Loader, product_blocks
 from mpgpt.model.native.library import BUFFERS, OperationArgs, PlayerArgs, StepArgs, needed
 from mpgpt.model.native.pages import PAGE, Pages
@@ -197,8 +196,6 @@ class NativePlayer:
         source = self._source
         biases = [source.vector(f"{name}.bias") for name in op.names] if op.biased else []
         dtype, bias = self._kernels.dtype_of(op.inputs, head=op.head), torch.cat(biases) if biases else None
-        if op.head and self._kernels.dtype == "int4":
-            dtype = head_dtype("int4")
         weight = PackedWeight(self._calls, dtype, op.inputs, op.outputs, op.leaves or (op.inputs,), bias)
         weight.fill(product_blocks(source, op), op.label)
         self._kept.append(weight)
