@@ -25,7 +25,8 @@ from mpgpt.bench.gguf_export import gguf_file
 from mpgpt.bench.measure import read_bandwidth
 from mpgpt.core import Row, Span
 from mpgpt.engine.scheduler import CHUNK
-from mpgpt.model.autotune import TORCH, processor_name, tune
+from mpgpt.model.autotune import TORCH, tune
+from mpgpt.model.kernel_timings import processor_name
 from mpgpt.model.linear import NATIVE, Kernels
 from mpgpt.model.pull import find, model_home
 from mpgpt.model.slice import Slice, weights_of

@@ -236,6 +236,8 @@ class RunConfig(Section):
     """Of the cache: 16 bits halve it. As ``dtype`` where that is a float, else float32 (auto)."""
     kernel: NonEmptyStr = "auto"
     """What multiplies: the compiled kernels where there are some, else torch's fastest (auto); or one by name."""
+    fast: Annotated[bool, Field(strict=True)] = False
+    """Whether kernels are taken that are faster and give a row other bits in other company."""
     drafts: Annotated[bool, Field(strict=True)] = True
     plan: Annotated[Placing, Blank] = Placing()
     heartbeat: Annotated[Heartbeats, Blank] = Heartbeats()

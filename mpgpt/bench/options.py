@@ -33,6 +33,7 @@ class BenchArguments:
     new_tokens: int
     dtype: str
     kernel: str
+    fast: bool | None
     threads: int | None
     pin: bool
     rounds: int
@@ -70,6 +71,7 @@ class BenchOptions:
     hostfile: Path | None
     drafts: bool
     kernel: str
+    fast: bool
     against: tuple[str, ...]
     llama_bin: Path | None
     json: Path | None
@@ -83,7 +85,7 @@ class BenchOptions:
             "pin": self.pin, "rounds": self.rounds, "repeats": REPEATS, "max_sequences": self.slots,
             "context": self.context, "hostfile": str(self.hostfile) if self.hostfile else None, "drafts": self.drafts,
             "layers": ",".join(str(span or "-") for span in self.spans) if self.spans else "auto",
-            "kernel": self.kernel, "against": list(self.against),
+            "kernel": self.kernel, "fast": self.fast, "against": list(self.against),
         }  # fmt: skip
         return {"model": {"name": self.model, "random": self.random, "layers": config.layers}, "settings": settings}
 
@@ -112,7 +114,7 @@ def parse(arguments: BenchArguments, size: int | None) -> BenchOptions:
         # Bound to a core, more threads than one would only take turns on it.
         threads=arguments.threads or (1 if arguments.pin else None), pin=arguments.pin, rounds=arguments.rounds,
         spans=parse_layers(arguments.layers) if arguments.layers else None, slots=slots, context=context,
-        hostfile=arguments.hostfile, drafts=arguments.drafts, kernel=arguments.kernel,
+        hostfile=arguments.hostfile, drafts=arguments.drafts, kernel=arguments.kernel, fast=bool(arguments.fast),
         against=tuple(dict.fromkeys(arguments.against)), llama_bin=arguments.llama_bin, json=arguments.json,
         plot=arguments.plot if plot.installed() else None,
     )  # fmt: skip

@@ -65,7 +65,7 @@ from rich.table import Table
 from mpgpt import __version__
 from mpgpt.display import counted
 from mpgpt.files import destination, write_atomically
-from mpgpt.model.autotune import processor_name
+from mpgpt.model.kernel_timings import processor_name
 
 SPEEDS = ("decode_tokens_per_s", "prompt_tokens_per_s")
 FIGURES = (*SPEEDS, "ttft_ms", "tpot_ms")

@@ -58,7 +58,7 @@ class RingMeasurement:
         on_rank0(world, lambda: fit(wanted, model_config(folder)))
         options = RingOptions(
             dtype=wanted.dtypes[0], slots=wanted.slots, context=wanted.context, threads=wanted.threads,
-            kernel=wanted.kernel, memory=self._home.parent / "kernels.json",
+            kernel=wanted.kernel, fast=wanted.fast, memory=self._home.parent / "kernels.json",
             spans=lambda config: wanted.spans,
             everyone=True,
         )  # fmt: skip
@@ -204,7 +204,7 @@ class Bench:
             "threads": wanted.threads, "layers": self._arguments.layers, "kernel": wanted.kernel,
         }  # fmt: skip
         words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-        flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts
+        flags = ["--pin"] * (alone and wanted.pin) + ["--drafts"] * wanted.drafts + ["--fast"] * wanted.fast
         return [*launcher, sys.executable, "-m", "mpgpt", "bench", "--child", *words, *flags]
 
     def _start(self, case: Case, results: Results, bar: RunProgress) -> None:

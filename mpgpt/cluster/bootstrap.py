@@ -22,13 +22,15 @@ from mpgpt.engine.stage import Device
 from mpgpt.errors import ModelError, PullError, UsageError
 from mpgpt.machines import ClusterProfile
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.autotune import KernelTiming, computing, missing, timing_from, tune
+from mpgpt.model.autotune import computing, missing, tune
 from mpgpt.model.folder import read_json
 from mpgpt.model.footprint import MAX_CONTEXT, shape_of, smaller_shapes
+from mpgpt.model.kernel_timings import KernelTiming, timing_from
 from mpgpt.model.known_families import read_config
 from mpgpt.model.linear import Kernels
+from mpgpt.model.native.library import cores
 from mpgpt.model.pull import find, place_of, pull
-from mpgpt.model.slice import cores, weights_of
+from mpgpt.model.slice import weights_of
 from mpgpt.model.weights import lean_heap
 from mpgpt.placement.costs import held_bytes
 from mpgpt.placement.plan import RANK0_TOLERANCE, place
@@ -131,7 +133,8 @@ def tune_kernels(world: World, config: ModelConfig, options: RingOptions) -> Tun
             return None
         with lean_heap():  # what is tried is less than a slice, and gone before the slice comes
             kernels, timings = tune(
-                options.dtype, weights_of(config), pinned=options.kernel, native=options.native, memory=options.memory
+                options.dtype, weights_of(config), pinned=options.kernel, native=options.native, fast=options.fast,
+                memory=options.memory,
             )  # fmt: skip
         return {
             "chosen": dict(kernels.chosen),

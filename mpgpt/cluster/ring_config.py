@@ -38,6 +38,8 @@ class CommandOptions(Protocol):
     @property
     def kernel(self) -> str | None: ...
     @property
+    def fast(self) -> bool | None: ...
+    @property
     def max_sequences(self) -> int | None: ...
     @property
     def context(self) -> int | None: ...
@@ -52,6 +54,7 @@ def over_settings(options: CommandOptions, config: RunConfig) -> dict[str, Any]:
         "dtype": options.dtype or config.dtype,
         "kv_dtype": options.kv_dtype or config.kv_dtype,
         "kernel": options.kernel or config.kernel,
+        "fast": config.fast if options.fast is None else options.fast,
         "slots": options.max_sequences or config.max_sequences,
         "context": options.context or config.ctx_length,
         "threads": options.threads or config.threads,
@@ -71,6 +74,8 @@ class RingOptions:
     threads: int | None = None
     """Of a rank; None for its share of the host's cores."""
     kernel: str = "auto"
+    fast: bool = False
+    """Whether kernels may be taken that are faster and give a row other bits in other company."""
     native: bool = field(default_factory=native_wanted)
     """Whether this host may take the compiled kernels."""
     memory: Path | None = None

@@ -24,7 +24,7 @@ from mpgpt.display import silent
 from mpgpt.engine.engine import Engine
 from mpgpt.errors import RequestError, UsageError
 from mpgpt.model.architecture import ModelConfig
-from mpgpt.model.autotune import KernelTiming
+from mpgpt.model.kernel_timings import KernelTiming
 from mpgpt.model.sampler import check
 from mpgpt.model.tokenizer import Message, Tokenizer
 from mpgpt.placement.plan import Objective
@@ -49,6 +49,7 @@ class SessionOptions:
     """Every rank's layers, such as "0-3,4-7,-"."""
     objective: Objective | None = None
     kernel: str | None = None
+    fast: bool | None = None
     explain: bool = False
     """Whether the kernels that each host tried are shown."""
     threads: int | None = None
@@ -111,7 +112,8 @@ class Session:
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
             dtype=chosen["dtype"], kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
-            threads=chosen["threads"], kernel=chosen["kernel"], memory=self._home.parent / "kernels.json",
+            threads=chosen["threads"], kernel=chosen["kernel"], fast=chosen["fast"],
+            memory=self._home.parent / "kernels.json",
             spans=lambda config: self._spans(world, config), objective=self._objective, workload=self.config.workload,
         )  # fmt: skip
         settings = negotiate(world, folder, options, device, report=report, explain=self._explain)

@@ -190,6 +190,7 @@ def serve_command(**given: Any) -> int:
 @click.option(
     "--kernel", default="auto", show_default=True, help="What multiplies: auto, native, torch, or a kernel's name."
 )
+@options.fast
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--pin", is_flag=True, help="Bind each rank to cores of its own, one for each thread (1 by default).")
 @click.option(
@@ -235,7 +236,8 @@ def verify_command(**given: Any) -> int:
     """Verify that all hosts compute the same bits: those of the golden models that mpgpt brings, and of a model.
 
     Alone, this machine is tried; under mpirun every rank's, by itself and with a part of the model's layers each. A
-    host that differs is named, with what differs, and the exit status is 1. Each host needs the compiled kernels.
+    host that differs is named, with what differs, and the exit status is 1. Each host needs the compiled kernels. What
+    is verified holds for rings without --fast.
     """
     from rich.console import Console
 
@@ -252,6 +254,7 @@ def verify_command(**given: Any) -> int:
 @click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
 @click.option("--kv-dtype", type=click.Choice(options.CACHE_DTYPES), help="Of the cache.  [default: as --dtype]")
 @click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]")
+@options.fast
 @click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried.")
 @click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
 @click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
@@ -280,7 +283,7 @@ def plan_command(**given: Any) -> int:
         return run_job(planning, launch)
     from mpgpt.commands.plan_report import WorkloadOptions, what_if
 
-    for name in ("model", "config", "threads", "max_sequences", "context", "kernel", "kv_dtype"):
+    for name in ("model", "config", "threads", "max_sequences", "context", "kernel", "fast", "kv_dtype"):
         if given[name] is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is for ranks that are there; --what-if FILE says it in the file"

@@ -54,7 +54,7 @@ decoding = group(
     click.option("--repetition-penalty", type=float, help="Above 1: fewer tokens that are already in the text."),
     click.option(
         "--seed", type=click.IntRange(-(SEEDS // 2), SEEDS // 2 - 1),
-        help="The same seed, the same text, on any cluster.",
+        help="The same seed, the same text, on any cluster (but see --fast).",
     ),
 )  # fmt: skip
 """How tokens are chosen."""
@@ -67,10 +67,17 @@ prompting = group(
     click.option("--system", help="The system message of a chat."),
     click.option(
         "--drafts/--no-drafts", "drafts", default=None,
-        help="Predict tokens from the text so far; faster or not, the same text.  [default: drafts]",
+        help="Predict tokens from the text so far; faster or not, the same text (but see --fast).  [default: drafts]",
     ),
 )  # fmt: skip
 """How a prompt becomes a sequence."""
+
+fast = click.option(
+    "--fast/--exact", "fast", default=None,
+    help="Take kernels that are faster but may round otherwise beside other texts or on other hosts, so that texts may "
+    "differ.  [default: exact]",
+)  # fmt: skip
+"""Whether speed goes before bits."""
 
 DTYPES: tuple[str, ...] = get_args(DtypeName)
 CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
@@ -83,6 +90,7 @@ ring = group(
         "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
     ),
     click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]"),
+    fast,
     click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried."),
     click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]"),
     click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]"),

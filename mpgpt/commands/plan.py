@@ -37,6 +37,7 @@ class PlanOptions(WorkloadOptions):
     model: str | None = None
     kv_dtype: configs.CacheDtype | None = None
     kernel: str | None = None
+    fast: bool | None = None
     explain: bool = False
     """Whether the kernels that each host tried are shown."""
     threads: int | None = None
@@ -69,7 +70,7 @@ class Planning:
         device = connect_device(world, chosen["ipad"], self._device_factory)
         options = RingOptions(
             dtype=dtype, kv_dtype=chosen["kv_dtype"], slots=chosen["slots"], context=chosen["context"],
-            threads=threads, kernel=chosen["kernel"],
+            threads=threads, kernel=chosen["kernel"], fast=chosen["fast"],
             memory=self._home.parent / "kernels.json",
         )  # fmt: skip
         tuning = tune_kernels(world, config, options)

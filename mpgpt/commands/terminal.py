@@ -20,7 +20,7 @@ from mpgpt.display import ProgressBar, counted
 from mpgpt.engine.engine import Engine, Stream
 from mpgpt.errors import UsageError
 from mpgpt.machines import Node
-from mpgpt.model.autotune import ROWS, KernelTiming
+from mpgpt.model.kernel_timings import ROWS, KernelTiming
 
 
 def echo(stream: Stream, piece: str) -> None:
@@ -92,8 +92,8 @@ def _several(reports: Sequence[tuple[Node, Span | None]]) -> bool:
 
 
 def explain(timings: Mapping[str, Sequence[KernelTiming]], computing: Mapping[str, str]) -> None:
-    """What computes on each host, and of torch's kernels those it tried and which one it takes, as a table on standard
-    error; then what it refused."""
+    """What computes on each host, and of the kernels that it tried which one it takes, as a table on standard error;
+    then what it refused."""
     console = Console(stderr=True)
     for host, every in timings.items():
         console.print(f"On {host}: {computing[host]}", highlight=False, soft_wrap=True)

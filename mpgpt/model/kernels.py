@@ -313,9 +313,10 @@ class Kleidi:
         return y_TO if bias_O is None else y_TO.add_(bias_O)
 
 
-def spread(x_TI: Tensor) -> Tensor:
-    """Each block of features times a Hadamard matrix, [T, I]; blocks are the largest power of two in I, at most 64."""
-    hadamard = _hadamard(min(64, x_TI.shape[1] & -x_TI.shape[1]))
+def spread(x_TI: Tensor, block: int = 0) -> Tensor:
+    """Each block of features times a Hadamard matrix, [T, I]; blocks are the largest power of two in I, at most 64,
+    where ``block`` gives no other."""
+    hadamard = _hadamard(block or math.gcd(64, x_TI.shape[1]))
     blocks = x_TI.reshape(-1, len(hadamard))
     if len(blocks) == 1:  # one block by itself may be rounded otherwise than beside others
         return (torch.cat((blocks, blocks)) @ hadamard)[:1].view(x_TI.shape)

@@ -27,6 +27,16 @@ HELD_BYTES = 6 << 20
 
 NATIVE = "native"
 """The name of the compiled kernels, which are chosen for all of a model's weights or for none."""
+MANY_ROWS: Mapping[str, torch.dtype] = {"native-float32": torch.float32, "native-bfloat16": torch.bfloat16}
+"""Names of the compiled kernels where torch multiplies many rows, and what in: with other bits."""
+
+
+def compiled(dtype: str) -> tuple[str, ...]:
+    """The names of the compiled kernels for a dtype: alone, and with torch's products of many rows where torch has a
+    fast one."""
+    packed = any(kernel.name == "packed" for kernel in candidates("bfloat16"))
+    brain = ("native-bfloat16",) if packed and dtype != "float32" else ()
+    return NATIVE, "native-float32", *brain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +52,7 @@ class Kernels:
     @property
     def native(self) -> bool:
         """Whether the compiled kernels compute, and not torch's."""
-        return NATIVE in self.chosen.values()
+        return any(name == NATIVE or name in MANY_ROWS for name in self.chosen.values())
 
     @property
     def stored(self) -> torch.dtype:
@@ -65,6 +75,10 @@ class Kernels:
         if head and self.native:
             return head_dtype(self.dtype)
         return "int8" if self.dtype == "int4" and (head or inputs % GROUP) else self.dtype
+
+    def many_rows(self, inputs: int, outputs: int) -> torch.dtype | None:
+        """What torch multiplies many rows of a layer's product in, where it does beside the compiled kernels."""
+        return MANY_ROWS.get(self.chosen.get(key(self.dtype_of(inputs), inputs, outputs), ""))
 
     def pick(self, inputs: int, outputs: int, *, head: bool = False) -> Kernel:
         dtype = self.dtype_of(inputs, head=head)

@@ -9,7 +9,6 @@ Legend: T tokens of a step, E embed, V vocabulary.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -21,12 +20,10 @@ from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.known_families import family_of
 from mpgpt.model.linear import Kernels, Weight
 from mpgpt.model.loader import Loader, Source
-from mpgpt.model.native.player import NativePlayer
+from mpgpt.model.native.player import NativePlayer, team_size
 from mpgpt.model.torch_player import TorchPlayer
 
 HEAD = "lm_head.weight"
-MOST_THREADS = 16
-"""Of the compiled kernels: more would mostly wait."""
 
 
 def tables(config: ModelConfig, source: Source) -> tuple[str, str]:
@@ -62,11 +59,6 @@ def weights_of(config: ModelConfig) -> list[Weight]:
 
 def silent() -> None:
     """Nothing between layers."""
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Player(Protocol):
@@ -106,9 +98,7 @@ class Slice:
         closing = family.closing(config, head) if self.last else None
         self._player: Player
         if kernels.native:
-            # More threads than cores would wait for each other's core at every operation.
-            threads = min(torch.get_num_threads(), cores(), MOST_THREADS)
-            self._player = NativePlayer(programs, closing, loader, slots=slots, context=context, threads=threads)
+            self._player = NativePlayer(programs, closing, loader, slots=slots, context=context, threads=team_size())
         else:
             self._player = TorchPlayer(programs, closing, loader, slots=slots, context=context)
         if self.first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpgpt.commands.terminal import explain
-from mpgpt.model.autotune import KernelTiming
+from mpgpt.model.kernel_timings import KernelTiming
 
 
 def timing(kernel: str, *, exact: bool, chosen: bool) -> KernelTiming:

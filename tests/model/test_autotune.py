@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +13,19 @@ import torch
 from mpgpt import __version__
 from mpgpt.errors import UsageError
 from mpgpt.model import autotune
-from mpgpt.model.autotune import ROWS, Budget, machine
+from mpgpt.model.autotune import Budget, computing
 from mpgpt.model.candidates import candidates, inexact
-from mpgpt.model.kernels import Integers
-from mpgpt.model.linear import Weight
+from mpgpt.model.kernel_timings import ROWS, machine
+from mpgpt.model.kernels import DTYPES, Integers
+from mpgpt.model.linear import MANY_ROWS, NATIVE, Weight, compiled
+from mpgpt.model.native import library
 
 WEIGHTS = [Weight(inputs=64, outputs=96), Weight(inputs=96, outputs=64), Weight(inputs=64, outputs=300, head=True)]
 
 
+needs_library = pytest.mark.skipif(
+    isinstance(library.find(), library.Absent), reason="there are no compiled kernels"
+)  # fmt: skip
 tune = partial(autotune.tune, native=False, budget=Budget(seconds=0.05, cold_bytes=1 << 16))
 
 
@@ -47,7 +53,7 @@ def test_a_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for one in entry:
         one["chosen"] = one["kernel"] == last
     memory.write_text(json.dumps({machine(): known, "another machine": {"x": 1}}))
-    monkeypatch.setattr(autotune, "_try", lambda *a: pytest.fail("tried again"))
+    monkeypatch.setattr(autotune, "_try", lambda *a, **k: pytest.fail("tried again"))
     again, _ = tune("int8", WEIGHTS, memory=memory)
     assert again.pick(64, 96).name == last
     assert again.pick(96, 64).name == kernels.pick(96, 64).name
@@ -143,3 +149,74 @@ def test_a_build_without_any_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(autotune, "candidates", lambda dtype: ())
     with pytest.raises(UsageError, match="no product for int4"):
         tune("int4", [Weight(inputs=64, outputs=64)])
+
+
+# -- speed before bits
+
+
+fast = partial(autotune.tune, fast=True, budget=Budget(seconds=0.05, cold_bytes=1 << 16))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    """Sets what a product of many rows takes by each of the kernels in turn, for each shape; of few rows all take as
+    long."""
+
+    def as_long_as(times: dict[str, float]) -> None:
+        monkeypatch.setattr(
+            autotune, "_times", lambda held, until: [[1.0, 1.0, t] for t in list(times.values())[: len(held)]]
+        )  # fmt: skip
+
+    return as_long_as
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_speed_first_tries_torch_for_many_rows(dtype: str, tmp_path: Path) -> None:
+    memory = tmp_path / "kernels.json"
+    kernels, tried = fast(dtype, WEIGHTS, memory=memory)
+    assert kernels.native and kernels.chosen[next(k for k in kernels.chosen if k.endswith("x300"))] not in MANY_ROWS
+    assert [timing.kernel for timing in tried] == [*compiled(dtype)] * 2, "not of the head"
+    assert all(min(timing.microseconds) > 0 and timing.exact for timing in tried)
+    steady = {timing.kernel: timing.batch_invariant for timing in tried}
+    assert steady[NATIVE]
+    again, same = fast(dtype, WEIGHTS, memory=memory)
+    assert (again, same) == (kernels, tried), "remembered"
+    exact, none = autotune.tune(dtype, WEIGHTS, memory=memory)
+    assert set(exact.chosen.values()) == {NATIVE} and not none
+
+
+@needs_library
+def test_torch_is_taken_for_many_rows_where_it_is_a_good_deal_faster(timed: Callable[[dict[str, float]], None]) -> None:
+    timed({NATIVE: 100.0, "native-float32": 30.0, "native-bfloat16": 60.0})
+    kernels, _ = fast("int8", WEIGHTS)
+    assert kernels.many_rows(64, 96) == kernels.many_rows(96, 64) == torch.float32
+    assert kernels.many_rows(64, 300) is None, "of the head's shape"
+    assert computing(kernels, "auto", native=True).endswith(", and torch's for many rows")
+    timed({NATIVE: 100.0, "native-float32": 80.0, "native-bfloat16": 80.0})
+    kernels, _ = fast("int8", WEIGHTS)
+    assert set(kernels.chosen.values()) == {NATIVE}, "1.1 times as fast, over all row counts, are not enough"
+    assert computing(kernels, "auto", native=True).endswith(")")
+
+
+@needs_library
+def test_many_rows_pinned() -> None:
+    kernels, tried = autotune.tune("int8", WEIGHTS, pinned="native-float32")
+    assert kernels.native and kernels.many_rows(64, 96) == torch.float32 and not tried
+    with pytest.raises(UsageError, match=r"there are native, native-float32,.* torch"):
+        autotune.tune("float32", WEIGHTS, pinned="native-bfloat16")
+
+
+def test_speed_first_takes_a_kernel_of_torchs_whatever_its_bits(
+    timed: Callable[[dict[str, float]], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = [kernel.name for kernel in candidates("float32")]
+    assert len(names) > 1
+    steady = iter([True, *[False] * (len(names) - 1)] * 99)
+    monkeypatch.setattr(autotune, "_is_batch_invariant", lambda linear: next(steady))
+    timed({name: 100.0 / 3**i for i, name in enumerate(names)})
+    memory = tmp_path / "kernels.json"
+    for chosen, speed_first in ((names[0], False), (names[-1], True), (names[0], False)):
+        kernels, _ = tune("float32", WEIGHTS, fast=speed_first, memory=memory)
+        assert set(kernels.chosen.values()) == {chosen}
+    assert len(json.loads(memory.read_text())[machine()]) == 2 * len(WEIGHTS), "both are remembered"

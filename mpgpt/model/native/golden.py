@@ -93,7 +93,7 @@ class GoldenModel:
         )  # fmt: skip
         closing = family.closing(config, "head.weight")
         bounds = pairwise([0, *cuts, config.layers])
-        self._players = [
+        self.players = [
             NativePlayer(
                 family.programs(config, range(start, stop)), closing if stop == config.layers else None, loader,
                 slots=70, context=256, threads=threads, calls=calls,
@@ -105,11 +105,16 @@ class GoldenModel:
 
     def logits(self, rows: Sequence[Row]) -> Tensor:
         """Of the rows' outputs, [outputs, V]."""
+        x_TE = self.embed(rows)
+        for player in self.players:
+            x_TE = player.play(rows, x_TE, lambda: None)
+        return x_TE
+
+    def embed(self, rows: Sequence[Row]) -> Tensor:
+        """The embeddings of the rows' tokens and positions, [T, E]."""
         x_TE = self._embedding[torch.tensor([i for row in rows for i in row.ids])]
         if self._positions is not None:
             x_TE = x_TE + self._positions[torch.tensor([p for row in rows for p in range(row.start, row.stop)])]
-        for player in self._players:
-            x_TE = player.play(rows, x_TE, lambda: None)
         return x_TE
 
     def prompt(self, seed: int = 0) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -115,6 +116,8 @@ def load(path: Path) -> ctypes.CDLL:
         ("rotary", None, [c_void_p, c_int32, c_int32, c_float, c_void_p, c_void_p]),
         ("player", c_void_p, [POINTER(PlayerArgs)]),
         ("play", c_int32, [c_void_p, POINTER(StepArgs), c_int32, c_int32]),
+        ("unpack", None, [c_void_p, c_int32, c_int32, c_int32, c_int32, c_void_p]),
+        ("buffer", c_void_p, [c_void_p, c_int32, POINTER(c_int64)]),
         ("free", None, [c_void_p]),
     ):
         function = getattr(calls, f"mpgpt_{name}")
@@ -178,6 +181,11 @@ def _built(folder: Path, kinds: Mapping[str, frozenset[str]]) -> Iterator[tuple[
 def machine() -> str:
     """The processor's architecture, as in ``FEATURES``."""
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_features() -> frozenset[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import Tensor
 from mpgpt.core import Row
 from mpgpt.errors import ModelError
 from mpgpt.model.loader import Loader, product_blocks
-from mpgpt.model.native.library import BUFFERS, OperationArgs, PlayerArgs, StepArgs, needed
+from mpgpt.model.native.library import BUFFERS, OperationArgs, PlayerArgs, StepArgs, cores, needed
+from mpgpt.model.native.many_rows import LEAST_ROWS, ManyRows
 from mpgpt.model.native.pages import PAGE, Pages
 from mpgpt.model.native.weights import PackedWeight, padded
 from mpgpt.model.program import (
@@ -43,6 +45,14 @@ ACTIVATIONS: Mapping[str, int] = {
 }  # fmt: skip
 STORED: Mapping[torch.dtype, int] = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 assert len(BUFFER_IDS) == BUFFERS
+MOST_THREADS = 16
+"""Of a player: more would mostly wait."""
+
+
+def team_size() -> int:
+    """A player's threads where torch has as many as it has now; no more than cores, for whose operations they would
+    wait."""
+    return min(torch.get_num_threads(), cores(), MOST_THREADS)
 
 
 class NativePlayer:
@@ -68,7 +78,12 @@ class NativePlayer:
         self._first_layer = min((op.layer for p in programs for op in p.operations if isinstance(op, Write)), default=0)
         whole = [*programs, *([closing] if closing else [])]
         operations = [op for program in whole for op in program.operations]
-        args = (OperationArgs * len(operations))(*(self._operation(op) for op in operations))
+        self._many_rows: dict[int, tuple[Product, ManyRows]] = {}
+        """The products that torch computes for many rows, by their index."""
+        self._selected = next((i for i, op in enumerate(operations) if isinstance(op, Select)), len(operations))
+        args = (OperationArgs * len(operations))(*(self._operation(i, op) for i, op in enumerate(operations)))
+        most = max((many_rows.part_bytes for _, many_rows in self._many_rows.values()), default=0)
+        self._space = torch.empty(most, dtype=torch.uint8)
         self._ends = list(accumulate(len(program.operations) for program in whole))
         self._layers, self._closes = len(programs), closing is not None
         page_bytes = self._page_bytes(stored)
@@ -104,16 +119,46 @@ class NativePlayer:
         whole = self._ends[-1]
         first = 0
         for layer, end in enumerate(self._ends):
+            first = self._by_torch(step, first, end)
             if end == whole and self._closes:
                 step.logits = out.data_ptr()
             elif end == whole:
                 step.hidden_out = out.data_ptr()
-            if self._calls.mpgpt_play(self._player, step, first, end):
-                raise MemoryError(f"there is no memory for a step of {len(positions)} rows")
-            step.hidden_in, first = None, end
+            self._play_range(step, first, end)
+            first = end
             if layer < self._layers:
                 between()
         return out
+
+    def _by_torch(self, step: StepArgs, first: int, end: int) -> int:
+        """Play up to behind the last of the operations before ``end`` that torch computes; what is left begins at the
+        index that is returned."""
+        for at, (op, many_rows) in self._many_rows.items():
+            count = step.rows if at < self._selected else step.outputs
+            if first <= at < end and count >= LEAST_ROWS:
+                self._play_range(step, first, at)
+                many_rows.multiply(
+                    self.rows(op.source, count, op.inputs), self.rows(op.target, count, op.outputs), self._space
+                )
+                first = at + 1
+        return first
+
+    def unpack(self, product: int, first: int, last: int, brain: bool, columns: int) -> None:
+        """Panels ``first`` to before ``last`` of a product's weight, by its index among all operations, as
+        [inputs, panels x 16] at the address ``columns``; as bfloat16 or else as float32."""
+        self._calls.mpgpt_unpack(self._player, product, first, last, brain, columns)
+
+    def rows(self, buffer: Buffer, count: int, width: int) -> Tensor:
+        """The first ``width`` elements of a buffer's first rows, where they lie: valid until the next step."""
+        stride = ctypes.c_int64()
+        at = self._calls.mpgpt_buffer(self._player, BUFFER_IDS[buffer], stride)
+        floats = ctypes.cast(at, ctypes.POINTER(ctypes.c_float))
+        return torch.from_numpy(np.ctypeslib.as_array(floats, (count, stride.value)))[:, :width]
+
+    def _play_range(self, step: StepArgs, first: int, end: int) -> None:
+        if self._calls.mpgpt_play(self._player, step, first, end):
+            raise MemoryError(f"there is no memory for a step of {step.rows} rows")
+        step.hidden_in = None
 
     def fill_cache(self, value: float) -> None:
         """See ``slice.Player``."""
@@ -154,12 +199,12 @@ class NativePlayer:
         self._calls.mpgpt_rotary(frequencies.data_ptr(), half, context, gain, cosines.data_ptr(), sines.data_ptr())
         return cosines, sines
 
-    def _operation(self, op: Operation) -> OperationArgs:
+    def _operation(self, number: int, op: Operation) -> OperationArgs:
         match op:
             case Norm():
                 return self._norm(op)
             case Product():
-                return self._product(op)
+                return self._product(number, op)
             case Rotate():
                 assert self._rotary
                 cosines, sines = (table.data_ptr() for table in self._rotary)
@@ -192,13 +237,16 @@ class NativePlayer:
             data=weight.data_ptr(), more=None if bias is None else bias.data_ptr(), **_between(op),
         )  # fmt: skip
 
-    def _product(self, op: Product) -> OperationArgs:
+    def _product(self, number: int, op: Product) -> OperationArgs:
         source = self._source
         biases = [source.vector(f"{name}.bias") for name in op.names] if op.biased else []
         dtype, bias = self._kernels.dtype_of(op.inputs, head=op.head), torch.cat(biases) if biases else None
         weight = PackedWeight(self._calls, dtype, op.inputs, op.outputs, op.leaves or (op.inputs,), bias)
         weight.fill(product_blocks(source, op), op.label)
         self._kept.append(weight)
+        many_dtype = None if op.head else self._kernels.many_rows(op.inputs, op.outputs)
+        if many_dtype:  # never of the head, whose rows are few and whose logits do not lie in a buffer
+            self._many_rows[number] = op, ManyRows(weight, many_dtype, partial(self.unpack, number))
         self.nbytes += weight.nbytes
         self.head_nbytes += weight.nbytes if op.head else 0
         return OperationArgs(kind=PRODUCT, data=ctypes.addressof(weight.args), **_between(op))

@@ -9,6 +9,7 @@ Legend: I input features, O output features; o output features of a block.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -30,6 +31,10 @@ class PackedWeight:
         """``leaves`` are where those of the inputs end, the last at ``inputs``."""
         self._calls, self._filled = calls, 0
         self._stops = (ctypes.c_int32 * len(leaves))(*leaves)
+        self.inputs, self.outputs, self.panels = inputs, outputs, -(-outputs // LANES)
+        self.block = math.gcd(64, *leaves) if dtype == "int8" else 1
+        """The inputs that are turned together (``core/turn.h``); 1 where none are."""
+        self.bias_O = bias_O
         self._bias = None if bias_O is None else padded(bias_O)
         self.args = WeightArgs(
             format=FORMATS[dtype], inputs=inputs, outputs=outputs, leaves=len(leaves),
@@ -41,7 +46,7 @@ class PackedWeight:
         self.args.panels = self._panels.data_ptr()
         spare = -outputs % LANES
         if spare:  # lanes that no output has: they are computed with, and must be numbers
-            self._panels[-self.nbytes // (-(-outputs // LANES)) :].zero_()
+            self._panels[-self.nbytes // self.panels :].zero_()
 
     def fill(self, blocks: Iterable[Tensor], label: str) -> None:
         """Take all of the weight, in [o, I] blocks of any float dtype; ``ModelError`` where a number is not finite."""

@@ -1,5 +1,6 @@
 // Plays what recording.py wrote, without Python: for processors that are only emulated here.
-//   replay RECORDING LOGITS
+//   replay RECORDING LOGITS COLUMNS
+// COLUMNS gets the weights of all products, unpacked as float32 and as bfloat16.
 #include <cstdio>
 #include <deque>
 
@@ -67,8 +68,8 @@ OperationArgs operation(int positions) {
 
 int main(int, char** argv) {
     in = fopen(argv[1], "rb");
-    FILE* out = fopen(argv[2], "wb");
-    if (!in || !out) return 2;
+    FILE *out = fopen(argv[2], "wb"), *columns_out = fopen(argv[3], "wb");
+    if (!in || !out || !columns_out) return 2;
     PlayerArgs args = {};
     args.operations = number();
     for (int32_t& width : args.widths) width = number();
@@ -93,5 +94,17 @@ int main(int, char** argv) {
         player.play(step, 0, args.operations);
         fwrite(logits.data(), sizeof(float), logits.size(), out);
     }
-    return fclose(out) != 0;
+    for (int i = 0; i < args.operations; i++) {
+        if (operations[(size_t)i].kind != PRODUCT) continue;
+        const Weight weight(*(const WeightArgs*)operations[(size_t)i].data);
+        const size_t count = (size_t)weight.inputs * (size_t)weight.panels * WIDTH;
+        std::vector<float> wide(count);
+        std::vector<uint16_t> brain(count);
+        player.unpack_columns(i, 0, weight.panels, false, wide.data());
+        player.unpack_columns(i, 0, weight.panels, true, brain.data());
+        const size_t width = (size_t)weight.outputs, stride = (size_t)weight.panels * WIDTH;
+        for (size_t at = 0; at < count; at += stride) fwrite(&wide[at], sizeof(float), width, columns_out);
+        for (size_t at = 0; at < count; at += stride) fwrite(&brain[at], sizeof(uint16_t), width, columns_out);
+    }
+    return fclose(out) != 0 || fclose(columns_out) != 0;
 }

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mpgpt.model.native.golden import DTYPES, MODELS
+from mpgpt.model.native.golden import DTYPES, MODELS, GoldenModel
 from mpgpt.model.native.library import FLAGS
-from tests.model.native.replaying import compile_replay, replayed
+from tests.model.native.replaying import Replayed, compile_replay, replayed, unpacked
 from tests.model.native.test_bits import GOLDEN
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -27,4 +27,10 @@ def test_arm_gives_the_golden_bytes(kind: str, tmp_path: Path) -> None:
     # An emulator is slow: the second kind differs in its products of bytes alone.
     models = MODELS if kind == "dotprod" else ("qwen3",)
     got = {name: {dtype: replayed(name, dtype, command, tmp_path) for dtype in DTYPES} for name in models}
-    assert got == {name: GOLDEN["float32 cache"][name] for name in models}
+    assert got == {
+        name: {
+            dtype: Replayed(GOLDEN["float32 cache"][name][dtype], unpacked(GoldenModel(name, dtype)))
+            for dtype in DTYPES
+        }
+        for name in models
+    }

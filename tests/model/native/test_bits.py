@@ -14,6 +14,7 @@ from mpgpt.core import Row
 from mpgpt.model.native import library
 from mpgpt.model.native.golden import DTYPES, MODELS, PROMPT, GoldenModel, digest
 from tests.model.native.conftest import BUILDS
+from tests.model.native.replaying import unpacked
 
 GOLDEN = json.loads((files("mpgpt.model.native") / "golden.json").read_text())
 
@@ -30,6 +31,14 @@ def test_every_build_gives_the_golden_bytes(built: str, build: Callable[[str], c
         for name in MODELS
     }
     assert got == GOLDEN["float32 cache"]
+
+
+@pytest.mark.parametrize("built", BUILDS)
+def test_every_build_unpacks_the_same_columns(built: str, build: Callable[[str], ctypes.CDLL]) -> None:
+    calls = build(built)
+    for dtype in DTYPES:
+        here, there = (unpacked(GoldenModel("qwen3", dtype, threads=2, calls=c)) for c in (None, calls))
+        assert here == there, dtype
 
 
 @pytest.mark.parametrize("kv_dtype", ["float16", "bfloat16"])

@@ -16,7 +16,7 @@ from mpgpt.core import Row
 from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ACTIVATIONS, ModelConfig
 from mpgpt.model.kernels import spread
-from mpgpt.model.linear import NATIVE, Kernels
+from mpgpt.model.linear import NATIVE, Kernels, key
 from mpgpt.model.loader import Loader
 from mpgpt.model.native import library
 from mpgpt.model.native.player import NativePlayer
@@ -71,10 +71,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def play(
     operations: Sequence[Operation], x_TE: Tensor, tensors: Mapping[str, Tensor], *, rows: Sequence[Row] | None = None,
-    config: ModelConfig = CONFIG, dtype: str = "float32", kv_dtype: str = "auto",
+    config: ModelConfig = CONFIG, dtype: str = "float32", kv_dtype: str = "auto", kernel: str = NATIVE,
 ) -> Tensor:  # fmt: skip
-    """What the hidden states are after these operations."""
-    kernels = Kernels(dtype=dtype, chosen={"": NATIVE}, kv_dtype=kv_dtype)
+    """What the hidden states are after these operations; all products by the same ``kernel``."""
+    shapes = [(op.inputs, op.outputs) for op in operations if isinstance(op, Product)]
+    usual = Kernels(dtype=dtype)
+    chosen = {"": NATIVE} | {key(usual.dtype_of(shape[0]), *shape): kernel for shape in shapes}
+    kernels = Kernels(dtype=dtype, chosen=chosen, kv_dtype=kv_dtype)
     loader = Loader(config=config, source=Tensors(tensors), kernels=kernels)
     player = NativePlayer([Program(operations=tuple(operations))], None, loader, slots=4, context=300, threads=2)
     whole = [Row(slot=0, start=0, ids=(0,) * len(x_TE), outputs=len(x_TE))]

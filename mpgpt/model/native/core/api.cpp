@@ -58,4 +58,12 @@ API int32_t mpgpt_play(Player* player, const StepArgs* step, int32_t first, int3
     }
 }
 
+// Panels of the weight of a product, by its index among the operations, as columns.
+API void mpgpt_unpack(Player* player, int32_t operation, int32_t first, int32_t last, int32_t brain, void* columns) {
+    player->unpack_columns(operation, first, last, brain != 0, columns);
+}
+
+// A buffer as the last range of operations left it, rows `stride` floats apart; it moves when a step has more rows.
+API float* mpgpt_buffer(Player* player, int32_t id, int64_t* stride) { return player->buffer(id, *stride); }
+
 API void mpgpt_free(Player* player) { delete player; }

@@ -65,6 +65,29 @@ void Player::play(const StepArgs& step, int first, int last) {
         for (int t = 0; t < rows_; t++) memcpy(step.hidden_out + (size_t)t * width, at(HIDDEN, t), bytes);
 }
 
+void Player::unpack_columns(int operation, int first, int last, bool brain, void* columns) {
+    ExactFloats exact;
+    struct Job {
+        Player& player;
+        const Weight& weight;
+        int first, count;
+        bool brain;
+        void* columns;
+    } job = {*this, *operations_[(size_t)operation].weight, first, last - first, brain, columns};
+    team_.run([](void* with, int thread) {
+        const Job& j = *(const Job*)with;
+        const size_t stride = (size_t)j.count * WIDTH;
+        for (int i = j.player.part(j.count, thread); i < j.player.part(j.count, thread + 1); i++)
+            if (j.brain) unpack(j.weight, j.first + i, (uint16_t*)j.columns + i * WIDTH, stride);
+            else unpack(j.weight, j.first + i, (float*)j.columns + i * WIDTH, stride);
+    }, &job);
+}
+
+float* Player::buffer(int32_t id, int64_t& stride) {
+    stride = (int64_t)buffers_[id].stride;
+    return at(id, 0);
+}
+
 void Player::work(int thread) {
     for (int i = first_; i < last_; i++) {
         const Operation& operation = operations_[(size_t)i];

@@ -13,6 +13,7 @@
 #include "operations.h"
 #include "products.h"
 #include "team.h"
+#include "unpack.h"
 
 enum BufferId : int32_t { HIDDEN, NORMED, QKV, MIXED, INNER, ACTIVE, CHANGE, LOGITS, BUFFERS };
 enum Kind : int32_t { RMS_NORM, LAYER_NORM, PRODUCT, ROTATE, WRITE, ATTEND, ACTIVATE, ADD, SELECT };
@@ -58,6 +59,10 @@ class Player {
     // Operations `first` to before `last` for a step; the first range of a step brings hidden_in.
     void play(const StepArgs& step, int first, int last);
 
+    // The panels `first` to before `last` of a product's weight as columns [inputs][(last - first) * 16], float32 or
+    // bfloat16: whoever multiplies with them takes and leaves rows in buffers between two ranges of operations.
+    void unpack_columns(int operation, int first, int last, bool brain, void* columns);
+    float* buffer(int32_t id, int64_t& stride);
 
    private:
     struct Operation {
