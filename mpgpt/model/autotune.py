@@ -86,7 +86,7 @@ def tune(
         held = usual.dtype_of(weight.inputs, head=weight.head)
         kinds[key(held, weight.inputs, weight.outputs)] = (held, weight)
     found = library.find()
-    if pinned in compiled(dtype):
+    if pinned != "auto" and pinned in compiled(dtype):
         if isinstance(found, library.Absent):
             raise UsageError(f"the kernels {pinned} are not to be had: {found.why}")
         return Kernels(dtype=dtype, chosen=dict.fromkeys(kinds, pinned)), []
@@ -157,9 +157,11 @@ def _names(dtype: str) -> list[str]:
 
 
 def _check(pinned: str, dtypes: set[str]) -> None:
+    if pinned == "auto":
+        return
     ours = dict.fromkeys(name for dtype in dtypes for name in compiled(dtype))
     known = [*ours, TORCH, *sorted({name for dtype in dtypes for name in _names(dtype)})]
-    if pinned != "auto" and pinned not in known:
+    if pinned not in known:
         every = {kernel.name for dtype in DTYPES for kernel in (*candidates(dtype), *inexact(dtype))}
         why = "holds another dtype" if pinned in every else "is not to be had on this machine"
         if pinned in {kernel.name for dtype in dtypes for kernel in inexact(dtype)}:

@@ -29,16 +29,18 @@ PART_BYTES = 4 << 20
 class ManyRows:
     """Torch's way of one product of a player, for steps of ``LEAST_ROWS`` or more."""
 
-    def __init__(self, weight: PackedWeight, dtype: torch.dtype, unpack: Callable[[int, int, bool, int], None]) -> None:
-        """Multiplies in ``dtype``, float32 or bfloat16. ``unpack`` gets panels of the weight, from the first to before
-        the last, whether as bfloat16, and where to."""
-        self._weight, self._dtype, self._unpack = weight, dtype, unpack
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
+        """Multiplies in ``dtype``, float32 or bfloat16."""
+        self._weight, self._dtype = weight, dtype
         column_bytes = weight.inputs * LANES * dtype.itemsize
         self._each = min(weight.panels, max(1, PART_BYTES // column_bytes))
         self.part_bytes = self._each * column_bytes
 
-    def multiply(self, x_TI: Tensor, y_TO: Tensor, space: Tensor) -> None:
-        """``y_TO = x_TI @ weight.T + bias``. ``space`` is ``part_bytes`` bytes or more to work in."""
+    def multiply(
+        self, x_TI: Tensor, y_TO: Tensor, space: Tensor, unpack: Callable[[int, int, bool, int], None]
+    ) -> None:
+        """``y_TO = x_TI @ weight.T + bias``. ``space`` is ``part_bytes`` bytes or more to work in. ``unpack`` gets
+        panels of the weight, from the first to before the last, whether as bfloat16, and where to."""
         weight = self._weight
         if weight.block > 1:
             x_TI = spread(x_TI, weight.block)
@@ -47,7 +49,7 @@ class ManyRows:
             last = min(first + self._each, weight.panels)
             shape = weight.inputs, (last - first) * LANES
             columns_Io = space.view(self._dtype)[: math.prod(shape)].view(shape)
-            self._unpack(first, last, self._dtype == torch.bfloat16, columns_Io.data_ptr())
+            unpack(first, last, self._dtype == torch.bfloat16, columns_Io.data_ptr())
             part_To = y_TO[:, first * LANES : last * LANES]
             part_To.copy_((x_TI @ columns_Io)[:, : part_To.shape[1]])
         if weight.bias_O is not None:

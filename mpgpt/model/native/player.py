@@ -133,13 +133,12 @@ class NativePlayer:
     def _by_torch(self, step: StepArgs, first: int, end: int) -> int:
         """Play up to behind the last of the operations before ``end`` that torch computes; what is left begins at the
         index that is returned."""
-        for at, (op, many_rows) in self._many_rows.items():
+        for at, (op, many_rows) in self._many_rows.items() if step.rows >= LEAST_ROWS else ():
             count = step.rows if at < self._selected else step.outputs
             if first <= at < end and count >= LEAST_ROWS:
                 self._play_range(step, first, at)
-                many_rows.multiply(
-                    self.rows(op.source, count, op.inputs), self.rows(op.target, count, op.outputs), self._space
-                )
+                x_TI, y_TO = self.rows(op.source, count, op.inputs), self.rows(op.target, count, op.outputs)
+                many_rows.multiply(x_TI, y_TO, self._space, partial(self.unpack, at))
                 first = at + 1
         return first
 
@@ -246,7 +245,7 @@ class NativePlayer:
         self._kept.append(weight)
         many_dtype = None if op.head else self._kernels.many_rows(op.inputs, op.outputs)
         if many_dtype:  # never of the head, whose rows are few and whose logits do not lie in a buffer
-            self._many_rows[number] = op, ManyRows(weight, many_dtype, partial(self.unpack, number))
+            self._many_rows[number] = op, ManyRows(weight, many_dtype)
         self.nbytes += weight.nbytes
         self.head_nbytes += weight.nbytes if op.head else 0
         return OperationArgs(kind=PRODUCT, data=ctypes.addressof(weight.args), **_between(op))
