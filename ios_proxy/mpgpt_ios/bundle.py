@@ -26,6 +26,8 @@ from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import Checkpoint
 from mpgpt.yamlfile import problems
+from mpgpt_ios.protocol.frames import MAX_ROWS, MAX_TOKENS
+from mpgpt_ios.protocol.payloads import MAX_EMBED
 
 SUFFIX = ".mlpackage"
 MANIFEST, PACKAGE, SELFTEST = "manifest.json", "model.mlpackage", "selftest.safetensors"
@@ -65,13 +67,13 @@ class Manifest(Strict):
     """Of the whole model."""
     layers: tuple[Annotated[int, Field(strict=True, ge=0)], Annotated[int, Field(strict=True, ge=1)]]
     """[start, stop)"""
-    embed: Count
+    embed: Annotated[int, Field(strict=True, ge=1, le=MAX_EMBED)]
     heads: Count
     kv_heads: Count
     head_dim: Count
-    slots: Count
+    slots: Annotated[int, Field(strict=True, ge=1, le=MAX_ROWS)]
     context: Count
-    chunk: Count
+    chunk: Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
     weights: Literal["float16", "int8"]
     rotary: Rotary | None
     tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,10 +82,14 @@ class Manifest(Strict):
     made_by: MadeBy
 
     @model_validator(mode="after")
-    def _layers_in_the_model(self) -> Manifest:
+    def _fits_together(self) -> Manifest:
         start, stop = self.layers
         if not start < stop <= self.model_layers:
             raise ValueError(f"has layers [{start}, {stop}) of a model of {self.model_layers}")
+        if self.chunk > self.context:
+            raise ValueError(f"has chunks of {self.chunk} in a context of {self.context}")
+        if self.rotary and 2 * len(self.rotary.inv_freq) != self.head_dim:
+            raise ValueError(f"has {len(self.rotary.inv_freq)} frequencies for heads of {self.head_dim}")
         return self
 
     @property

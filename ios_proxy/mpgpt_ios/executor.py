@@ -135,7 +135,7 @@ class Executor:
     Hidden states are token-major, [n, E] of ``dtype``. A row may begin at any position up to where its slot is filled:
     what was behind is written over. Raises ``BadPosition`` for one that begins later or that goes past the context, and
     ``ModelError`` for slots that do not exist or come twice, and for hidden states of another shape; nothing has
-    happened then.
+    happened then. Where the backend fails the slot is filled up to where the row begins.
     """
 
     def __init__(self, backend: Backend, sizes: Sizes, dtype: Any = np.float16) -> None:
@@ -158,6 +158,7 @@ class Executor:
         """The hidden states of n >= 1 tokens of one slot at ``pos`` and behind, [n, E]."""
         x_TE = self._checked(x_TE, [slot], [pos])
         parts, at = [], 0
+        self._filled[slot] = pos  # what is written may be there in part, should this fail
         while at < len(x_TE):
             if pos + at + self._sizes.chunk <= self._sizes.context:
                 x_CE = x_TE[at : at + self._sizes.chunk]
@@ -166,7 +167,7 @@ class Executor:
                 x_CE = x_TE[at : at + 1]
                 parts.append(self._decode([slot], [pos + at], x_CE))
             at += len(x_CE)
-            self._filled[slot] = pos + at
+        self._filled[slot] = pos + at
         return np.concatenate(parts)
 
     def decode(self, slots: Sequence[int], positions: Sequence[int], x_BE: Array) -> Array:
@@ -174,6 +175,8 @@ class Executor:
         if len(slots) != len(positions) or len(slots) != len(x_BE) or len(set(slots)) != len(slots):
             raise ModelError(f"a decode of {len(x_BE)} tokens for slots {list(slots)} at {list(positions)}")
         x_BE = self._checked(x_BE, slots, positions)
+        for slot, position in zip(slots, positions, strict=True):
+            self._filled[slot] = position  # as above
         y_BE = self._decode(slots, positions, x_BE)
         for slot, position in zip(slots, positions, strict=True):
             self._filled[slot] = position + 1

@@ -11,7 +11,7 @@ from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import EvaluatorBackend, Executor
 from mpgpt_ios.mil.program import Precision
 from tests.ios_proxy.packages import NAMES, Small, build_all
-from tests.ios_proxy.rig import Proxy, Wire, make_bundle
+from tests.ios_proxy.rig import ByHand, Proxy, Wire, make_bundle
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,19 @@ def proxies(folder: Path, bundle: Bundle) -> Iterator[Callable[..., Proxy]]:
 
     def make(port: int, **more: object) -> Proxy:
         made.append(Proxy(folder, bundle, port, **more))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.fixture
+def by_hand(bundle: Bundle) -> Iterator[Callable[..., ByHand]]:
+    made: list[ByHand] = []
+
+    def make(port: int, **more: object) -> ByHand:
+        made.append(ByHand(port, bundle, **more))  # type: ignore[arg-type]
         return made[-1]
 
     yield make

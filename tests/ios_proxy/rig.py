@@ -30,6 +30,9 @@ from mpgpt_ios.bundle import Bundle, slice_hash
 from mpgpt_ios.executor import BadPosition
 from mpgpt_ios.node.bundle_store import Store
 from mpgpt_ios.node.server import NodeServer
+from mpgpt_ios.protocol import messages as m
+from mpgpt_ios.protocol.frames import Frames, encode
+from mpgpt_ios.protocol.proxy_session import ProxySession
 from mpgpt_ios.proxy.client import BACK_OFF_S, Client
 from mpgpt_ios.proxy.stage import IPadStage, StageSizes
 
@@ -113,13 +116,19 @@ def make_bundle(folder: Path, out: Path, padding: int = 0) -> Bundle:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, store: Path, *, package: Bundle | None = None, port: int = 0, token: bytes = TOKEN
+    folder: Path,
+    store: Path,
+    *,
+    package: Bundle | None = None,
+    port: int = 0,
+    token: bytes = TOKEN,
+    decide_s: float = 0.5,
 ) -> Iterator[tuple[NodeServer, TorchExecutor]]:
     """A node that listens, on a thread of its own."""
     executor, said = TorchExecutor(folder), list[str]()
     node = NodeServer(
         "127.0.0.1", port, token, Store(store), open_=lambda bundle: (executor, "torch"),  # type: ignore[arg-type,return-value]
-        say=said.append, package=package,
+        say=said.append, package=package, decide_s=decide_s,
     )  # fmt: skip
     thread = threading.Thread(target=node.serve, daemon=True)
     thread.start()
@@ -201,17 +210,67 @@ class Wire:
                 each.close()
 
 
+class ByHand:
+    """A proxy that does what a test says, message by message."""
+
+    def __init__(self, port: int, bundle: Bundle, token: bytes = TOKEN) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.settimeout(15.0)
+        self.session = ProxySession(token, bundle, bytes(range(32)), time.monotonic(), epoch=1, timeout_s=60.0)
+        self._frames, self.heard = Frames(), list[m.Message]()
+
+    def send(self, *messages: m.Message) -> None:
+        self.socket.sendall(b"".join(map(encode, messages)))
+
+    def hear(self) -> m.Message:
+        """The next message that is no LOADING."""
+        while (message := self._frames.next()) is None:
+            data = self.socket.recv(1 << 16)
+            if not data:
+                raise EOFError
+            self._frames.feed(data)
+        self.heard.append(message)
+        return self.hear() if isinstance(message, m.Loading) else message
+
+    def take(self, message: m.Message) -> None:
+        """Have the session take a message and send what it says to it."""
+        self.session.receive(encode(message), time.monotonic())
+        self.flush()
+
+    def flush(self) -> None:
+        self.session.fill()
+        while self.session.out:
+            self.socket.sendall(self.session.out)
+            self.session.out.clear()
+            self.session.fill()
+
+    def until(self, *kinds: type[m.Message]) -> m.Message:
+        """Go on as a proxy does, up to a message of these kinds, which the session does not take."""
+        self.flush()
+        while not isinstance(message := self.hear(), kinds):
+            self.take(message)
+        return message
+
+    def serving(self) -> ByHand:
+        """Go on until requests may be sent, in epoch 1."""
+        self.take(self.until(m.Ready))
+        return self
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 class Proxy:
     """The proxy rank: a client, its stage, and the truth to compare with."""
 
     def __init__(
         self, folder: Path, bundle: Bundle, port: int, *, token: bytes = TOKEN, timeout_s: float = 1.0,
-        fallback: bool = True, back_off_s: Sequence[float] = BACK_OFF_S,
+        fallback: bool = True, back_off_s: Sequence[float] = BACK_OFF_S, busy_s: float = 0.5,
     ) -> None:  # fmt: skip
         self.bell, self.said = Doorbell(), list[str]()
         self.client = Client(
             ("127.0.0.1", port), token, bundle, self.bell, timeout_s=timeout_s, report=self.said.append,
-            back_off_s=back_off_s,
+            back_off_s=back_off_s, busy_s=busy_s,
         )  # fmt: skip
         self.stage = IPadStage(SPAN, self.client, torch_stage(folder) if fallback else None, self.bell, SIZES)
         self._truth = torch_stage(folder)

@@ -43,7 +43,11 @@ class Pair:
         """Until neither has anything to say."""
         while self.proxy.out or self.node.out:
             up, self.proxy.out = bytes(self.proxy.out), bytearray()
-            self.commands += self.node.receive(up, self.now)
+            for command in self.node.receive(up, self.now):
+                if isinstance(command, m.Proof):
+                    self.node.admit()
+                else:
+                    self.commands.append(command)
             down, self.node.out = bytes(self.node.out), bytearray()
             self.events += self.proxy.receive(down, self.now)
             self.proxy.fill()

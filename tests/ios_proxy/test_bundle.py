@@ -52,7 +52,9 @@ def test_its_hash_is_what_the_protocol_says(bundle: Bundle) -> None:
         ({"format": 2}, "format is 2"), ({"layers": [3, 3]}, "layers [3, 3) of a model of 5"),
         ({"layers": [2, 6]}, "of a model of 5"), ({"tolerance": 0}, "tolerance is 0"), ({"slots": "4"}, "slots is '4'"),
         ({"slotz": 4}, "slotz is not a known key; did you mean slots?"), ({"model_hash": "xyz"}, "model_hash is 'xyz'"),
-        ({"chunk": None}, "chunk is empty"),
+        ({"chunk": None}, "chunk is empty"), ({"slots": 65}, "slots is 65"), ({"embed": 16385}, "embed is 16385"),
+        ({"chunk": 513, "context": 1024}, "chunk is 513"), ({"chunk": 300}, "chunks of 300 in a context of 256"),
+        ({"rotary": {"inv_freq": [1.0], "gain": 1.0}}, "1 frequencies for heads of"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none(bundle: Bundle, tmp_path: Path, change: dict[str, Any], words: str) -> None:

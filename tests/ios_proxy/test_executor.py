@@ -172,6 +172,23 @@ def test_a_prefill_is_cut_into_chunks() -> None:
     }  # fmt: skip
 
 
+def test_a_request_that_fails_midway_leaves_what_was_before_it() -> None:
+    class Failing(Recording):
+        def run(self, function: str, inputs: dict[str, Array]) -> Array:
+            if len(self.calls) == 2:
+                raise RuntimeError("no luck")
+            return super().run(function, inputs)
+
+    executor = Executor(Failing(), SmallSizes())
+    executor.prefill(1, 0, rows(5))
+    with pytest.raises(RuntimeError, match="no luck"):
+        executor.prefill(1, 3, rows(2 * CHUNK))
+    assert executor.filled == (0, 3, 0, 0)
+    with pytest.raises(RuntimeError, match="no luck"):
+        executor.decode([1, 2], [2, 0], rows(2))
+    assert executor.filled == (0, 2, 0, 0)
+
+
 def test_a_chunk_that_would_go_past_the_context_is_decoded() -> None:
     backend = Recording()
     executor, x = Executor(backend, SmallSizes()), rows(CONTEXT - 3)

@@ -42,6 +42,8 @@ from mpgpt.model.weights import Checkpoint, model_config
 from mpgpt_ios.bundle import MANIFEST, SELFTEST, SUFFIX, Bundle, MadeBy, Manifest, Rotary, slice_hash
 from mpgpt_ios.convert.blocks import Decode, Prefill, build
 from mpgpt_ios.convert.verify import check
+from mpgpt_ios.protocol.frames import MAX_ROWS, MAX_TOKENS
+from mpgpt_ios.protocol.payloads import MAX_EMBED
 
 GRAIN = 32
 """The Neural Engine takes head dimensions and contexts in multiples of this."""
@@ -138,10 +140,12 @@ def refuse(config: ModelConfig, span: Span, out: Path, options: PackageOptions) 
             raise UsageError(f"{what} is {size}, and the Neural Engine takes multiples of {GRAIN}")
     if context > config.positions:
         raise UsageError(f"--context {context} is more than the model's {config.positions} positions")
-    if not 1 < chunk <= context:
-        raise UsageError(f"--chunk {chunk} is not between 2 and the context of {context}")
-    if options.slots < 1:
-        raise UsageError(f"--slots {options.slots}: there must be one at least")
+    if not 1 < chunk <= min(context, MAX_TOKENS):
+        raise UsageError(f"--chunk {chunk} is not between 2 and {min(context, MAX_TOKENS)}")
+    if not 1 <= options.slots <= MAX_ROWS:
+        raise UsageError(f"--slots {options.slots} is not between 1 and {MAX_ROWS}")
+    if config.embed > MAX_EMBED:
+        raise UsageError(f"the model's hidden states are {config.embed} wide; an iPad is sent {MAX_EMBED} at most")
     if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
         raise UsageError(f"--out {out}: a Core ML package is named NAME{SUFFIX}")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -28,6 +29,7 @@ SPARE = 64 << 20
 KEPT = 4
 """Bundles at most, those that came half included; the one that was used longest ago makes room for the next."""
 PART = ".part"
+PLAIN_NAME = re.compile("[A-Za-z0-9._/-]{1,200}")
 
 
 class NoRoom(ModelError):
@@ -67,10 +69,8 @@ class Store:
     def receive(self, offer: m.Offer) -> PartialBundle:
         """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it claims, ``NoRoom`` when
         there is too little even after old bundles have made room."""
-        _check(offer)
+        check_offer(offer)
         total = sum(file.length for file in offer.files)
-        if total > MAX_BUNDLE:
-            raise ModelError(f"a package of {total / 1e9:.1f} GB is more than is taken here")
         folder = self._folder / offer.bundle.hex()
         part = folder.with_suffix(PART)
         try:
@@ -154,15 +154,18 @@ def _write_out(data: BinaryIO, file: m.File, path: Path) -> None:
         raise ModelError(f"the package's {file.name} was damaged on the way: its hash does not fit")
 
 
-def _check(offer: m.Offer) -> None:
-    """Whether these files can be a bundle, before any of them comes."""
+def check_offer(offer: m.Offer) -> None:
+    """Raise ``ModelError`` where these files cannot be a bundle, before any of them comes."""
+    total = sum(file.length for file in offer.files)
+    if total > MAX_BUNDLE:
+        raise ModelError(f"a package of {total / 1e9:.1f} GB is more than is taken here")
     files = [(file.name, file.length, file.sha256) for file in offer.files]
     if files != sorted(files, key=lambda file: file[0].encode()) or bundle_hash(files) != offer.bundle:
         raise ModelError("the package is not the one that its hash names")
     names = {name for name, _, _ in files}
     for name in names:
         _check_name(name)
-    if len(names) != len(files) or not {MANIFEST, SELFTEST} < names:
+    if len({name.lower() for name in names}) != len(files) or not {MANIFEST, SELFTEST} < names:
         raise ModelError("the package lacks its manifest or its self-test, or names a file twice")
     for name in sorted(names):
         for folder in map(str, PurePosixPath(name).parents):
@@ -172,10 +175,10 @@ def _check(offer: m.Offer) -> None:
 
 def _check_name(name: str) -> None:
     """A name that cannot leave the folder, on any system."""
-    path = PurePosixPath(name)
-    inside = path.parts[0] == PACKAGE and len(path.parts) > 1 if len(path.parts) else False
-    plain = name.isprintable() and "\\" not in name and ":" not in name and str(path) == name
-    if not plain or ".." in path.parts or path.is_absolute() or not (inside or name in (MANIFEST, SELFTEST)):
+    parts = name.split("/")
+    inside = parts[0] == PACKAGE and len(parts) > 1
+    plain = PLAIN_NAME.fullmatch(name) and not {"", ".", ".."} & set(parts)
+    if not plain or not (inside or name in (MANIFEST, SELFTEST)):
         raise ModelError(f"the package has a file named {name!r}, which it may not have")
 
 

@@ -1,12 +1,11 @@
 """The compute thread of a node: one job after another, and the package that is loaded.
 
-Knows: when a package is loaded and self-tested, that there is never more than one.
+Knows: when a package is loaded and self-tested, that there is never more than one, which ones cannot be run.
 Must not know: sockets, connections, the wire; how a package is run (``executor.py``).
 """
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from mpgpt.errors import ModelError, MpgptError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import Executor, run_selftest
+from mpgpt_ios.node.jobs import Jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,47 +28,44 @@ class Loaded:
     facts: Mapping[str, Any]
 
 
-class ComputeThread:
-    """A queue of jobs, and the package that they compute with."""
+class ComputeThread(Jobs):
+    """The jobs that compute, and the package that they compute with."""
 
     def __init__(self, open_: Callable[[Bundle], tuple[Executor, str]]) -> None:
         """``open_`` makes a bundle ready to run, and names its compute unit."""
+        super().__init__()
         self._open = open_
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loaded: Loaded | None = None
-
-    def run(self) -> None:
-        """Run jobs on the calling thread until ``close``."""
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    # from any thread
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job."""
-        self._jobs.put(job)
-
-    def close(self) -> None:
-        """Let ``run`` return. A signal's handler may call it too."""
-        self._jobs.put(None)
+        self._failed: dict[bytes, str] = {}
+        """Why packages cannot be run here, by their hash: trying takes minutes, and proxies ask again for ever."""
 
     # for jobs
 
     def load(self, bundle: Bundle) -> Loaded:
-        """Raises ``ModelError`` when the package cannot be run here, or fails its self-test."""
+        """Raises ``ModelError`` when the package cannot be run here, or fails its self-test; and from then on at once,
+        until the node is started anew."""
+        if bundle.hash in self._failed:
+            raise ModelError(f"{self._failed[bundle.hash]} (it is not tried again until the node is started anew)")
         if self._loaded is None or self._loaded.bundle.hash != bundle.hash:
             self._loaded = None  # two at once may be more than there is memory for
-            begun, manifest = time.monotonic(), bundle.manifest
-            executor, unit = self._open(bundle)
-            largest = run_selftest(executor, bundle.selftest, manifest.tolerance)
-            facts = {
-                "load_s": round(time.monotonic() - begun, 3), "unit": unit, "selftest": largest,
-                "layers": list(manifest.layers), "embed": manifest.embed, "slots": manifest.slots,
-                "context": manifest.context, "chunk": manifest.chunk, "dtype": np.dtype(executor.dtype).name,
-            }  # fmt: skip
-            self._loaded = Loaded(bundle=bundle, executor=executor, facts=facts)
+            try:
+                self._loaded = self._load(bundle)
+            except (MpgptError, RuntimeError, ValueError, OSError) as error:
+                self._failed[bundle.hash] = str(error)
+                raise ModelError(str(error)) from error
         self._loaded.executor.reset()
         return self._loaded
+
+    def _load(self, bundle: Bundle) -> Loaded:
+        begun, manifest = time.monotonic(), bundle.manifest
+        executor, unit = self._open(bundle)
+        largest = run_selftest(executor, bundle.selftest, manifest.tolerance)
+        facts = {
+            "load_s": round(time.monotonic() - begun, 3), "unit": unit, "selftest": largest,
+            "layers": list(manifest.layers), "embed": manifest.embed, "slots": manifest.slots,
+            "context": manifest.context, "chunk": manifest.chunk, "dtype": np.dtype(executor.dtype).name,
+        }  # fmt: skip
+        return Loaded(bundle=bundle, executor=executor, facts=facts)
 
     @property
     def executor(self) -> Executor:

@@ -4,9 +4,9 @@ Knows: sockets, threads, which proxy is served, what each command does.
 Must not know: bytes on the wire (``node_session.py``), how a package is loaded (``compute_thread.py``), run
 (``executor.py``) or kept (``bundle_store.py``).
 
-Each connection has a thread, which alone touches its session; one more thread computes, so that a PING is answered
-meanwhile. There is one cache, so one proxy is served: one that authenticates takes over from the one before, whose
-connection may have been dead for long without a sign.
+Each connection has a thread, which alone touches its session; another thread computes, and one hashes packages, so that
+a PING is answered meanwhile. There is one cache, so one proxy is served. Another has to wait until that one has
+gone, or has shown no sign of life for so long that it must have: it may have fallen asleep with the connection open.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ from mpgpt import __version__
 from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import BadPosition, Executor
+from mpgpt_ios.hang_up import LINGER_S, RECEIVE, hang_up
 from mpgpt_ios.node.bundle_store import NoRoom, PartialBundle, Store
 from mpgpt_ios.node.compute_thread import ComputeThread
+from mpgpt_ios.node.jobs import Jobs
 from mpgpt_ios.protocol import messages as m
 from mpgpt_ios.protocol.auth import SessionError
 from mpgpt_ios.protocol.frames import VERSION
 from mpgpt_ios.protocol.node_session import Command, NodeSession
 
 TICK_S = 0.2
-RECEIVE = 256 << 10
 LOADING_S = 5.0
 """LOADING is sent this often while a package loads."""
-LINGER_S = 1.0
-"""The time for the other end to read an ERROR and close."""
+DECIDE_S = 5.0
+LIFE_S = 3.0
+"""A proxy that is there sends something more often than this: a PING every 2 s, if nothing else."""
 MAX_UNAUTHENTICATED = 8
 """Connections at once before authentication."""
 
@@ -51,14 +53,16 @@ class NodeServer:
 
     def __init__(
         self, host: str, port: int, token: bytes, store: Store, *, open_: Callable[[Bundle], tuple[Executor, str]],
-        say: Callable[[str], None], package: Bundle | None = None,
+        say: Callable[[str], None], package: Bundle | None = None, decide_s: float = DECIDE_S,
     ) -> None:  # fmt: skip
         """Listen; ``serve`` does the rest. Port 0 takes any. Raises ``UsageError`` when it cannot listen there.
 
         ``open_`` makes a bundle ready to run, and names its compute unit; ``package`` is one that need not be sent.
+        A proxy that comes while another is served waits ``decide_s`` for that one to leave.
         """
         self._token, self._store, self._say, self._package = token, store, say, package
-        self.compute_thread = ComputeThread(open_)
+        self._decide_s = decide_s
+        self.compute_thread, self.store_thread = ComputeThread(open_), Jobs()
         try:
             self._listener = socket.create_server((host, port), reuse_port=False)
         except (OSError, OverflowError) as error:
@@ -66,6 +70,7 @@ class NodeServer:
             raise UsageError(f"cannot listen on {host}:{port}: {reason}") from None
         self.port: int = self._listener.getsockname()[1]
         self.served: Connection | None = None
+        self._serving = threading.Lock()
         self._connections: set[Connection] = set()
         self._closing = threading.Event()
 
@@ -73,11 +78,16 @@ class NodeServer:
         """Compute on the calling thread, and listen on another, until ``close``."""
         listening = threading.Thread(target=self._listen, name="listen", daemon=True)
         listening.start()
+        threading.Thread(target=self.store_thread.run, name="store", daemon=True).start()
         self.compute_thread.run()
         self._listener.close()
+        self.store_thread.close()
         for connection in list(self._connections):
-            connection.disconnect()
+            connection.leave(lambda session: session.bye())
         listening.join(5.0)
+        deadline = time.monotonic() + LINGER_S
+        while self._connections and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Let ``serve`` return. May be called from any thread, and from a signal's handler."""
@@ -107,10 +117,11 @@ class NodeServer:
             if connection.authenticated:
                 self._say(f"the proxy at {connection.name} has gone: {error}")
         finally:
-            self._connections.discard(connection)
-            if self.served is connection:
-                self.served = None
             connection.close()
+            with self._serving:
+                if self.served is connection:
+                    self.served = None
+            self._connections.discard(connection)
 
     def session(self) -> NodeSession:
         facts = {
@@ -119,12 +130,23 @@ class NodeServer:
         }  # fmt: skip
         return NodeSession(self._token, os.urandom(32), time.monotonic(), facts=facts, health=health)
 
-    def take_over(self, connection: Connection) -> None:
-        """Serve a proxy that has authenticated, and disconnect the one before."""
-        before, self.served = self.served, connection
-        self._say(f"the proxy at {connection.name} is here")
-        if before:
-            before.disconnect()
+    def admit(self, newcomer: Connection) -> bool:
+        """Whether a proxy that has authenticated is served from now on; else to be asked again.
+
+        Raises ``SessionError`` when another is served, and is there.
+        """
+        with self._serving:
+            first, waited = self.served, time.monotonic() - newcomer.authenticated_at
+            if first is None:
+                self.served = newcomer
+                self._say(f"the proxy at {newcomer.name} is here")
+                return True
+        if waited > self._decide_s:
+            if time.monotonic() - first.heard_at < LIFE_S:
+                self._say(f"the proxy at {newcomer.name} came while the one at {first.name} is served: sent away")
+                raise SessionError("another proxy is served", "BUSY")
+            first.leave(lambda session: session.error("BUSY", "another proxy took over"))
+        return False
 
     def find(self, digest: bytes) -> Bundle | None:
         if self._package and self._package.hash == digest:
@@ -146,7 +168,11 @@ class Connection:
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
         self._loading_since = 0.0
-        self._disconnected = False
+        self._leaving = False
+        self.heard_at = self.authenticated_at = time.monotonic()
+        """When the proxy last sent anything, and when it had proved itself."""
+        self._waiting = False
+        """Whether it has proved itself, and another may be served."""
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for each in (accepted, self._wake_read, self._wake_write):
             each.setblocking(False)
@@ -157,38 +183,35 @@ class Connection:
 
     def run(self) -> None:
         """Run the session until either end ends it; raises the reason."""
-        taken_over = False
         try:
-            while not self._disconnected:
+            while not self._leaving:
                 self._exchange()
-                if not taken_over and self.authenticated:
-                    taken_over = True
-                    self._node.take_over(self)
-                if self._session.late(time.monotonic()):
-                    raise SessionError("it did not prove itself in time")
+                if self._waiting:
+                    self._ask_to_be_served()
+                if why := self._session.late(time.monotonic()):
+                    raise SessionError(why)
         finally:
             if self._session.out:
-                with contextlib.suppress(OSError):
-                    self._linger()
+                hang_up(self._socket, self._session.out)
 
-    def _linger(self) -> None:
-        """Send what is left, and read until the other end closes, or for a while.
+    def _ask_to_be_served(self) -> None:
+        try:
+            admitted = self._node.admit(self)
+        except SessionError as error:
+            self._session.error(error.code, str(error))
+            raise
+        if admitted:
+            self._waiting = False
+            self._session.admit()
 
-        A connection that is closed over unread bytes is reset, and the ERROR may be lost with it.
-        """
-        self._socket.settimeout(TICK_S)
-        self._socket.sendall(self._session.out)
-        self._socket.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + LINGER_S
-        while (left := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left)
-            if not self._socket.recv(RECEIVE):
-                break
+    def leave(self, farewell: Callable[[NodeSession], None]) -> None:
+        """End the connection after a ``farewell``, from another thread."""
 
-    def disconnect(self) -> None:
-        """End the connection, from another thread."""
-        self._disconnected = True
-        self._wake()
+        def last() -> None:
+            farewell(self._session)
+            self._leaving = True
+
+        self._post(last)
 
     def close(self) -> None:
         if self._arrival:
@@ -211,6 +234,7 @@ class Connection:
             data = self._socket.recv(RECEIVE)
             if not data:
                 raise SessionError("it closed the connection")
+            self.heard_at = time.monotonic()
             for command in self._session.receive(data, time.monotonic()):
                 self._execute(command)
         if self._loading_since and time.monotonic() - self._loading_since > LOADING_S:
@@ -219,8 +243,10 @@ class Connection:
 
     def _execute(self, command: Command) -> None:
         match command:
+            case m.Proof():
+                self._waiting, self.authenticated_at = True, time.monotonic()
             case m.Offer():
-                self._take_offer(command)
+                self._node.store_thread.submit(partial(self._take_offer, command))
             case m.Data():
                 self._store(command.piece)
             case m.Load():
@@ -232,36 +258,49 @@ class Connection:
             case m.Prefill() | m.Decode():
                 self._node.compute_thread.submit(self._if_served(partial(self._compute, command)))
 
-    def _take_offer(self, offer: m.Offer) -> None:
-        self._bundle = self._node.find(offer.bundle)
-        if self._bundle:
-            self._session.want(self._bundle.length)
-            self._session.stored()
-            return
-        try:
-            arrival = self._arrival = self._node.receive(offer)
-        except ModelError as error:
-            self._refuse(error)
+    def _begin_arrival(self, arrival: PartialBundle) -> None:
+        self._arrival = arrival
         self._session.want(arrival.have)
-        if arrival.have == arrival.total:
-            self._store(b"")
+        self._store(b"")
 
     def _store(self, piece: bytes) -> None:
         assert self._arrival
         try:
             self._arrival.write(piece)
-            if self._arrival.have == self._arrival.total:
-                self._bundle = self._arrival.finish()
-                self._session.stored()
         except ModelError as error:
             self._refuse(error)
+        if self._arrival.have == self._arrival.total:
+            self._node.store_thread.submit(partial(self._finish, self._arrival))
+
+    def _keep(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._session.stored()
 
     def _refuse(self, error: MpgptError, code: m.Code = "BAD_BUNDLE") -> NoReturn:
         code = "NO_SPACE" if isinstance(error, NoRoom) else code
         self._session.error(code, str(error))
         raise SessionError(str(error), code)
 
-    # -- on the compute thread, which posts to the connection's thread whatever touches the session
+    # -- on the store's thread, which posts to the connection's thread whatever touches the session
+
+    def _take_offer(self, offer: m.Offer) -> None:
+        bundle = self._node.find(offer.bundle)
+        if bundle:
+            self._post(partial(self._session.want, bundle.length))
+            self._post(partial(self._keep, bundle))
+            return
+        try:
+            self._post(partial(self._begin_arrival, self._node.receive(offer)))
+        except ModelError as error:
+            self._post(partial(self._refuse, error))
+
+    def _finish(self, arrival: PartialBundle) -> None:
+        try:
+            self._post(partial(self._keep, arrival.finish()))
+        except ModelError as error:
+            self._post(partial(self._refuse, error))
+
+    # -- on the compute thread, which does likewise
 
     def _if_served(self, work: Callable[[], None]) -> Callable[[], None]:
         """The same work, skipped once another proxy is served."""
@@ -297,9 +336,9 @@ class Connection:
             else:
                 y = executor.decode(slots, positions, request.x)
         except BadPosition as error:
-            self._post(partial(self._session.error, "BAD_POS", str(error), request))
-        except MpgptError as error:
-            self._post(partial(self._session.error, "COMPUTE_FAILED", str(error), request))
+            self._post(partial(self._session.failed, request, "BAD_POS", str(error)))
+        except (MpgptError, RuntimeError, ValueError, MemoryError) as error:
+            self._post(partial(self._session.failed, request, "COMPUTE_FAILED", str(error)))
         else:
             self._post(partial(self._session.result, request, y, time.perf_counter() - begun))
 

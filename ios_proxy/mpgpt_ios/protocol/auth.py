@@ -15,7 +15,7 @@ import hmac
 from pathlib import Path
 
 from mpgpt.errors import MpgptError, UsageError
-from mpgpt_ios.protocol.messages import Code
+from mpgpt_ios.protocol import messages as m
 
 MIN_TOKEN, MAX_TOKEN = 16, 1024
 """Bytes of a token."""
@@ -23,19 +23,37 @@ PING_S = 2.0
 """The proxy sends a PING after this long without a message from the node."""
 HANDSHAKE_S = 10.0
 """The handshake must be over by then."""
+PROXY_SILENCE_S = 30.0
+"""The longest silence of a proxy, which sends a PING every ``PING_S`` if nothing else."""
 LOAD_SILENCE_S = 60.0
 """The longest silence of a node to which a bundle is sent, or that loads one; LOADING breaks a long load's silence."""
 QUEUE = 8
 """Requests that may be open at once, until READY says otherwise."""
+STRANGERS = {
+    "BAD_TOKEN": "the tokens of the two ends differ",
+    "BAD_VERSION": "it speaks another version of the protocol: update the older",
+    "BUSY": "another proxy is served",
+}
+"""What codes of an end that has not proved itself mean."""
 NODE_LABEL, PROXY_LABEL = b"mpgpt iPad link 1, node", b"mpgpt iPad link 1, proxy"
 
 
 class SessionError(MpgptError):
     """The other end broke the protocol, refused, or fell silent."""
 
-    def __init__(self, text: str, code: Code = "BAD_STATE") -> None:
+    def __init__(self, text: str, code: str = "BAD_STATE") -> None:
         super().__init__(text)
         self.code = code
+
+
+class PeerClosed(SessionError):
+    """The other end said ERROR or BYE, which are answered with nothing."""
+
+
+def refused(error: m.Error, *, proved: bool) -> PeerClosed:
+    """What an ERROR of the other end comes to; of one that has not ``proved`` itself no word is repeated."""
+    words = STRANGERS.get(error.code, error.code)
+    return PeerClosed(f"it refused: {(proved and error.text) or words}", error.code)
 
 
 def prove(token: bytes, label: bytes, theirs: bytes, ours: bytes) -> bytes:

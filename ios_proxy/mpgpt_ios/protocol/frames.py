@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 
 from mpgpt.errors import WireError
 from mpgpt_ios.protocol.messages import Message
@@ -49,7 +50,9 @@ def encode(message: Message) -> bytes:
 class Frames:
     """Bytes as they come in, and the messages in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow: Callable[[Kind], None] = lambda kind: None) -> None:
+        """``allow`` is called with a frame's kind before its payload has come, and may raise."""
+        self._allow = allow
         self._buffer = bytearray()
         self._next: tuple[Head, int, int] | None = None
         """The next frame's header, the length of its payload, its checksum."""
@@ -69,6 +72,7 @@ class Frames:
                 _check_start(self._buffer)
                 return None
             self._next = _read_head(self._buffer)
+            self._allow(Kind(self._next[0].kind))
         head, length, crc = self._next
         end = HEADER.size + length
         if len(self._buffer) < end:
@@ -111,6 +115,7 @@ def _read_head(buffer: bytearray) -> tuple[Head, int, int]:
     if epoch and not (valued or kind in (Kind.RESET, Kind.ERROR)):
         raise WireError(f"a frame of kind {kind} with an epoch")
     bound = (MAX_ROWS, MAX_TOKENS) if valued else (MAX_FILES if kind == Kind.OFFER else 0, 0)
-    if rows > bound[0] or tokens > bound[1] or (valued and not 0 < rows <= tokens):
+    few = (valued and not 0 < rows <= tokens) or (kind == Kind.OFFER and not rows)
+    if rows > bound[0] or tokens > bound[1] or few:
         raise WireError(f"a frame of kind {kind} with {rows} rows and {tokens} tokens")
     return Head(kind=kind, epoch=epoch, request=request, dtype=dtype, rows=rows, tokens=tokens), length, crc

@@ -21,7 +21,7 @@ Code = Literal[
     "COMPUTE_FAILED", "NO_SPACE", "BUSY",
 ]  # fmt: skip
 CODES: tuple[Code, ...] = get_args(Code)
-"""On the wire a code is its index here, counted from 1."""
+"""On the wire a code is its index here, counted from 1. A number that is not here comes from a later version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,8 @@ class Result:
 class Error:
     """A failure; ``request`` is 0 where it concerns no request."""
 
-    code: Code
+    code: str
+    """One of ``CODES``; ``#12`` is the number of one that is not known here."""
     text: str
     epoch: int = 0
     request: int = 0

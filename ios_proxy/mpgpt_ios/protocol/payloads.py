@@ -22,7 +22,7 @@ from mpgpt_ios.protocol import messages as m
 
 PAIR, SHORT, LONG = struct.Struct("<II"), struct.Struct("<H"), struct.Struct("<Q")
 NONCE = PROOF = DIGEST = 32
-MAX_TEXT, MAX_NAME, MAX_EMBED = 500, 200, 16384
+MAX_TEXT, MAX_NAME, MAX_EMBED, MAX_DEPTH = 500, 200, 16384, 16
 
 DTYPES: dict[int, Any] = {1: np.dtype("<f2"), 2: np.dtype("<f4")}
 
@@ -89,7 +89,7 @@ def write(message: m.Message) -> tuple[Head, bytes]:
         case m.Load(bundle=bundle):
             return Head(kind=Kind.LOAD), bundle
         case m.Loading(text=text):
-            return Head(kind=Kind.LOADING), text.encode()
+            return Head(kind=Kind.LOADING), _cut(text)
         case m.Ready(facts=facts):
             return Head(kind=Kind.READY), _json(facts)
         case m.Reset(epoch=epoch):
@@ -102,7 +102,8 @@ def write(message: m.Message) -> tuple[Head, bytes]:
             payload = LONG.pack(message.compute_ns) + _positions(message.positions) + y.tobytes()
             return _valued(Kind.RESULT, message, y), payload
         case m.Error(code=code, text=text):
-            payload = SHORT.pack(m.CODES.index(code) + 1) + text.encode()[:MAX_TEXT]
+            number = int(code[1:]) if code.startswith("#") else m.CODES.index(code) + 1
+            payload = SHORT.pack(number) + _cut(text)
             return Head(kind=Kind.ERROR, epoch=message.epoch, request=message.request), payload
         case m.Ping(number=number):
             return Head(kind=Kind.PING), LONG.pack(number)
@@ -120,6 +121,11 @@ def _valued(kind: Kind, message: m.Request | m.Result, values: m.Values) -> Head
 
 def _json(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
+
+
+def _cut(text: str) -> bytes:
+    """As much of a text as is sent, in whole characters."""
+    return text.encode()[:MAX_TEXT].decode(errors="ignore").encode()
 
 
 def _file(file: m.File) -> bytes:
@@ -172,10 +178,9 @@ def _read_result(head: Head, payload: bytes) -> m.Message:
 
 
 def _read_error(head: Head, payload: bytes) -> m.Message:
-    code = int.from_bytes(payload[:2], "little")
-    if not 0 < code <= len(m.CODES):
-        raise WireError(f"an error of the unknown code {code}")
-    return m.Error(code=m.CODES[code - 1], text=_text(payload[2:]), epoch=head.epoch, request=head.request)
+    number = int.from_bytes(payload[:2], "little")
+    code = m.CODES[number - 1] if 0 < number <= len(m.CODES) else f"#{number}"
+    return m.Error(code=code, text=_text(payload[2:]), epoch=head.epoch, request=head.request)
 
 
 def _read_pong(head: Head, payload: bytes) -> m.Message:
@@ -184,12 +189,29 @@ def _read_pong(head: Head, payload: bytes) -> m.Message:
 
 def _facts(payload: bytes) -> Mapping[str, Any]:
     try:
-        facts = json.loads(payload)
+        facts = json.loads(payload.decode(), parse_constant=_no_number, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         raise WireError("a message whose JSON cannot be read") from None
-    if not isinstance(facts, dict):
-        raise WireError("a message whose JSON is no object")
+    if not isinstance(facts, dict) or _depth(facts) > MAX_DEPTH:
+        raise WireError("a message whose JSON is no object, or too deep a one")
     return facts
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key that comes twice")
+    return made
+
+
+def _depth(value: Any) -> int:
+    """Of objects and arrays in one another; one that is read is no deeper than Python's own stack."""
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if within is None else 1 + max(map(_depth, within), default=0)
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON's")
 
 
 def _text(payload: bytes) -> str:

@@ -24,10 +24,13 @@ from mpgpt_ios.protocol.auth import (
     PING_S,
     PROXY_LABEL,
     QUEUE,
+    PeerClosed,
     SessionError,
     prove,
+    refused,
 )
 from mpgpt_ios.protocol.frames import MAX_PIECE, Frames, VersionError, encode
+from mpgpt_ios.protocol.payloads import Kind
 
 
 class BundleReader(Protocol):
@@ -96,17 +99,19 @@ class ProxySession:
     ) -> None:
         """``epoch`` is that of the first RESET; a result may take ``timeout_s``."""
         self.out = bytearray(encode(m.Hello(nonce=nonce)))
-        self._frames, self._token, self._bundle, self._nonce = Frames(), token, bundle, nonce
+        self._frames, self._token, self._bundle, self._nonce = Frames(self._allow), token, bundle, nonce
         self._epoch, self._timeout = epoch, timeout_s
         self._begun = self._heard = self._pinged = now
-        self._expect: tuple[type[m.Message], ...] = (m.Challenge,)
+        self._expect: tuple[Kind, ...] = (Kind.CHALLENGE,)
+        self._proved = False
+        """Whether the node has proved that it has the token."""
         self._sent: int | None = None
         self._open: deque[_Open] = deque()
         self._requests = 0
         self._answered = now
         self._dtype: Any = np.float16
         self.queue = QUEUE
-        self.ready = False
+        self._admitted = self.ready = False
         self._takers: dict[type[m.Message], Callable[[Any, float], list[Event]]] = {
             m.Challenge: self._take_challenge, m.Info: self._take_info, m.Want: self._take_want,
             m.Stored: self._take_stored, m.Loading: self._take_loading, m.Ready: self._take_ready,
@@ -121,49 +126,53 @@ class ProxySession:
             self._frames.feed(data)
             while (message := self._frames.next()) is not None:
                 events += self._take(message, now)
-        except VersionError:
+        except (VersionError, PeerClosed):
             raise
         except WireError as error:
-            self.out += encode(m.Error(code="BAD_FRAME", text=str(error)))
+            self._error("BAD_FRAME", str(error))
+            raise
+        except SessionError as error:
+            self._error(error.code, str(error))
             raise
         return events
 
-    def _take(self, message: m.Message, now: float) -> list[Event]:
-        if isinstance(message, m.Error):
-            raise SessionError(f"it refused: {message.text or message.code}", message.code)
-        if isinstance(message, m.Bye):
-            raise SessionError("it said good-bye")
-        if isinstance(message, m.Pong):
-            if not self._authenticated:
-                raise SessionError("a PONG before it has proved itself")
-            return [Health(facts=message.facts)]
-        if not isinstance(message, self._expect):
-            raise SessionError(f"{type(message).__name__.upper()} was not expected now")
-        return self._takers[type(message)](message, now)
+    def _error(self, code: str, text: str) -> None:
+        self.out += encode(m.Error(code=code, text=text))
 
-    @property
-    def _authenticated(self) -> bool:
-        return self._expect not in ((m.Challenge,), (m.Info,))
+    def _allow(self, kind: Kind) -> None:
+        always = (Kind.ERROR, Kind.BYE, Kind.PONG) if self._proved else (Kind.ERROR,)
+        if kind not in (*always, *self._expect):
+            raise SessionError(f"{kind.name} was not expected now")
+
+    def _take(self, message: m.Message, now: float) -> list[Event]:
+        match message:
+            case m.Error():
+                raise refused(message, proved=self._proved)
+            case m.Bye():
+                raise PeerClosed("it said good-bye")
+            case m.Pong():
+                return [Health(facts=message.facts)]
+            case _:
+                return self._takers[type(message)](message, now)
 
     def _take_challenge(self, message: Any, now: float) -> list[Event]:
         expected = prove(self._token, NODE_LABEL, self._nonce, message.nonce)
         if not hmac.compare_digest(expected, message.proof):
-            self.out += encode(m.Error(code="BAD_TOKEN", text="the tokens of the two ends differ"))
             raise SessionError("it has another token: the token files of the two ends differ", "BAD_TOKEN")
         self.out += encode(m.Proof(proof=prove(self._token, PROXY_LABEL, message.nonce, self._nonce)))
-        self._expect = (m.Info,)
+        self._proved, self._expect = True, (Kind.INFO,)
         return []
 
     def _take_info(self, message: Any, now: float) -> list[Event]:
         files = tuple(m.File(name=e.name, length=e.length, sha256=e.sha256) for e in self._bundle.entries)
         self.out += encode(m.Offer(bundle=self._bundle.hash, files=files))
-        self._expect = (m.Want,)
+        self._admitted, self._expect = True, (Kind.WANT,)
         return [Authenticated(facts=message.facts)]
 
     def _take_want(self, message: Any, now: float) -> list[Event]:
         if message.offset > self._bundle.length:
             raise SessionError(f"it wants the package from byte {message.offset} of {self._bundle.length}")
-        self._sent, self._expect = message.offset, (m.Stored,)
+        self._sent, self._expect = message.offset, (Kind.STORED,)
         missing = self._bundle.length - message.offset
         return [Progress(text=f"sending its package, {missing / 1e6:.0f} MB")] if missing else []
 
@@ -178,7 +187,7 @@ class ProxySession:
         if message.bundle != self._bundle.hash or self._sent != self._bundle.length:
             raise SessionError("it stored another package than it was sent", "BAD_BUNDLE")
         self.out += encode(m.Load(bundle=self._bundle.hash))
-        self._expect = (m.Loading, m.Ready)
+        self._expect = (Kind.LOADING, Kind.READY)
         return []
 
     def _take_loading(self, message: Any, now: float) -> list[Event]:
@@ -191,7 +200,7 @@ class ProxySession:
             raise SessionError(f"it is ready with the dtype {dtype!r} and a queue of {queue!r}")
         self._dtype, self.queue = np.dtype(dtype), queue
         self.out += encode(m.Reset(epoch=self._epoch))
-        self._expect, self.ready, self._answered = (m.Result,), True, now
+        self._expect, self.ready, self._answered = (Kind.RESULT,), True, now
         return [Ready(facts=facts)]
 
     def call(self, positions: m.Positions, x: NDArray[Any], now: float) -> int:
@@ -240,13 +249,13 @@ class ProxySession:
 
     def tick(self, now: float) -> None:
         """Send a PING when one is due, and raise ``SessionError`` when the node is late; to be called often."""
-        if not self._authenticated and now - self._begun > HANDSHAKE_S:
+        if not self._admitted and now - self._begun > HANDSHAKE_S:
             raise SessionError(f"it did not prove itself within {HANDSHAKE_S:.0f} s")
         if self._open and now - max(self._open[0].since, self._answered) > self._timeout:
             raise SessionError(f"an answer is more than {self._timeout:g} s late")
         quiet = max(self._timeout, 2 * PING_S) if self.ready else LOAD_SILENCE_S
         if now - self._heard > quiet:
             raise SessionError(f"nothing was heard of it for {quiet:g} s")
-        if self._authenticated and now - max(self._heard, self._pinged) > PING_S:
+        if self._proved and now - max(self._heard, self._pinged) > PING_S:
             self._pinged = now
             self.out += encode(m.Ping(number=int(now * 1000) & (2**63 - 1)))

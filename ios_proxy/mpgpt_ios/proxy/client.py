@@ -23,6 +23,7 @@ from typing import get_args
 from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError
 from mpgpt.transport.doorbell import Doorbell
+from mpgpt_ios.hang_up import RECEIVE, hang_up
 from mpgpt_ios.protocol.auth import SessionError
 from mpgpt_ios.protocol.proxy_session import (
     Authenticated,
@@ -39,10 +40,11 @@ from mpgpt_ios.proxy.stage import Call, Values
 DIAL_S = 5.0
 """A connection must be made within this time."""
 BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+BUSY_S = 30.0
+"""An iPad that serves another proxy is not dialled again before this long."""
 STEADY_S = 30.0
 """After the iPad was ready for this long, back-off begins anew."""
 TICK_S = 0.2
-RECEIVE = 256 << 10
 THERMALS = get_args(Thermal)
 
 
@@ -51,13 +53,13 @@ class Client:
 
     def __init__(
         self, address: tuple[str, int], token: bytes, bundle: BundleReader, bell: Doorbell, *, timeout_s: float,
-        report: Callable[[str], None], back_off_s: Sequence[float] = BACK_OFF_S,
+        report: Callable[[str], None], back_off_s: Sequence[float] = BACK_OFF_S, busy_s: float = BUSY_S,
     ) -> None:  # fmt: skip
         """Begin to dial. ``bell`` rings when a result has arrived, and when the iPad is ready or was lost; ``report``
         is called on the client's own thread with sentences for a person. ``back_off_s`` are the pauses before dialling
-        again, in seconds; the last one is repeated."""
+        again, in seconds; the last one is repeated. ``busy_s`` is the least pause where another is served."""
         self._address, self._token, self._bundle, self._bell = address, token, bundle, bell
-        self._timeout, self._report, self._back_off_s = timeout_s, report, back_off_s
+        self._timeout, self._report, self._back_off_s, self._busy_s = timeout_s, report, back_off_s, busy_s
         self.name = f"the iPad at {address[0]}:{address[1]}"
         self.trouble = f"{self.name} was not reached yet"
         self.facts: dict[str, object] = {}
@@ -158,38 +160,38 @@ class Client:
         failures = 0
         while not self._closing.is_set():
             ready_at: float | None = None
-            try:
-                with socket.create_connection(self._address, DIAL_S) as connection:
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    connection.setblocking(False)
-                    self._serve(connection)
-                return
-            except (OSError, MpgptError) as error:
-                ready_at = self._began_at if self._epoch is not None else None
-                self._lose(_sentence(error))
+            pause = 0.0
+            with contextlib.ExitStack() as connected:
+                try:
+                    connection = connected.enter_context(socket.create_connection(self._address, DIAL_S))
+                    self._serve(connection, connected)
+                    return
+                except (OSError, MpgptError) as error:
+                    ready_at = self._began_at if self._epoch is not None else None
+                    pause = self._busy_s if isinstance(error, SessionError) and error.code == "BUSY" else 0.0
+                    self._lose(_sentence(error))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
-            self._redial_now.wait(self._back_off_s[max(0, min(failures, len(self._back_off_s)) - 1)])
+            self._redial_now.wait(max(pause, self._back_off_s[max(0, min(failures, len(self._back_off_s)) - 1)]))
             self._redial_now.clear()
 
-    def _serve(self, connection: socket.socket) -> None:
-        """Run one session until ``close``; raises when the iPad is lost."""
+    def _serve(self, connection: socket.socket, connected: contextlib.ExitStack) -> None:
+        """Run one session until ``close``; raises when the iPad is lost. What it should still be told is sent when
+        ``connected`` ends, after the loss has been noted."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setblocking(False)
         self._redial_now.clear()  # a request to redial that came while it was here
         session = ProxySession(
             self._token, self._bundle, os.urandom(32), time.monotonic(), epoch=self._last_epoch + 1,
             timeout_s=self._timeout,
         )  # fmt: skip
-        try:
-            while not self._closing.is_set():
-                self._send_calls(session)
-                if not session.out:
-                    session.fill()
-                self._exchange(connection, session)
-                session.tick(time.monotonic())
-            session.bye()
-        finally:  # ``out`` may hold the reason
-            with contextlib.suppress(OSError):
-                connection.settimeout(TICK_S)
-                connection.sendall(session.out)
+        connected.callback(lambda: hang_up(connection, session.out) if session.out else None)
+        while not self._closing.is_set():
+            self._send_calls(session)
+            if not session.out:
+                session.fill()
+            self._exchange(connection, session)
+            session.tick(time.monotonic())
+        session.bye()
 
     def _send_calls(self, session: ProxySession) -> None:
         while session.ready and self._outbox and session.open < session.queue:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,8 @@ def test_what_was_damaged_later_is_thrown_away(bundle: Bundle, tmp_path: Path) -
 NAMES = [
     "../a", "/etc/passwd", "model.mlpackage/../../a", "model.mlpackage", "model.mlpackage\\a", "C:a", "other",
     "model.mlpackage//a", "./manifest.json", "model.mlpackage/a\nb", "",
+    "model.mlpackage/é", "model.mlpackage/a b", "model.mlpackage/./a", "model.mlpackage/a/",
+    "model.mlpackage/" + "a" * 190,
 ]  # fmt: skip
 
 
@@ -92,6 +95,8 @@ def test_offers_that_cannot_be(bundle: Bundle, tmp_path: Path, monkeypatch: pyte
     assert "not the one that its hash names" in refused(tuple(reversed(files)))
     assert "lacks its manifest" in refused(files[1:])
     assert "names a file twice" in refused((files[0], files[0], *files[1:]))
+    alike = [replace(file, name=name) for file in files[1:2] for name in ("model.mlpackage/A", "model.mlpackage/a")]
+    assert "names a file twice" in refused((files[0], *alike, files[-1])), "on a disk that does not tell cases apart"
     large = tuple(File(name=f.name, length=1 << 40, sha256=f.sha256) for f in files)
     assert "more than is taken here" in refused(large)
 

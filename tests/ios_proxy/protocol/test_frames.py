@@ -83,11 +83,11 @@ def results(draw: st.DrawFn) -> Message:
 
 
 printable = st.text(st.characters(categories=["L", "N", "P"]), max_size=60)
-files = st.builds(m.File, name=printable.filter(bool), length=uint64, sha256=digest)
+offered = st.lists(st.builds(m.File, name=printable.filter(bool), length=uint64, sha256=digest), min_size=1, max_size=4)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(m.Hello, nonce=digest), st.builds(m.Challenge, nonce=digest, proof=digest),
     st.builds(m.Proof, proof=digest), st.builds(m.Info, facts=facts),
-    st.builds(m.Offer, bundle=digest, files=st.lists(files, max_size=4).map(tuple)), st.builds(m.Want, offset=uint64),
+    st.builds(m.Offer, bundle=digest, files=offered.map(tuple)), st.builds(m.Want, offset=uint64),
     st.builds(m.Data, offset=uint64, piece=st.binary(min_size=1, max_size=99)), st.builds(m.Stored, bundle=digest),
     st.builds(m.Load, bundle=digest), st.builds(m.Loading, text=printable), st.builds(m.Ready, facts=facts),
     st.builds(m.Reset, epoch=uint32), prefills(), decodes(), results(),
@@ -203,3 +203,41 @@ def test_another_version_is_known_from_five_bytes() -> None:
 def test_what_is_told_to_a_person_prints() -> None:
     (message,) = read(seal(encode(m.Loading(text="x" * 9))[:32] + b"a\x1b[2Jb\xff\nc"))
     assert isinstance(message, m.Loading) and message.text.isprintable() and message.text.startswith("a")
+
+
+def test_a_text_is_cut_between_two_characters() -> None:
+    for message in (m.Loading(text="é" * 400), m.Error(code="BUSY", text="x" + "é" * 400)):
+        (got,) = read(encode(message))
+        assert got.text and got.text == message.text[: len(got.text)] and 498 < len(got.text.encode()) <= 500  # type: ignore[union-attr]
+
+
+def test_a_code_of_a_later_version_is_kept() -> None:
+    (got,) = read(seal(encode(m.Error(code="BUSY", text="why"))[:32] + b"\x0c\x00why"))
+    assert got == m.Error(code="#12", text="why") and read(encode(got)) == [got]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[1]",
+        b'{"a"',
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b"\xef\xbb\xbf{}",
+        '{"a": 1}'.encode("utf-16"),
+        b'{"\xff": 1}',
+        b'{"a": 1, "a": 1}',
+        b'{"a": ' + b"[" * 16 + b"]" * 16 + b"}",
+        b'{"a": ' + b"[" * 9999,
+    ],
+    ids=["an array", "cut", "no number", "infinite", "a mark", "UTF-16", "no text", "twice", "deep", "deeper"],
+)
+def test_what_is_no_object_in_utf8(payload: bytes) -> None:
+    head = HEADER.pack(f.MAGIC, 1, 4, 0, 0, 0, 0, 0, 0, 0, 0, len(payload), 0)
+    with pytest.raises(WireError, match="JSON"):
+        read(seal(head + payload))
+
+
+def test_an_offer_of_no_files_is_no_offer() -> None:
+    with pytest.raises(WireError, match="0 rows"):
+        read(encode(m.Offer(bundle=bytes(32), files=())))
