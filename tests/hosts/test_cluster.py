@@ -326,9 +326,9 @@ def test_what_a_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     nothing.write_text(f'Dir::State::lists "{tmp_path}/lists";\nDir::Cache "{tmp_path}/cache";\n')
     monkeypatch.setenv("APT_CONFIG", str(nothing))
     monkeypatch.setattr("tests.hosts.openssh.SYSTEM_PATH", str(tmp_path))
-    with pytest.raises(
-        NoOpenSSH, match=r"there is no sshd, and apt-get cannot give Debian's \(perhaps after `apt-get update`\)"
-    ):
+    # Where Debian's is installed, there is nothing to fetch.
+    why = r"there is no sshd, and apt-get (cannot give Debian's \(perhaps after `apt-get update`\)|fetched none)"
+    with pytest.raises(NoOpenSSH, match=why):
         find_openssh(tmp_path / "sshd")
     assert not [*tmp_path.glob("sshd*")]
 

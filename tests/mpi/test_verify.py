@@ -130,4 +130,4 @@ def test_a_host_that_does_without_them(model: Path) -> None:
     assert "torch's kernels, because MPGPT_NATIVE is 0" in without.stderr and "compiled kernels for" in with_them.stderr
     assert without.stdout == with_them.stdout != ""
     refused = mpgpt(0, *command[:-1], "--kernel", "nosuch")
-    assert refused.returncode == 2 and "there are native, torch, " in refused.stderr
+    assert refused.returncode == 2 and "there are native, native-float32, " in refused.stderr
