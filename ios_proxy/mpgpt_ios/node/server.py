@@ -82,10 +82,10 @@ class NodeServer:
         self.compute_thread.run()
         self._listener.close()
         self.store_thread.close()
+        listening.join(5.0)
         for connection in list(self._connections):
             connection.leave(lambda session: session.bye())
-        listening.join(5.0)
-        deadline = time.monotonic() + LINGER_S
+        deadline = time.monotonic() + 2 * LINGER_S
         while self._connections and time.monotonic() < deadline:
             time.sleep(0.01)
 
