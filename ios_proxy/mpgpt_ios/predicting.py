@@ -72,7 +72,7 @@ def _call(backend: Backend, data: bytes) -> Mapping[str, Array]:
 
 
 def _send(answers: BinaryIO, tensors: Mapping[str, Array], metadata: dict[str, str]) -> None:
-    data = save(dict(tensors), metadata=metadata)
+    data = save(dict(tensors), metadata=metadata or None)  # an empty one beside no tensors would be no JSON
     answers.write(LENGTH.pack(len(data)) + data)
     answers.flush()
 

@@ -95,7 +95,7 @@ def test_it_outlives_a_call_that_cannot_be(small: dict[str, Small], tmp_path: Pa
         ):  # fmt: skip
             tensors, metadata = pipe.ask(function, inputs)
             assert not tensors and words in metadata["error"]
-        for data in (b"", b"no safetensors file at all", save({})):
+        for data in (b"", b"no safetensors file at all", save({}), save({}, metadata={})):
             pipe.send(data)
             assert pipe.hear()[1]["error"]
         assert pipe.ask("reset", {}) == ({}, {})
