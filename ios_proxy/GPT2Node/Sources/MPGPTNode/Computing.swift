@@ -34,6 +34,7 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
         let executor: Executor
         /// READY's.
         let facts: JSONObject
+        let report: Report
     }
 
     enum Answer: Sendable {
@@ -110,8 +111,8 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
         }
     }
 
-    /// To be called on the queue.
-    func load(_ bundle: Bundle) throws(LoadError) -> JSONObject {
+    /// To be called on the queue. Who is told of a failure by what is thrown needs no reports.
+    func load(_ bundle: Bundle, quietly: Bool = false) throws(LoadError) -> JSONObject {
         dispatchPrecondition(condition: .onQueue(queue))
         if let why = failures[bundle.hash] {
             throw LoadError(text: "\(why) (it is not tried again until the node is started anew)")
@@ -120,12 +121,14 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
             return loaded.facts
         }
         loaded = nil  // two at once may be more than there is memory for
+        let report = quietly ? { _ in } : report
         report(.loading(model: bundle.manifest.model, layers: bundle.manifest.layers))
         var troubles: [String] = []
         for unit in units {
             do throws(LoadError) {
                 let fresh = try open(bundle, on: unit)
                 loaded = fresh
+                report(fresh.report)
                 return fresh.facts
             } catch {
                 troubles.append(error.text)
@@ -145,7 +148,6 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
             let executor = Executor(predictor: predictor, manifest: manifest)
             let difference = try SelfTest.run(executor, path: bundle.selftest, tolerance: manifest.tolerance)
             let seconds = ((Patience.now - begun) * 1e3).rounded() / 1e3
-            report(.loaded(unit: predictor.unit, seconds: seconds, difference: difference))
             let facts: JSONObject = [
                 "dtype": "float16", "unit": .string(predictor.unit), "load_s": .number(seconds),
                 "selftest": .number(difference),
@@ -153,7 +155,9 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
                 "embed": .integer(manifest.embed), "slots": .integer(manifest.slots),
                 "context": .integer(manifest.context), "chunk": .integer(manifest.chunk),
             ]
-            return Loaded(hash: bundle.hash, executor: executor, facts: facts)
+            return Loaded(
+                hash: bundle.hash, executor: executor, facts: facts,
+                report: .loaded(unit: predictor.unit, seconds: seconds, difference: difference))
         } catch {
             throw LoadError(text: sentence(error))
         }

@@ -68,7 +68,7 @@ public final class NodeServer: @unchecked Sendable {  // `bound` and `listener` 
     public func loadPackage() throws(LoadError) {
         guard let package = options.package else { return }
         try parts.computing.queue.sync { () -> Result<Void, LoadError> in
-            Result { () throws(LoadError) in _ = try parts.computing.load(package) }
+            Result { () throws(LoadError) in _ = try parts.computing.load(package, quietly: true) }
         }.get()
     }
 
