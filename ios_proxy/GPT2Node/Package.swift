@@ -14,6 +14,7 @@ let package = Package(
     ],
     targets: [
         .target(name: "MPGPTWire"),
+        .executableTarget(name: "mpgpt-wire-probe", dependencies: ["MPGPTWire"]),
         .testTarget(name: "MPGPTWireTests", dependencies: ["MPGPTWire"]),
     ],
     swiftLanguageModes: [.v6]
