@@ -79,7 +79,7 @@ public struct Safetensors: Sendable, Equatable {
         for place in places {
             guard place.bytes.lowerBound == end else {
                 throw SafetensorsError(
-                    text: "the tensor \(place.name) begins at \(place.bytes.lowerBound), and the one before ends at \(end)")
+                    text: "the tensor \(place.name) begins at \(place.bytes.lowerBound), where \(end) would be right")
             }
             end = place.bytes.upperBound
         }
