@@ -22,8 +22,8 @@ struct Fields {
     }
 
     mutating func integer(_ key: String, in range: ClosedRange<Int>) -> Int {
-        let wanted = range.count == 1 ? "\(range.lowerBound)" : "an integer from \(range.lowerBound) to \(range.upperBound)"
-        return take(key, wanted, or: range.lowerBound) { value in
+        let (least, most) = (range.lowerBound, range.upperBound)
+        return take(key, least == most ? "\(least)" : "an integer from \(least) to \(most)", or: least) { value in
             value.integer.flatMap { range ~= $0 ? $0 : nil }
         }
     }

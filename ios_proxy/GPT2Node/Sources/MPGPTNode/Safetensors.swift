@@ -27,7 +27,9 @@ public struct Safetensors: Sendable, Equatable {
 
     public init(bytes: [UInt8]) throws(SafetensorsError) {
         var reader = ByteReader(bytes)
-        guard let claimed: UInt64 = reader.integer(), let length = Int(exactly: claimed), let json = reader.take(length) else {
+        guard let claimed: UInt64 = reader.integer(), let length = Int(exactly: claimed),
+            let json = reader.take(length)
+        else {
             throw SafetensorsError(text: "its header is longer than the file")
         }
         let data = reader.takeRest()
@@ -77,7 +79,7 @@ public struct Safetensors: Sendable, Equatable {
         for place in places {
             guard place.bytes.lowerBound == end else {
                 throw SafetensorsError(
-                    text: "the tensor \(place.name) begins at \(place.bytes.lowerBound), and the one before ends at \(end)")
+                    text: "the tensor \(place.name) begins at \(place.bytes.lowerBound), where \(end) would be right")
             }
             end = place.bytes.upperBound
         }
@@ -91,8 +93,9 @@ public struct Safetensors: Sendable, Equatable {
     /// The file's bytes: wide elements first, so that all are aligned, and then by name.
     public func encoded() -> [UInt8] {
         let sorted = tensors.sorted { one, other in
-            one.value.dtype.size == other.value.dtype.size
-                ? one.key.utf8.lexicographicallyPrecedes(other.key.utf8) : one.value.dtype.size > other.value.dtype.size
+            let (size, otherSize) = (one.value.dtype.size, other.value.dtype.size)
+            guard size == otherSize else { return size > otherSize }
+            return one.key.utf8.lexicographicallyPrecedes(other.key.utf8)
         }
         var header = JSONObject()
         if !metadata.isEmpty {
@@ -133,7 +136,7 @@ private struct Place {
             let shape = integers(entry["shape"]), let offsets = integers(entry["data_offsets"]), offsets.count == 2
         else { throw SafetensorsError(text: "the entry \(name) is not that of a tensor") }
         guard let dtype = ElementType(rawValue: typeName) else {
-            throw SafetensorsError(text: "the tensor \(name) is of the type \(typeName); F16, F32 and I32 are understood")
+            throw SafetensorsError(text: "the tensor \(name) is of the type \(typeName), not F16, F32 or I32")
         }
         guard let length = Tensor.length(of: shape, dtype), 0 <= offsets[0], offsets[0] <= offsets[1],
             offsets[1] - offsets[0] == length

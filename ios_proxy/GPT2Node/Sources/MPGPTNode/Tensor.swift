@@ -23,15 +23,15 @@ public struct Tensor: Sendable, Equatable {
     }
 
     public init(shape: [Int], int32 values: [Int32]) {
-        self.init(shape: shape, dtype: .int32, bytes: values.flatMap { littleEndian($0) })
+        self.init(shape: shape, dtype: .int32, bytes: littleEndian(values))
     }
 
     public init(shape: [Int], float16 bits: [UInt16]) {
-        self.init(shape: shape, dtype: .float16, bytes: bits.flatMap { littleEndian($0) })
+        self.init(shape: shape, dtype: .float16, bytes: littleEndian(bits))
     }
 
     public init(shape: [Int], float32 values: [Float]) {
-        self.init(shape: shape, dtype: .float32, bytes: values.flatMap { littleEndian($0.bitPattern) })
+        self.init(shape: shape, dtype: .float32, bytes: littleEndian(values.map(\.bitPattern)))
     }
 
     /// The number of bytes that a shape takes; nil for one that no memory holds.
@@ -58,13 +58,15 @@ public struct Tensor: Sendable, Equatable {
     private func words<Word: FixedWidthInteger>(of type: Word.Type) -> [Word] {
         let size = MemoryLayout<Word>.size
         return bytes.withUnsafeBytes { raw in
-            (0..<raw.count / size).map { Word(littleEndian: raw.loadUnaligned(fromByteOffset: $0 * size, as: Word.self)) }
+            stride(from: 0, to: raw.count - size + 1, by: size).map {
+                Word(littleEndian: raw.loadUnaligned(fromByteOffset: $0, as: Word.self))
+            }
         }
     }
 }
 
-private func littleEndian<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
-    withUnsafeBytes(of: value.littleEndian) { Array($0) }
+private func littleEndian(_ values: [some FixedWidthInteger]) -> [UInt8] {
+    values.map(\.littleEndian).withUnsafeBytes { Array($0) }
 }
 
 /// The inputs of one call, by their names.

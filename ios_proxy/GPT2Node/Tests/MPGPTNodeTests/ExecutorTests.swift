@@ -142,7 +142,7 @@ import Testing
         #expect(y == halves((0..<24).map { 2 * $0 }))
         let large = Tensor(shape: [], float16: [0x7bff, 0xfbff, 0x7e00, 0]).bytes
         let doubled = Tensor(shape: [], float16: [0x7c00, 0xfc00, 0x7e00, 0]).bytes
-        #expect(try executor.decode(slots: [2], positions: [0], x: large) == doubled, "as it came, infinite or no number")
+        #expect(try executor.decode(slots: [2], positions: [0], x: large) == doubled, "infinite or NaN, as it came")
     }
 
     @Test func outputsOfAnotherShape() throws {

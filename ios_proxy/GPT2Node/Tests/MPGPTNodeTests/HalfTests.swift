@@ -35,9 +35,9 @@ import Testing
             let (below, above) = (Half.float(low), Half.float(low + 1))
             let middle = (below + above) / 2
             let even = low.isMultiple(of: 2) ? low : low + 1
-            let right = Half.bits(middle) == even && Half.bits(middle.nextDown) == low && Half.bits(middle.nextUp) == low + 1
-            let mirrored = Half.bits(-middle) == even | 0x8000
-            if !right || !mirrored { wrong += 1 }
+            let isEven = Half.bits(middle) == even && Half.bits(-middle) == even | 0x8000
+            let isNearest = Half.bits(middle.nextDown) == low && Half.bits(middle.nextUp) == low + 1
+            if !isEven || !isNearest { wrong += 1 }
         }
         #expect(wrong == 0)
     }

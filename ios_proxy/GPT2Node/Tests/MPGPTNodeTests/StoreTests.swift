@@ -152,9 +152,10 @@ private struct Sample {
         let partial = try fits.receive(sample.offer)
         try partial.write(sample.bytes[..<1000])
         partial.close()
-        let compiling = try Store(folder: folder.path, compiles: true) { _ in needed - 1000 + UInt64(sample.bytes.count) }
+        let left = needed - 1000 + UInt64(sample.bytes.count)
+        let compiling = try Store(folder: folder.path, compiles: true) { _ in left }
         #expect(try compiling.receive(sample.offer).have == 1000)
-        let tight = try Store(folder: folder.path, compiles: true) { _ in needed - 1001 + UInt64(sample.bytes.count) }
+        let tight = try Store(folder: folder.path, compiles: true) { _ in left - 1 }
         #expect(throws: StoreError.self) { try tight.receive(sample.offer) }
     }
 

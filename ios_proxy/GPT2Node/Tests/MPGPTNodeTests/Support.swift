@@ -30,7 +30,7 @@ extension JSONValue {
 let manifestFields: JSONObject = [
     "format": 1, "model": "gpt2", "family": "gpt2", "model_hash": .string(String(repeating: "0a", count: 32)),
     "model_layers": 12, "layers": [4, 8], "embed": 4, "heads": 2, "kv_heads": 2, "head_dim": 4, "slots": 3,
-    "context": 12, "chunk": 4, "weights": "float16", "rotary": nil, "tolerance": 0.05,
+    "context": 12, "chunk": 4, "weights": "float16", "rotary": .null, "tolerance": 0.05,
     "made_by": ["mpgpt": "1.0", "coremltools": "9.0", "torch": "2.9"],
 ]
 
@@ -107,7 +107,8 @@ struct Dice: RandomNumberGenerator {
 
     /// A number that something might stumble over.
     mutating func edge() -> String {
-        ["0", "1", "-1", "8", "65", "1048577", "9223372036854775807", "9223372036854775808", "1e308", "0.5", "null"][below(11)]
+        let edges = ["0", "1", "-1", "8", "65", "1048577", "\(Int.max)", "9223372036854775808", "1e308", "0.5", "null"]
+        return edges[below(edges.count)]
     }
 
     /// Changes some of a text's bytes, and now and then a whole number in it.
