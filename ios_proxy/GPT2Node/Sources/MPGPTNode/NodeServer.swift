@@ -3,8 +3,8 @@
 // Knows: which parts a node has, and on which queue each of them works.
 // Must not know: what any of them does; which compute units there are, what shows reports.
 //
-// Three serial queues: `net` for everything about connections, so that a PING is answered at once; `store` for files and
-// their hashes; `compute` for the package. What goes from one to another is a value.
+// Three serial queues: `net` for everything about connections, so that a PING is answered at once; `store` for files
+// and their hashes; `compute` for the package. What goes from one to another is a value.
 
 import Dispatch
 import MPGPTWire

@@ -77,7 +77,8 @@ struct Socket: Sendable {
         guard descriptor >= 0 else { throw .last }
         let made = Socket(descriptor)
         made.set(SOL_SOCKET, SO_REUSEADDR)
-        guard bind(descriptor, address.pointee.ai_addr, address.pointee.ai_addrlen) == 0, listen(descriptor, 16) == 0 else {
+        let isBound = bind(descriptor, address.pointee.ai_addr, address.pointee.ai_addrlen) == 0
+        guard isBound, listen(descriptor, 16) == 0 else {
             let error = SocketError.last
             made.close()
             throw error
@@ -113,11 +114,13 @@ struct Socket: Sendable {
     }
 
     private static func parts(of address: sockaddr_storage, _ length: socklen_t) -> (host: String, port: String) {
-        var (host, port) = ([CChar](repeating: 0, count: Int(NI_MAXHOST)), [CChar](repeating: 0, count: Int(NI_MAXSERV)))
+        var host = [CChar](repeating: 0, count: Int(NI_MAXHOST))
+        var port = [CChar](repeating: 0, count: Int(NI_MAXSERV))
         _ = withUnsafePointer(to: address) { pointer in
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                 getnameinfo(
-                    $0, length, &host, socklen_t(host.count), &port, socklen_t(port.count), NI_NUMERICHOST | NI_NUMERICSERV)
+                    $0, length, &host, socklen_t(host.count), &port, socklen_t(port.count),
+                    NI_NUMERICHOST | NI_NUMERICSERV)
             }
         }
         return (text(host), text(port))

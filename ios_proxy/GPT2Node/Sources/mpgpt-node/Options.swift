@@ -98,7 +98,8 @@ struct Options {
         }
         let how = "make one with: python3 -c \"import secrets; print(secrets.token_urlsafe())\" > \(tokenFile)"
         guard let file = FileHandle(forReadingAtPath: expanded(tokenFile)) else {
-            throw UsageError(text: "there is no token file \(tokenFile) that could be read; \(how); the iPad needs the same")
+            throw UsageError(
+                text: "there is no token file \(tokenFile) that could be read; \(how); the iPad needs the same")
         }
         let bytes = (try? file.read(upToCount: 2 * Limits.token.upperBound)) ?? nil
         guard let token = Token(Array(bytes ?? Data())) else {
