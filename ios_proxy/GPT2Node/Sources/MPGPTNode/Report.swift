@@ -1,0 +1,45 @@
+// What happened at a node, for whoever shows it: the terminal, the app.
+//
+// Knows: which things are worth telling, and the words for each.
+// Must not know: who shows them.
+
+/// One thing that happened.
+public enum Report: Sendable, Hashable {
+    case listening(host: String, port: Int)
+    /// A proxy has proved itself, and is served. Proxies are named by their addresses.
+    case arrived(proxy: String)
+    case gone(proxy: String, why: String)
+    /// Another proxy came while one is served.
+    case sentAway(proxy: String, served: String)
+    case anotherToken(proxy: String)
+    /// A bundle is on its way, from a byte on.
+    case receiving(bytes: UInt64, of: UInt64)
+    case loading(model: String, layers: Range<Int>)
+    /// A compute unit cannot run the package; the next one is tried.
+    case unfit(unit: String, why: String)
+    case loaded(unit: String, seconds: Double, difference: Double)
+    case loadFailed(why: String)
+
+    /// As the node's terminal shows it.
+    public var line: String {
+        switch self {
+        case .listening(let host, let port): "listening on \(host):\(port)"
+        case .arrived(let proxy): "the proxy at \(proxy) is here"
+        case .gone(let proxy, let why): "the proxy at \(proxy) has gone: \(why)"
+        case .sentAway(let proxy, let served):
+            "the proxy at \(proxy) came while the one at \(served) is served: sent away"
+        case .anotherToken(let proxy): "the proxy at \(proxy) has another token"
+        case .receiving(let from, let total): "a package of \(total) bytes is sent, from byte \(from) on"
+        case .loading(let model, let layers): "loading layers \(layers.lowerBound)-\(layers.upperBound - 1) of \(model)"
+        case .unfit(let unit, let why): "not on \(unit): \(why)"
+        case .loaded(let unit, let seconds, let difference):
+            "loaded on \(unit) in \(rounded(seconds)) s; the self-test is off by \(rounded(difference))"
+        case .loadFailed(let why): "the package cannot be run: \(why)"
+        }
+    }
+}
+
+/// Four digits behind the point.
+private func rounded(_ value: Double) -> Double {
+    value.isFinite ? (value * 1e4).rounded() / 1e4 : value
+}

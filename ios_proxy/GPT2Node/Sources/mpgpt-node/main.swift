@@ -1,0 +1,79 @@
+// mpgpt-node: the iPad's node as a program for Linux and macOS, from its options.
+//
+// Knows: what the options mean, what can execute a package here, signals, exit statuses.
+// Must not know: the wire, how a package is kept or run.
+
+import Foundation
+import MPGPTNode
+
+signal(SIGPIPE, SIG_IGN)  // a child that has died is an error like another
+exit(run())
+
+/// The exit status, where it is known before the node has served anybody.
+func run() -> Int32 {
+    do {
+        let options = try Options(Array(CommandLine.arguments.dropFirst()))
+        switch options.command {
+        case .help: say(Options.help)
+        case .check(let package): try check(package, options)
+        case .serve: try serve(options)
+        }
+        return 0
+    } catch let error as UsageError {
+        complain(error.text)
+        return 2
+    } catch {
+        complain(sentence(error))
+    }
+    return 1
+}
+
+/// Serves until a signal ends it.
+func serve(_ options: Options) throws {
+    let package = try options.package.map { try MPGPTNode.Bundle(package: expanded($0)) }
+    var node = NodeServer.Options(
+        token: try options.token(), device: .here(app: "mpgpt-node 0.1.0"), units: [unit(options)])
+    (node.host, node.port, node.package) = (options.host, options.port, package)
+    let server = NodeServer(node, store: try Store(folder: expanded(options.store))) { say($0.line) }
+    do {
+        _ = try server.listen()
+    } catch {
+        throw UsageError(text: "cannot listen on \(options.host):\(options.port): \(error.text)")
+    }
+    let signals = [SIGINT, SIGTERM].map { number in
+        signal(number, SIG_IGN)  // the source below is told all the same
+        let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
+        source.setEventHandler {
+            server.stop { exit(0) }
+        }
+        source.resume()
+        return source
+    }
+    try server.loadPackage()
+    server.start()
+    withExtendedLifetime(signals) { dispatchMain() }
+}
+
+/// Prints what computes, and how far it is off.
+func check(_ path: String, _ options: Options) throws {
+    let bundle = try MPGPTNode.Bundle(package: expanded(path))
+    let predictor = try unit(options).open(bundle)
+    let executor = Executor(predictor: predictor, manifest: bundle.manifest)
+    let difference = try SelfTest.run(executor, path: bundle.selftest, tolerance: bundle.manifest.tolerance)
+    say("\(predictor.unit): off by \(difference), where \(bundle.manifest.tolerance) is allowed")
+}
+
+/// What executes packages here: the evaluator, in a child.
+func unit(_ options: Options) -> ComputeUnit {
+    ComputeUnit(name: "evaluator, declared") { [python = options.python, threads = options.threads] bundle in
+        try ChildPredictor(python: python, package: bundle.package, threads: threads)
+    }
+}
+
+func say(_ line: String) {
+    try? FileHandle.standardOutput.write(contentsOf: Data("\(line)\n".utf8))
+}
+
+func complain(_ sentence: String) {
+    try? FileHandle.standardError.write(contentsOf: Data("Error: \(sentence)\n".utf8))
+}
