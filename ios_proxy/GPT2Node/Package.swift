@@ -10,12 +10,15 @@ let package = Package(
     name: "GPT2Node",
     platforms: [.iOS(.v18), .macOS(.v15)],
     products: [
-        .library(name: "MPGPTWire", targets: ["MPGPTWire"])
+        .library(name: "MPGPTWire", targets: ["MPGPTWire"]),
+        .library(name: "MPGPTNode", targets: ["MPGPTNode"]),
     ],
     targets: [
         .target(name: "MPGPTWire"),
+        .target(name: "MPGPTNode", dependencies: ["MPGPTWire"]),
         .executableTarget(name: "mpgpt-wire-probe", dependencies: ["MPGPTWire"]),
         .testTarget(name: "MPGPTWireTests", dependencies: ["MPGPTWire"]),
+        .testTarget(name: "MPGPTNodeTests", dependencies: ["MPGPTNode", "MPGPTWire"]),
     ],
     swiftLanguageModes: [.v6]
 )
