@@ -171,7 +171,11 @@ class Wire:
                 if self.closed:
                     near.close()
                     continue
-                far = socket.create_connection(("127.0.0.1", self._to))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._to))
+                except ConnectionRefusedError:  # the node has gone
+                    near.close()
+                    continue
                 self._pairs.append((near, far))
                 for a, b, up in ((near, far, True), (far, near, False)):
                     threading.Thread(target=self._pump, args=(a, b, up), daemon=True).start()
