@@ -221,8 +221,8 @@ class Proxy:
         dice, open_ = self._dice, self._taken - self._answered
         what = dice.random()
         if open_ and what < 0.4:
-            late = dice.random() < 0.1 and self._taken > 0
-            at = dice.randrange(self._taken) if late else self._answered
+            late = dice.random() < 0.1 and self._answered > 0  # once more, or one that a RESET dropped
+            at = dice.randrange(self._answered) if late else self._answered
             self._answered += at == self._answered
             request = player.requests[at]
             if dice.random() < 0.3:

@@ -76,7 +76,7 @@ class NodeSession:
         return commands
 
     def _allow(self, kind: Kind) -> None:
-        always = (Kind.ERROR, Kind.BYE, Kind.PING) if self.authenticated else (Kind.ERROR,)
+        always = (Kind.ERROR, Kind.BYE, Kind.PING) if self.authenticated else (Kind.ERROR, Kind.BYE)
         if kind not in (*always, *self._expect):
             raise SessionError(f"{kind.name} was not expected now")
 

@@ -140,7 +140,7 @@ class ProxySession:
         self.out += encode(m.Error(code=code, text=text))
 
     def _allow(self, kind: Kind) -> None:
-        always = (Kind.ERROR, Kind.BYE, Kind.PONG) if self._proved else (Kind.ERROR,)
+        always = (Kind.ERROR, Kind.BYE, Kind.PONG) if self._proved else (Kind.ERROR, Kind.BYE)
         if kind not in (*always, *self._expect):
             raise SessionError(f"{kind.name} was not expected now")
 

@@ -39,7 +39,7 @@ ALLOWED = {"new": {"HELLO"}, "offered": set[str](), "stored": {"LOAD"}, "serving
 @pytest.mark.parametrize("state", list(ALLOWED))
 def test_what_a_node_does_not_expect_ends_the_connection(state: str) -> None:
     for name, message in MESSAGES.items():
-        if name.split(",")[0] in ALLOWED[state] or name == "ERROR" or (state != "new" and name in ("PING", "BYE")):
+        if name.split(",")[0] in ALLOWED[state] or name in ("ERROR", "BYE") or (state != "new" and name == "PING"):
             continue
         pair = Pair()
         if state != "new":
@@ -88,8 +88,6 @@ def test_nothing_is_said_to_who_says_error_or_bye() -> None:
             elif state != "new":
                 pair.until(state)
             proved = state not in ("new", "challenged")
-            if isinstance(message, m.Bye) and not proved:
-                continue
             pair.node.out.clear()
             with pytest.raises(PeerClosed) as caught:
                 pair.node.receive(f.encode(message), 0.0)
