@@ -1,5 +1,6 @@
 # make demo: real text, printed by three ranks.    make test: the tests.    make check: style, types, layers.
 # make hosts: the tests over pretend hosts, the slow ones too; wants Linux and root.    make page: the web page, built anew.
+# make swift: the iPad's node in Swift, built and tested; wants a Swift toolchain, and `make test` then tries it, too.
 # Each makes .venv when it is not there, and installs what it needs.
 
 PYTHON ?= python3
@@ -8,6 +9,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PAGE := api/mpgpt_api/page/index.html
 # What has the machine for itself: rings of several ranks, a browser, pretend hosts. The other tests run two at a time.
 RINGS := tests/mpi tests/page tests/hosts
+NODE := ios_proxy/GPT2Node
 QUESTION ?= What is the capital of France, and what is it known for?
 
 # Three ranks on a machine of fewer cores must not be bound to one core each; and root must say that it means it.
@@ -18,7 +20,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test hosts check install page clean
+.PHONY: demo test hosts check swift swift-build install page clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed $(PAGE)
@@ -39,6 +41,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+swift-build:
+	swift build --package-path $(NODE) --build-tests -Xswiftc -warnings-as-errors
+
+swift: swift-build
+	swift test --package-path $(NODE) --skip-build
 
 install: $(VENV)/installed
 
@@ -63,4 +71,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info api/web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build $(NODE)/.build *.egg-info api/web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
