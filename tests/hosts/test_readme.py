@@ -45,6 +45,8 @@ EXEMPT = {
     r"^mpgpt convert coreml": "tests/ios_proxy",
     r"^python -c .* > ipad.token": "tests/ios_proxy makes tokens of its own",
     r"^mpgpt ipad-node": "tests/mpi/test_ipad.py",
+    r"^make swift": "wants a Swift toolchain: .ci/run",
+    r"mpgpt-node --host": "tests/ios_proxy/test_swift_node.py",
     r"hostfiles/hybrid": "needs a package, which takes minutes to convert: tests/mpi/test_ipad.py",
     r"^mpgpt bench": "takes minutes: tests/mpi/test_bench.py",
 }

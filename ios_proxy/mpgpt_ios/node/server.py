@@ -44,6 +44,8 @@ LOADING_S = 5.0
 DECIDE_S = 5.0
 LIFE_S = 3.0
 """A proxy that is there sends something more often than this: a PING every 2 s, if nothing else."""
+TROUBLES = (MpgptError, RuntimeError, ValueError, MemoryError)
+"""What a backend may raise."""
 MAX_UNAUTHENTICATED = 8
 """Connections at once before authentication."""
 
@@ -254,7 +256,7 @@ class Connection:
                 self._loading_since = time.monotonic()
                 self._node.compute_thread.submit(partial(self._load, self._bundle))
             case m.Reset():
-                self._node.compute_thread.submit(self._if_served(lambda: self._node.compute_thread.executor.reset()))
+                self._node.compute_thread.submit(self._if_served(self._reset))
             case m.Prefill() | m.Decode():
                 self._node.compute_thread.submit(self._if_served(partial(self._compute, command)))
 
@@ -326,6 +328,12 @@ class Connection:
 
         self._post(ready)
 
+    def _reset(self) -> None:
+        try:
+            self._node.compute_thread.executor.reset()
+        except TROUBLES as error:
+            self._post(partial(self._refuse, ModelError(str(error)), "COMPUTE_FAILED"))
+
     def _compute(self, request: m.Request) -> None:
         begun = time.perf_counter()
         slots, positions = [slot for slot, _ in request.positions], [position for _, position in request.positions]
@@ -337,7 +345,7 @@ class Connection:
                 y = executor.decode(slots, positions, request.x)
         except BadPosition as error:
             self._post(partial(self._session.failed, request, "BAD_POS", str(error)))
-        except (MpgptError, RuntimeError, ValueError, MemoryError) as error:
+        except TROUBLES as error:
             self._post(partial(self._session.failed, request, "COMPUTE_FAILED", str(error)))
         else:
             self._post(partial(self._session.result, request, y, time.perf_counter() - begun))

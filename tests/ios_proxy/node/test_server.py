@@ -154,6 +154,29 @@ def test_it_goes_on_after_a_request_that_fails(
         assert isinstance(result, m.Result) and result.request == 5
 
 
+def test_a_reset_that_fails(
+    by_hand: Callable[..., ByHand], folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(folder, tmp_path, package=bundle) as (node, executor):
+        proxy = by_hand(node.port).serving()
+        proxy.send(a_request(1, 0))
+        assert isinstance(proxy.hear(), m.Result)
+        reset = executor.reset
+
+        def failing() -> None:
+            monkeypatch.setattr(executor, "reset", reset)
+            raise RuntimeError("no state")
+
+        monkeypatch.setattr(executor, "reset", failing)
+        proxy.send(m.Reset(epoch=2))
+        assert proxy.hear() == m.Error(code="COMPUTE_FAILED", text="no state")
+        with pytest.raises(EOFError):
+            proxy.hear()
+        again = by_hand(node.port).serving()
+        again.send(a_request(1, 0))
+        assert isinstance(again.hear(), m.Result), "the next connection is served"
+
+
 def test_nothing_comes_about_what_a_reset_dropped(
     by_hand: Callable[..., ByHand], folder: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
