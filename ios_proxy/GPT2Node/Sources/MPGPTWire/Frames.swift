@@ -39,6 +39,7 @@ public struct Frames: Sendable {
 
     /// Takes any bytes. Call `next` until it returns nil before feeding more.
     public mutating func feed(_ bytes: some Collection<UInt8>) {
+        guard failure == nil else { return }
         buffer.append(contentsOf: bytes)
     }
 

@@ -69,8 +69,7 @@ extension NodeSession {
             guard mayAnswer(request) else { return }
             open.removeOldest()
         }
-        let (epoch, number) = (request?.epoch ?? 0, request?.number ?? 0)
-        send(.error(Message.Error(code: code, text: text, epoch: epoch, request: number)))
+        sendError(code, text, for: request)
         let goesOn = request != nil && (code == .badPos || code == .computeFailed)
         if !goesOn { state = .over }
     }

@@ -35,9 +35,11 @@ public struct SessionError: Error, Sendable, Hashable {
     public let reason: Reason
     /// A sentence for a person.
     public let text: String
+    /// The request that broke the rule.
+    private(set) var request: Request?
 
-    static func refused(_ code: ErrorCode, _ text: String) -> SessionError {
-        SessionError(reason: .refused(code), text: text)
+    static func refused(_ code: ErrorCode, _ text: String, for request: Request? = nil) -> SessionError {
+        SessionError(reason: .refused(code), text: text, request: request)
     }
 }
 
@@ -102,7 +104,7 @@ public struct NodeSession: Sendable {
                 if let command = try take(message) { commands.append(command) }
             }
         } catch {
-            if case .refused(let code) = error.reason { send(.error(Message.Error(code: code, text: error.text))) }
+            if case .refused(let code) = error.reason { sendError(code, error.text, for: error.request) }
             state = .over
             throw error
         }
@@ -111,6 +113,11 @@ public struct NodeSession: Sendable {
 
     mutating func send(_ message: Message) {
         out += message.frame
+    }
+
+    mutating func sendError(_ code: ErrorCode, _ text: String, for request: Request?) {
+        let (epoch, number) = (request?.epoch ?? 0, request?.number ?? 0)
+        send(.error(Message.Error(code: code, text: text, epoch: epoch, request: number)))
     }
 
     private mutating func nextMessage() throws(SessionError) -> Message? {
@@ -201,9 +208,11 @@ public struct NodeSession: Sendable {
 
     private mutating func accept(_ request: Request) throws(SessionError) -> Command {
         if let problem = open.problem(with: request) ?? rules.problem(with: request) {
-            throw .refused(.badRequest, problem)
+            throw .refused(.badRequest, problem, for: request)
         }
-        guard open.count < rules.queue else { throw .refused(.busy, "more than \(rules.queue) requests at once") }
+        guard open.count < rules.queue else {
+            throw .refused(.busy, "more than \(rules.queue) requests at once", for: request)
+        }
         open.append(request)
         return .request(request)
     }

@@ -38,8 +38,9 @@
 // `out` is all that was sent. `closed` is {"code": code, "by": "node" or "proxy"}: the ERROR that was sent or that
 // came, by its name, or its number where it has none, or "BYE". Integers above 2^63 - 1 are written as strings.
 //
-// A line that cannot be read gives {"problem": text}.
+// A line that cannot be read gives {"problem": text}. Every answer is written before the next line is read.
 
+import Foundation
 import MPGPTWire
 
 struct Problem: Error {
@@ -56,6 +57,7 @@ while let line = readLine() {
         answer = ["problem": .string("\(error)")]
     }
     print(String(decoding: answer.encoded, as: UTF8.self))
+    fflush(nil)
 }
 
 func run(_ line: JSONObject) throws -> JSONObject {

@@ -33,6 +33,8 @@ import Testing
         var session = try session(in: .serving)
         _ = try session.requests(prefill(5))
         #expect(try session.refusal(of: message.frame) == .badRequest)
+        let error = try #require(try errors(in: session.out).first)
+        #expect(littleEndian(error.epoch) + littleEndian(error.request) == Array(message.frame[8..<16]))
     }
 
     @Test func numbersBeginAtOneAndMaySkip() throws {
