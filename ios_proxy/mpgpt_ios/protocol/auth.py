@@ -41,9 +41,10 @@ NODE_LABEL, PROXY_LABEL = b"mpgpt iPad link 1, node", b"mpgpt iPad link 1, proxy
 class SessionError(MpgptError):
     """The other end broke the protocol, refused, or fell silent."""
 
-    def __init__(self, text: str, code: str = "BAD_STATE") -> None:
+    def __init__(self, text: str, code: str = "BAD_STATE", request: m.Request | None = None) -> None:
+        """``request`` is the one that broke the protocol, if it is about one."""
         super().__init__(text)
-        self.code = code
+        self.code, self.request = code, request
 
 
 class PeerClosed(SessionError):

@@ -71,7 +71,7 @@ class NodeSession:
         except PeerClosed:
             raise
         except SessionError as error:
-            self.error(error.code, str(error))
+            self.error(error.code, str(error), error.request)
             raise
         return commands
 
@@ -130,11 +130,11 @@ class NodeSession:
     def _take_request(self, message: m.Request) -> list[Command]:
         if message.epoch != self._epoch or message.request <= self._requests:
             raise SessionError(
-                f"request {message.request} of epoch {message.epoch}, in epoch {self._epoch}", "BAD_REQUEST"
+                f"request {message.request} of epoch {message.epoch}, in epoch {self._epoch}", "BAD_REQUEST", message
             )
         self._check_sizes(message)
         if len(self._open) >= self.queue:
-            raise SessionError(f"more than {self.queue} requests at once", "BUSY")
+            raise SessionError(f"more than {self.queue} requests at once", "BUSY", message)
         self._requests = message.request
         self._open.append(message)
         return [message]
@@ -143,10 +143,10 @@ class NodeSession:
         """Whether the request is for what READY said."""
         width, dtype = request.x.shape[1], request.x.dtype.name
         if dtype != self._sizes.get("dtype", dtype) or width != self._sizes.get("embed", width):
-            raise SessionError(f"values of {width} {dtype} each, which is not what READY said", "BAD_REQUEST")
+            raise SessionError(f"values of {width} {dtype} each, which is not what READY said", "BAD_REQUEST", request)
         slots = [slot for slot, _ in request.positions]
         if len(set(slots)) < len(slots) or max(slots) >= self._sizes.get("slots", 1 << 32):
-            raise SessionError(f"a request for slots {slots} of {self._sizes.get('slots')}", "BAD_REQUEST")
+            raise SessionError(f"a request for slots {slots} of {self._sizes.get('slots')}", "BAD_REQUEST", request)
 
     # -- messages to the proxy
 
@@ -189,7 +189,7 @@ class NodeSession:
     def failed(self, request: m.Request, code: m.Code, text: str) -> None:
         """ERROR in the place of the oldest open request's RESULT; nothing is sent when its epoch is over."""
         if self._close(request):
-            self.out += encode(m.Error(code=code, text=text, epoch=request.epoch, request=request.request))
+            self.error(code, text, request)
 
     def _close(self, request: m.Request) -> bool:
         """Whether the request is still to be answered; then it is the oldest open one, and is open no longer."""
@@ -198,9 +198,10 @@ class NodeSession:
             self._open.popleft()
         return answered
 
-    def error(self, code: str, text: str) -> None:
-        """ERROR about no request: to be followed by closing."""
-        self.out += encode(m.Error(code=code, text=text))
+    def error(self, code: str, text: str, request: m.Request | None = None) -> None:
+        """ERROR, about a request or none: to be followed by closing, but for ``failed``."""
+        epoch, number = (request.epoch, request.request) if request else (0, 0)
+        self.out += encode(m.Error(code=code, text=text, epoch=epoch, request=number))
 
     def bye(self) -> None:
         self.out += encode(m.Bye())

@@ -72,9 +72,9 @@ def test_a_node_whose_disk_is_full_says_so(
     codes: list[str] = []
     send_error = NodeSession.error
 
-    def error(session: NodeSession, code: str, text: str) -> None:
+    def error(session: NodeSession, code: str, text: str, request: m.Request | None = None) -> None:
         codes.append(code)
-        send_error(session, code, text)
+        send_error(session, code, text, request)
 
     def full(*args: object) -> None:
         raise NoRoom("the disk is full")
@@ -172,6 +172,7 @@ def test_a_reset_that_fails(
         assert proxy.hear() == m.Error(code="COMPUTE_FAILED", text="no state")
         with pytest.raises(EOFError):
             proxy.hear()
+        proxy.close()
         again = by_hand(node.port).serving()
         again.send(a_request(1, 0))
         assert isinstance(again.hear(), m.Result), "the next connection is served"
