@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 import torch
 
-from mpgpt.errors import ModelError
+from mpgpt.errors import ModelError, MpgptError
 from mpgpt_ios.mil.program import Precision, Program
 
 Array = np.ndarray[Any, Any]
@@ -64,6 +64,10 @@ class Sizes(Protocol):
     def chunk(self) -> int: ...
     @property
     def rotary(self) -> Rotary | None: ...
+
+
+TROUBLES = (MpgptError, RuntimeError, ValueError, MemoryError)
+"""What a backend may raise."""
 
 
 class Backend(Protocol):

@@ -26,11 +26,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from mpgpt.errors import ModelError
-from mpgpt_ios.executor import Array, Backend, EvaluatorBackend
+from mpgpt_ios.executor import TROUBLES, Array, Backend, EvaluatorBackend
 
 LENGTH = struct.Struct("<I")
-TROUBLES = (ModelError, RuntimeError, ValueError, KeyError, MemoryError, SafetensorError)
+WRONG = (*TROUBLES, KeyError, SafetensorError)
+"""What a call may raise: the backend, or the file that it came in."""
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     try:
         backend = EvaluatorBackend(options.package)
-    except (*TROUBLES, OSError) as error:
+    except (*WRONG, OSError) as error:
         _send(answers, {}, {"error": str(error)})
         return 1
     _send(answers, {}, {"ready": "yes"})
@@ -59,7 +59,7 @@ def serve(backend: Backend, calls: BinaryIO, answers: BinaryIO) -> None:
         data = calls.read(*LENGTH.unpack(start))
         try:
             _send(answers, _call(backend, data), {})
-        except TROUBLES as error:
+        except WRONG as error:
             _send(answers, {}, {"error": str(error) or type(error).__name__})
 
 

@@ -252,12 +252,8 @@ def verify_command(**given: Any) -> int:
 @click.option("--what-if", type=click.Path(path_type=Path), help="A description of machines; none is measured.")
 @click.option("--model", help="A folder, a pulled model's name, or a config.json; weights are not needed.")
 @click.option("--config", type=click.Path(path_type=Path), help="Settings.  [default: the .yaml beside the hostfile]")
-@click.option("--kv-dtype", type=click.Choice(options.CACHE_DTYPES), help="Of the cache.  [default: as --dtype]")
-@click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]")
-@options.fast
-@click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried.")
-@click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]")
-@click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]")
+@options.kv_dtype
+@options.computing
 @click.option("--context", type=click.IntRange(2), help="Tokens of a sequence at most.")
 @options.workload_options
 def plan_command(**given: Any) -> int:

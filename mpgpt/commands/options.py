@@ -82,18 +82,25 @@ fast = click.option(
 DTYPES: tuple[str, ...] = get_args(DtypeName)
 CACHE_DTYPES: tuple[str, ...] = get_args(CacheDtype)
 
-ring = group(
-    click.option("--dtype", type=click.Choice(get_args(DtypeName))),
-    click.option("--kv-dtype", type=click.Choice(CACHE_DTYPES), help="Of the cache.  [default: as --dtype]"),
-    click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]'),
-    click.option(
-        "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
-    ),
+kv_dtype = click.option("--kv-dtype", type=click.Choice(CACHE_DTYPES), help="Of the cache.  [default: as --dtype]")
+
+computing = group(
     click.option("--kernel", help="What multiplies: auto, native, torch, or a name from --explain.  [default: auto]"),
     fast,
     click.option("--explain", is_flag=True, help="Show what computes on each host, and which kernels were tried."),
     click.option("--threads", type=click.IntRange(1), help="Threads a rank.  [default: the host's cores, shared]"),
     click.option("--max-sequences", type=click.IntRange(1, 65535), help="Sequences at once.  [default: 16]"),
+)
+"""What computes on a host, and how much of it."""
+
+ring = group(
+    click.option("--dtype", type=click.Choice(get_args(DtypeName))),
+    kv_dtype,
+    click.option("--layers", help='Every rank\'s layers, such as "0-3,4-7,8-11"; "-" for none.  [default: measured]'),
+    click.option(
+        "--objective", type=click.Choice(["throughput", "latency"]), help="What the measured layers are best for."
+    ),
+    computing,
     click.option(
         "--context", type=click.IntRange(2), help="Tokens of a sequence at most.  [default: the model's, up to 4096]"
     ),

@@ -70,7 +70,7 @@ class Store:
         """Take up a bundle where it was left. Raises ``ModelError`` when it cannot be what it claims, ``NoRoom`` when
         there is too little even after old bundles have made room."""
         check_offer(offer)
-        total = sum(file.length for file in offer.files)
+        total = offer.length
         folder = self._folder / offer.bundle.hex()
         part = folder.with_suffix(PART)
         try:
@@ -103,7 +103,7 @@ class PartialBundle:
 
     def __init__(self, part: Path, folder: Path, offer: m.Offer, have: int) -> None:
         self._part, self._folder, self._offer = part, folder, offer
-        self.have, self.total = have, sum(file.length for file in offer.files)
+        self.have, self.total = have, offer.length
         self._file: BinaryIO = (part / "bytes").open("ab")
 
     def write(self, piece: bytes) -> None:
@@ -156,7 +156,7 @@ def _write_out(data: BinaryIO, file: m.File, path: Path) -> None:
 
 def check_offer(offer: m.Offer) -> None:
     """Raise ``ModelError`` where these files cannot be a bundle, before any of them comes."""
-    total = sum(file.length for file in offer.files)
+    total = offer.length
     if total > MAX_BUNDLE:
         raise ModelError(f"a package of {total / 1e9:.1f} GB is more than is taken here")
     files = [(file.name, file.length, file.sha256) for file in offer.files]

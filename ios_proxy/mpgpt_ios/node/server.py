@@ -28,7 +28,7 @@ import psutil
 from mpgpt import __version__
 from mpgpt.errors import ModelError, MpgptError, UsageError, WireError
 from mpgpt_ios.bundle import Bundle
-from mpgpt_ios.executor import BadPosition, Executor
+from mpgpt_ios.executor import TROUBLES, BadPosition, Executor
 from mpgpt_ios.hang_up import LINGER_S, RECEIVE, hang_up
 from mpgpt_ios.node.bundle_store import NoRoom, PartialBundle, Store
 from mpgpt_ios.node.compute_thread import ComputeThread
@@ -44,8 +44,6 @@ LOADING_S = 5.0
 DECIDE_S = 5.0
 LIFE_S = 3.0
 """A proxy that is there sends something more often than this: a PING every 2 s, if nothing else."""
-TROUBLES = (MpgptError, RuntimeError, ValueError, MemoryError)
-"""What a backend may raise."""
 MAX_UNAUTHENTICATED = 8
 """Connections at once before authentication."""
 
@@ -171,8 +169,8 @@ class Connection:
         self._wake_read, self._wake_write = socket.socketpair()
         self._loading_since = 0.0
         self._leaving = False
-        self.heard_at = self.authenticated_at = time.monotonic()
-        """When the proxy last sent anything, and when it had proved itself."""
+        self.authenticated_at = time.monotonic()
+        """When the proxy had proved itself."""
         self._waiting = False
         """Whether it has proved itself, and another may be served."""
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -182,6 +180,11 @@ class Connection:
     @property
     def authenticated(self) -> bool:
         return self._session.authenticated
+
+    @property
+    def heard_at(self) -> float:
+        """When the proxy last sent anything."""
+        return self._session.heard_at
 
     def run(self) -> None:
         """Run the session until either end ends it; raises the reason."""
@@ -236,7 +239,6 @@ class Connection:
             data = self._socket.recv(RECEIVE)
             if not data:
                 raise SessionError("it closed the connection")
-            self.heard_at = time.monotonic()
             for command in self._session.receive(data, time.monotonic()):
                 self._execute(command)
         if self._loading_since and time.monotonic() - self._loading_since > LOADING_S:

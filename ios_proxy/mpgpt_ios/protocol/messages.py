@@ -61,6 +61,11 @@ class Offer:
     bundle: bytes
     files: tuple[File, ...]
 
+    @property
+    def length(self) -> int:
+        """Of the bundle, bytes."""
+        return sum(file.length for file in self.files)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Want:

@@ -43,7 +43,8 @@ class NodeSession:
         self.out = bytearray()
         self._frames, self._token, self._nonce = Frames(self._allow), token, nonce
         self._facts, self._health = facts, health
-        self._begun = self._heard = now
+        self._begun = self.heard_at = now
+        """``heard_at`` is when the proxy last sent anything."""
         self._theirs = b""
         self.authenticated = False
         """Whether the proxy has proved that it has the token."""
@@ -56,7 +57,7 @@ class NodeSession:
 
     def receive(self, data: bytes, now: float) -> list[Command]:
         """The commands in ``data``. Raises ``WireError`` or ``SessionError``: then send ``out`` and close."""
-        self._heard = now
+        self.heard_at = now
         commands: list[Command] = []
         try:
             self._frames.feed(data)
@@ -97,7 +98,7 @@ class NodeSession:
                 return []
             case m.Offer():
                 self._offer, self._expect = message, ()
-                self._length = sum(file.length for file in message.files)
+                self._length = message.length
                 return [message]
             case m.Data():
                 return self._take_data(message)
@@ -210,4 +211,4 @@ class NodeSession:
         """Why the proxy is to be given up, if it is: the handshake is not over in time, or nothing comes any more."""
         if not self.authenticated:
             return "it did not prove itself in time" if now - self._begun > HANDSHAKE_S else ""
-        return f"nothing was heard of it for {PROXY_SILENCE_S:g} s" if now - self._heard > PROXY_SILENCE_S else ""
+        return f"nothing was heard of it for {PROXY_SILENCE_S:g} s" if now - self.heard_at > PROXY_SILENCE_S else ""
