@@ -19,8 +19,9 @@ let package = Package(
         .target(name: "MPGPTNode", dependencies: ["MPGPTWire"]),
         .executableTarget(name: "mpgpt-node", dependencies: ["MPGPTNode", "MPGPTWire"]),
         .executableTarget(name: "mpgpt-wire-probe", dependencies: ["MPGPTWire"]),
-        .testTarget(name: "MPGPTWireTests", dependencies: ["MPGPTWire"]),
-        .testTarget(name: "MPGPTNodeTests", dependencies: ["MPGPTNode", "MPGPTWire"]),
+        .target(name: "Dice", path: "Tests/Dice"),
+        .testTarget(name: "MPGPTWireTests", dependencies: ["MPGPTWire", "Dice"]),
+        .testTarget(name: "MPGPTNodeTests", dependencies: ["MPGPTNode", "MPGPTWire", "Dice"]),
     ],
     swiftLanguageModes: [.v6]
 )

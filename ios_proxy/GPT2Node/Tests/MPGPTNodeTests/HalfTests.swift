@@ -1,5 +1,6 @@
 // float16: all of its values, and all borders between them.
 
+import Dice
 import Testing
 
 @testable import MPGPTNode

@@ -1,5 +1,6 @@
 // Manifests: the page's table, rule by rule.
 
+import Dice
 import MPGPTWire
 import Testing
 

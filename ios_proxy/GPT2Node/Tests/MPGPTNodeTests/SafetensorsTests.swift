@@ -1,5 +1,6 @@
 // Safetensors: what Python wrote, what comes back, what is refused, and whatever comes.
 
+import Dice
 import MPGPTWire
 import Testing
 

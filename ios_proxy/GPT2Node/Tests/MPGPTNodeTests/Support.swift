@@ -1,5 +1,6 @@
 // What the tests share: the golden file, a manifest, a package whose y is x, folders that vanish, dice.
 
+import Dice
 import Foundation
 import MPGPTWire
 import Testing
@@ -86,24 +87,9 @@ final class TemporaryFolder {
     }
 }
 
-/// SplitMix64 (G. L. Steele, D. Lea and C. H. Flood, 2014): dice that fall the same every time.
-struct Dice: RandomNumberGenerator {
+extension Dice {
     /// How many throws a test has: MPGPT_FUZZ in the environment, or 10000.
     static let throwCount = ProcessInfo.processInfo.environment["MPGPT_FUZZ"].flatMap { Int($0) } ?? 10_000
-
-    var state: UInt64
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var mixed = state
-        mixed = (mixed ^ mixed >> 30) &* 0xbf58_476d_1ce4_e5b9
-        mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-        return mixed ^ mixed >> 31
-    }
-
-    mutating func below(_ bound: Int) -> Int {
-        Int(next() % UInt64(bound))
-    }
 
     /// A number that something might stumble over.
     mutating func edge() -> String {

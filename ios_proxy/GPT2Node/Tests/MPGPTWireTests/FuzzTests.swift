@@ -2,6 +2,7 @@
 //
 // MPGPT_FUZZ in the environment sets how many frames are tried, MPGPT_FUZZ_SEED where the dice begin.
 
+import Dice
 import Foundation
 import MPGPTWire
 import Testing

@@ -1,21 +1,8 @@
-// Dice that fall the same every time, and frames that they have changed.
+// Frames that dice have changed.
 
-/// SplitMix64 (G. L. Steele, D. Lea and C. H. Flood, 2014).
-struct Dice: RandomNumberGenerator {
-    var state: UInt64
+import Dice
 
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var mixed = state
-        mixed = (mixed ^ mixed >> 30) &* 0xbf58_476d_1ce4_e5b9
-        mixed = (mixed ^ mixed >> 27) &* 0x94d0_49bb_1331_11eb
-        return mixed ^ mixed >> 31
-    }
-
-    mutating func below(_ bound: Int) -> Int {
-        Int(next() % UInt64(bound))
-    }
-
+extension Dice {
     mutating func pick<Element>(_ elements: [Element]) -> Element {
         elements[below(elements.count)]
     }
