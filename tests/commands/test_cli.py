@@ -18,7 +18,7 @@ SHORT = ("--raw", "--ignore-eos", "--max-new-tokens", "5", "--threads", "1")
 
 def said(*arguments: str | Path, status: int, env: dict[str, str] | None = None) -> str:
     """What goes to standard error for input that must fail with ``status``: no traceback, nothing on standard out."""
-    run = mpgpt(0, *arguments, env=env)
+    run = mpgpt(0, *arguments, env=env, cold=env is not None)
     assert run.returncode == status, run.stderr
     assert "Traceback" not in run.stderr and run.stdout == ""
     return run.stderr

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support import preloaded
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ENV = os.environ | {
@@ -24,7 +26,10 @@ ENV = os.environ | {
 
 def mpirun(ranks: int, *arguments: str | Path, hostfile: Path | None = None) -> list[str]:
     """The command line of ``ranks`` ranks of python with ``arguments``; 0 is one process without mpirun."""
-    program = [sys.executable, *map(str, arguments)]
+    return _on_ranks(ranks, [sys.executable, *map(str, arguments)], hostfile)
+
+
+def _on_ranks(ranks: int, program: list[str], hostfile: Path | None) -> list[str]:
     if ranks == 0:
         return program
     where = ["-hostfile", str(hostfile)] if hostfile else []
@@ -34,11 +39,13 @@ def mpirun(ranks: int, *arguments: str | Path, hostfile: Path | None = None) -> 
 
 def mpgpt(
     ranks: int, *arguments: str | Path, stdin: str | None = None, timeout: float = 120, cwd: Path | None = None,
-    env: dict[str, str] | None = None, hostfile: Path | None = None,
+    env: dict[str, str] | None = None, hostfile: Path | None = None, cold: bool = False,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """Run ``mpgpt`` to its end on that many ranks."""
+    """Run ``mpgpt`` to its end on that many ranks. ``cold`` begins with a new interpreter (see ``preloaded``): for what
+    is about that, and for variables in ``env`` that libraries read as they are imported."""
+    program = (sys.executable, "-m", "mpgpt") if cold else preloaded.command(tuple(sorted(ENV.items())))
     return subprocess.run(
-        mpirun(ranks, "-m", "mpgpt", *arguments, hostfile=hostfile),
+        _on_ranks(ranks, [*program, *map(str, arguments)], hostfile),
         input=stdin if stdin is not None else "", capture_output=True, text=True, timeout=timeout,
         env=ENV | (env or {}), cwd=cwd or ROOT, check=False,
     )  # fmt: skip
