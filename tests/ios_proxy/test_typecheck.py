@@ -1,7 +1,7 @@
-"""What Linux cannot build of the iPad's Swift, checked against stubs of Apple's frameworks: it passes, and mistakes do not.
+"""The Swift that Linux cannot build, checked against stubs of Apple's frameworks: it passes, and mistakes do not.
 
-`swift build --package-path ios_proxy/GPT2Node/Typecheck` does the first half, too; here no code is generated, which takes a
-quarter of the time. The package's own description says what there is and what needs what.
+`swift build --package-path ios_proxy/GPT2Node/Typecheck` does the first half, too; here no code is generated, which
+takes a quarter of the time. The package's own description says what there is and what needs what.
 """
 
 from __future__ import annotations
@@ -72,10 +72,8 @@ def run(target: Target, folder: Path, sources: tuple[Path, ...], *flags: str) ->
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Modules:
     """Stubs come first, then what is checked, each behind what it needs."""
     folder = tmp_path_factory.mktemp("modules")
-    described = subprocess.run(
-        ["swift", "package", "--package-path", PACKAGE, "--scratch-path", folder / "build", "describe", "--type", "json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    package = ["swift", "package", "--package-path", PACKAGE, "--scratch-path", folder / "build"]
+    described = subprocess.run([*package, "describe", "--type", "json"], capture_output=True, text=True, check=True)
     targets = {entry["name"]: target(entry) for entry in json.loads(described.stdout)["targets"]}
     modules = Modules(folder, targets)
     needed = {name for each in targets.values() for name in each.needs}
@@ -95,8 +93,7 @@ def ordered(targets: dict[str, Target]) -> Iterator[Target]:
     while len(done) < len(targets):
         ready = [each for each in targets.values() if each.name not in done and done.issuperset(each.needs)]
         assert ready, "targets need each other in a circle"
-        for each in ready:
-            yield each
+        yield from ready
         done |= {each.name for each in ready}
 
 
