@@ -1,8 +1,9 @@
 // swift-tools-version: 6.0
 // The Swift package of the iPad's node: libraries of Swift alone, so that Swift Playground on an iPad builds them too.
 //
-// MPGPTWire is the link's protocol without I/O. MPGPTNode keeps packages, runs them and listens. mpgpt-node is the
-// program for Linux and macOS; on Linux a Python child executes packages.
+// MPGPTWire is the link's protocol without I/O. MPGPTNode keeps packages, runs them and listens. MPGPTCoreML has Core ML
+// execute them, and is empty where there is none (`Typecheck` checks it there). mpgpt-node is the program for Linux and
+// macOS; on Linux a Python child executes packages.
 
 import PackageDescription
 
@@ -12,16 +13,20 @@ let package = Package(
     products: [
         .library(name: "MPGPTWire", targets: ["MPGPTWire"]),
         .library(name: "MPGPTNode", targets: ["MPGPTNode"]),
+        .library(name: "MPGPTCoreML", targets: ["MPGPTCoreML"]),
         .executable(name: "mpgpt-node", targets: ["mpgpt-node"]),
     ],
     targets: [
         .target(name: "MPGPTWire"),
         .target(name: "MPGPTNode", dependencies: ["MPGPTWire"]),
-        .executableTarget(name: "mpgpt-node", dependencies: ["MPGPTNode", "MPGPTWire"]),
+        .target(name: "MPGPTCoreML", dependencies: ["MPGPTNode"]),
+        .executableTarget(name: "mpgpt-node", dependencies: ["MPGPTCoreML", "MPGPTNode", "MPGPTWire"]),
         .executableTarget(name: "mpgpt-wire-probe", dependencies: ["MPGPTWire"]),
         .target(name: "Dice", path: "Tests/Dice"),
+        .executableTarget(
+            name: "mpgpt-doomed-node", dependencies: ["MPGPTNode", "MPGPTWire"], path: "Tests/mpgpt-doomed-node"),
         .testTarget(name: "MPGPTWireTests", dependencies: ["MPGPTWire", "Dice"]),
-        .testTarget(name: "MPGPTNodeTests", dependencies: ["MPGPTNode", "MPGPTWire", "Dice"]),
+        .testTarget(name: "MPGPTNodeTests", dependencies: ["MPGPTNode", "MPGPTWire", "Dice", "mpgpt-doomed-node"]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -1,6 +1,6 @@
 // mpgpt-node: the iPad's node as a program for Linux and macOS, from its options.
 //
-// Knows: what the options mean, what can execute a package here, signals, exit statuses.
+// Knows: what the options mean, signals, exit statuses.
 // Must not know: the wire, how a package is kept or run.
 
 import Foundation
@@ -32,9 +32,12 @@ func run() -> Int32 {
 func serve(_ options: Options) throws {
     let package = try options.package.map { try MPGPTNode.Bundle(package: expanded($0)) }
     var node = NodeServer.Options(
-        token: try options.token(), device: .here(app: "mpgpt-node 0.1.0"), units: [unit(options)])
+        token: try options.token(), device: .here(app: "mpgpt-node 0.1.0"), units: Units.make(options))
     (node.host, node.port, node.package) = (options.host, options.port, package)
-    let server = NodeServer(node, store: try Store(folder: expanded(options.store))) { say($0.line) }
+    let store = try Store(folder: expanded(options.store), compiles: Units.compiles)
+    let server = NodeServer(node, store: store) { report in
+        if !report.isFigures { say(report.line) }
+    }
     do {
         _ = try server.listen()
     } catch {
@@ -49,25 +52,10 @@ func serve(_ options: Options) throws {
         source.resume()
         return source
     }
+    if options.triesAgain { server.tryAgain() }
     try server.loadPackage()
     server.start()
     withExtendedLifetime(signals) { dispatchMain() }
-}
-
-/// Prints what computes, and how far it is off.
-func check(_ path: String, _ options: Options) throws {
-    let bundle = try MPGPTNode.Bundle(package: expanded(path))
-    let predictor = try unit(options).open(bundle)
-    let executor = Executor(predictor: predictor, manifest: bundle.manifest)
-    let difference = try SelfTest.run(executor, path: bundle.selftest, tolerance: bundle.manifest.tolerance)
-    say("\(predictor.unit): off by \(difference), where \(bundle.manifest.tolerance) is allowed")
-}
-
-/// What executes packages here: the evaluator, in a child.
-func unit(_ options: Options) -> ComputeUnit {
-    ComputeUnit(name: "evaluator, declared") { [python = options.python, threads = options.threads] bundle in
-        try ChildPredictor(python: python, package: bundle.package, threads: threads)
-    }
 }
 
 func say(_ line: String) {
