@@ -80,9 +80,8 @@ public final class Executor {
             try checkPlace(slot: slot, position: position, tokens: 1)
         }
         for (slot, position) in zip(slots, positions) { filled[slot] = position }
-        let y = slots.count == 1
-            ? try oneSlot(slots[0], positions[0], x[...])
-            : try anySlots(slots, positions, x[...])
+        let isAlone = slots.count == 1
+        let y = try isAlone ? oneSlot(slots[0], positions[0], x[...]) : anySlots(slots, positions, x[...])
         for (slot, position) in zip(slots, positions) { filled[slot] = position + 1 }
         return y
     }
