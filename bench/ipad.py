@@ -2,12 +2,16 @@
 
     python bench/ipad.py [--model smollm2-135m] [--layers 10-19] [--weights float16] [--precision declared]
     python bench/ipad.py --random gpt2 --layers 4-7
+    python bench/ipad.py --random gpt2 --layers 4-7 --one-token 8x1024,4x512
 
 Converts the layers (kept in bench/out/), starts `mpgpt ipad-node` on this machine and three ranks, the middle one
 before it, and generates from ten prompts greedily, all of them at once through the package's four slots. Printed are
 the largest difference of hidden states from float32 (of a token's largest element), for each prompt how many tokens
 agree with the all-torch ring before the first that does not, and the time of a call, computing and network. A random
 model speaks with SmolLM2's tokenizer.
+
+``--one-token`` starts no ring: for packages of these slots and contexts it prints the time of one token of one sequence
+in the evaluator, through ``step`` and through ``decode`` in turn, and the bytes of cache that each writes for it.
 
 Knows: the commands. Must not know: how a package is made, run, or reached.
 """
@@ -22,9 +26,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
 from mpgpt.bench.random_model import random_model
@@ -33,9 +40,12 @@ from mpgpt.core import Span
 from mpgpt.model.pull import model_home, pull
 from mpgpt.model.weights import model_config
 from mpgpt_ios.convert.package import PackageOptions, convert
+from mpgpt_ios.executor import EvaluatorBackend
+from mpgpt_ios.mil.package_file import Package
 
 OUT = Path(__file__).parent / "out"
 NEW = 40
+ROUNDS, CALLS = 7, 20
 PROMPTS = [
     "What is the capital of France, and what is it known for?", "Explain in two sentences why the sky is blue.",
     "Write a short poem about a lighthouse.", "How do I boil an egg?", "List five animals that live in the sea.",
@@ -111,6 +121,39 @@ def run(options: Any, model: Path, span: Span, folder: Path) -> None:
     print(next(line for line in errors.splitlines() if line.startswith("[iPad")))
 
 
+def one_token(model: Path, span: Span, slots: int, context: int) -> None:
+    """One token through ``step`` and through ``decode``, in turn."""
+    package = OUT / f"{model.name}-{span}-{slots}x{context}.mlpackage"
+    OUT.mkdir(exist_ok=True)
+    convert(model, span, package, PackageOptions(slots=slots, context=context))
+    backend, inputs = EvaluatorBackend(package), dict[str, dict[str, Any]]()
+    for name in ("step", "decode"):  # values do not matter to the time, but there is one position to write
+        declared = backend.program.functions[name].inputs
+        inputs[name] = {what: np.zeros(shape, dtype) for what, (shape, dtype) in declared.items()}
+        backend.run(name, inputs[name])
+    inputs["decode"]["wmask"][0, 0, context // 2] = 1
+    ms: dict[str, list[float]] = {name: [] for name in inputs}
+    for _ in range(ROUNDS):
+        for name, given in inputs.items():
+            begun = time.perf_counter()
+            for _ in range(CALLS):
+                backend.run(name, given)
+            ms[name].append((time.perf_counter() - begun) / CALLS * 1e3)
+    ratios = sorted(decode / step for step, decode in zip(ms["step"], ms["decode"], strict=True))
+    print(f"{slots} slots of {context}: decode / step {ratios[ROUNDS // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    for name, rounds in ms.items():
+        print(f"  {name:6}: {np.median(rounds):.2f} ms a token, {written(package, name):,} bytes of cache written")
+
+
+def written(package: Path, function: str) -> int:
+    """The bytes that one call puts into the cache, as the program declares them."""
+    declared = Package(package, torch.float16).spec.mlProgram.functions[function]
+    operations = declared.block_specializations[declared.opset].operations
+    types = {output.name: output.type.tensorType for op in operations for output in op.outputs}
+    updates = [op.inputs["update"].arguments[0].name for op in operations if op.type == "slice_update"]
+    return sum(2 * int(np.prod([d.constant.size for d in types[name].dimensions])) for name in updates)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="smollm2-135m")
@@ -118,6 +161,7 @@ def main() -> None:
     parser.add_argument("--layers", default="10-19")
     parser.add_argument("--weights", default="float16", choices=["float16", "int8"])
     parser.add_argument("--precision", default="declared", choices=["declared", "float32"])
+    parser.add_argument("--one-token", metavar="SLOTSxCONTEXT,...", help="time one token in the evaluator instead")
     options: Any = parser.parse_args()
     home = model_home()
     model = pull(options.model, home=home, progress=False)
@@ -125,6 +169,11 @@ def main() -> None:
         model = with_words(random_model(options.random, home), model)
     (span,) = parse_layers(options.layers)
     assert span
+    if options.one_token:
+        torch.set_num_threads(1)
+        for sizes in options.one_token.split(","):
+            one_token(model, span, *map(int, sizes.split("x")))
+        return
     with tempfile.TemporaryDirectory() as folder:
         run(options, model, span, Path(folder))
 

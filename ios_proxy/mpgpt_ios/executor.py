@@ -1,18 +1,20 @@
 """A package with its slots: hidden states at positions of slots go in, the slice's hidden states come out.
 
-Knows: the inputs of a package's two functions (masks, positions, rotary tables), chunks and their padding, what each
+Knows: the inputs of a package's three functions (masks, positions, rotary tables), chunks and their padding, what each
 slot holds; which backends can run a package.
 Must not know: bundles, the wire, connections.
 
-A package has ``prefill`` (one slot, T positions in a row) and ``decode`` (one position in any of B slots), and a
-state with S positions of keys and values for each slot:
+A package has ``prefill`` (one slot, T positions in a row), ``step`` (one slot, one position) and ``decode`` (one
+position in any of B slots), and a state with S positions of keys and values for each slot:
 
     prefill   x (1,E,1,T)  mask (1,1,T,S)  pos (1,)  row (1,)              Llama: cos, sin (1,1,T,D)    y (1,E,1,T)
+    step      x (1,E,1,1)  mask (1,1,1,S)  pos (1,)  row (1,)              Llama: cos, sin (1,1,1,D)    y (1,E,1,1)
     decode    x (B,E,1,1)  mask (B,1,1,S)  wmask (B,1,S,1)                 Llama: cos, sin (B,1,1,D)    y (B,E,1,1)
 
 A mask is 0 where a position is seen and -1e4 where it is not; ``row`` is slot x K; ``wmask`` is 1 at the position that
 is written, and all 0 for a slot that is left alone. A prefill of fewer than T positions is padded: what it writes
-behind them is overwritten before anyone sees it.
+behind them is overwritten before anyone sees it. One token of one slot is a step, whatever it is part of: a decode
+reads and writes the cache of every slot.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from mpgpt_ios.mil.program import Precision, Program
 
 Array = np.ndarray[Any, Any]
 HIDDEN = -1e4
+FUNCTIONS = ("prefill", "step", "decode")
 COMPUTE_UNITS = ("CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "ALL")
 
 
@@ -84,8 +87,14 @@ class EvaluatorBackend:
     """Runs a package in the evaluator, anywhere."""
 
     def __init__(self, package: Path, precision: Precision = "declared") -> None:
-        """Raises ``ModelError`` for a package that the evaluator does not understand."""
+        """Raises ``ModelError`` for a package that the evaluator does not understand, or that lacks a function."""
         self.program = Program.read(package, precision=precision)
+        absent = [name for name in FUNCTIONS if name not in self.program.functions]
+        if absent:
+            raise ModelError(
+                f"{package} has no function {' nor '.join(absent)}: an earlier mpgpt made it; "
+                "`mpgpt convert coreml` makes it anew"
+            )
         self.state = self.program.state()
 
     def run(self, function: str, inputs: dict[str, Array]) -> Array:
@@ -99,8 +108,8 @@ class CoreMLBackend:
     """Runs a package in Core ML, on macOS 15 or later.
 
     Written from coremltools' and Apple's documentation and **not run on Apple hardware so far**. The package is loaded
-    twice, once for each function; a state that one of the two has made is handed to both, as their states are declared
-    alike. Whether it runs right is for the self-test to say (``run_selftest``).
+    once for each function; a state that one of them has made is handed to all, as their states are declared alike.
+    Whether it runs right is for the self-test to say (``run_selftest``).
     """
 
     def __init__(self, package: Path, compute_units: str = "CPU_AND_NE") -> None:
@@ -118,8 +127,7 @@ class CoreMLBackend:
         units = ct.ComputeUnit[compute_units]
         try:
             self._functions = {
-                name: ct.models.MLModel(str(package), compute_units=units, function_name=name)
-                for name in ("prefill", "decode")
+                name: ct.models.MLModel(str(package), compute_units=units, function_name=name) for name in FUNCTIONS
             }
             self._state = self._functions["prefill"].make_state()
         except (RuntimeError, ValueError, OSError) as error:
@@ -164,13 +172,10 @@ class Executor:
         parts, at = [], 0
         self._filled[slot] = pos  # what is written may be there in part, should this fail
         while at < len(x_TE):
-            if pos + at + self._sizes.chunk <= self._sizes.context:
-                x_CE = x_TE[at : at + self._sizes.chunk]
-                parts.append(self._chunk(slot, pos + at, x_CE))
-            else:  # a padded chunk would end behind the context
-                x_CE = x_TE[at : at + 1]
-                parts.append(self._decode([slot], [pos + at], x_CE))
-            at += len(x_CE)
+            # A padded chunk must not end behind the context.
+            fits = pos + at + self._sizes.chunk <= self._sizes.context
+            parts.append(self._one_slot(slot, pos + at, x_TE[at : at + (self._sizes.chunk if fits else 1)]))
+            at += len(parts[-1])
         self._filled[slot] = pos + at
         return np.concatenate(parts)
 
@@ -181,7 +186,10 @@ class Executor:
         x_BE = self._checked(x_BE, slots, positions)
         for slot, position in zip(slots, positions, strict=True):
             self._filled[slot] = position  # as above
-        y_BE = self._decode(slots, positions, x_BE)
+        if len(x_BE) == 1:
+            y_BE = self._one_slot(slots[0], positions[0], x_BE)
+        else:
+            y_BE = self._any_slots(slots, positions, x_BE)
         for slot, position in zip(slots, positions, strict=True):
             self._filled[slot] = position + 1
         return y_BE
@@ -202,11 +210,13 @@ class Executor:
                 )
         return x_TE
 
-    def _chunk(self, slot: int, pos: int, x_CE: Array) -> Array:
+    def _one_slot(self, slot: int, pos: int, x_CE: Array) -> Array:
+        """Run ``step`` for one token, ``prefill`` for up to T."""
         sizes = self._sizes
-        x = np.zeros((1, sizes.embed, 1, sizes.chunk), self.dtype)
+        function, width = ("step", 1) if len(x_CE) == 1 else ("prefill", sizes.chunk)
+        x = np.zeros((1, sizes.embed, 1, width), self.dtype)
         x[0, :, 0, : len(x_CE)] = x_CE.T
-        positions = np.arange(pos, pos + sizes.chunk)
+        positions = np.arange(pos, pos + width)
         inputs = {
             "x": x,
             "mask": _mask(positions, sizes.context)[None, None],
@@ -215,10 +225,11 @@ class Executor:
         }
         if self._turns is not None:
             inputs |= {name: table[positions][None, None] for name, table in self._turns.items()}
-        y = self._run("prefill", inputs, x.shape)
+        y = self._run(function, inputs, x.shape)
         return np.ascontiguousarray(y[0, :, 0, : len(x_CE)].T)
 
-    def _decode(self, slots: Sequence[int], positions: Sequence[int], x_BE: Array) -> Array:
+    def _any_slots(self, slots: Sequence[int], positions: Sequence[int], x_BE: Array) -> Array:
+        """Run ``decode`` for a token in each of some slots."""
         sizes, at = self._sizes, list(slots)
         x = np.zeros((sizes.slots, sizes.embed, 1, 1), self.dtype)
         x[at, :, 0, 0] = x_BE

@@ -212,20 +212,20 @@ def quiet() -> Iterator[None]:
 
 
 def build(folder: Path, name: str, sizes: SmallSizes, *, int8: bool = False) -> Small:
-    """Convert both functions of a model and put them into one package."""
+    """Convert the three functions of a model and put them into one package."""
     import coremltools as ct
     import coremltools.optimize.coreml as cto
 
     model = Model(sizes).eval()
     S, T, B, D, integer = sizes.context, sizes.chunk, sizes.slots, sizes.head_dim, torch.int32
-    one = {"x": torch.zeros(1, EMBED, 1, T), "mask": torch.zeros(1, 1, T, S)}
-    one |= {"pos": torch.ones(1, dtype=integer), "row": torch.zeros(1, dtype=integer)}
+    at = {"pos": torch.ones(1, dtype=integer), "row": torch.zeros(1, dtype=integer)}
+    one, some = ({"x": torch.zeros(1, EMBED, 1, n), "mask": torch.zeros(1, 1, n, S)} | at for n in (1, T))
     many = {"x": torch.zeros(B, EMBED, 1, 1), "mask": torch.zeros(B, 1, 1, S), "wmask": torch.zeros(B, 1, S, 1)}
     if sizes.rotary is not None:
-        one |= {"cos": torch.zeros(1, 1, T, D), "sin": torch.zeros(1, 1, T, D)}
-        many |= {"cos": torch.zeros(B, 1, 1, D), "sin": torch.zeros(B, 1, 1, D)}
+        for inputs, table in ((one, (1, 1, 1, D)), (some, (1, 1, T, D)), (many, (B, 1, 1, D))):
+            inputs |= {"cos": torch.zeros(table), "sin": torch.zeros(table)}
     functions: list[tuple[str, nn.Module, dict[str, Tensor]]] = [
-        ("prefill", Prefill(model), one), ("decode", Decode(model), many)
+        ("prefill", Prefill(model), some), ("step", Prefill(model), one), ("decode", Decode(model), many)
     ]  # fmt: skip
     descriptor = ct.utils.MultiFunctionDescriptor()
     with quiet():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from tests.ios_proxy.packages import (
     Turning,
     rows,
 )
+from tests.ios_proxy.protos import edited
 
 
 class Sequences:
@@ -129,30 +132,53 @@ def test_other_slots_stay_as_they_are(small: dict[str, Small], name: str) -> Non
         kv = backend.state.array("kv")
         return kv.reshape(len(kv), SLOTS, K, CONTEXT, -1)
 
-    before = cache()
-    executor.decode([2], [22], rows(1))
-    after = cache()
-    np.testing.assert_array_equal(np.delete(after, 2, 1), np.delete(before, 2, 1))
-    np.testing.assert_array_equal(np.delete(after[:, 2], 22, 2), np.delete(before[:, 2], 22, 2))
-    assert (after[:, 2, :, 22] != before[:, 2, :, 22]).any(axis=(1, 2)).all()
+    for places in ([(2, 22)], [(3, 23), (0, 20)]):  # a step, and a decode
+        before = cache()
+        executor.decode([slot for slot, _ in places], [position for _, position in places], rows(len(places)))
+        after = cache()
+        changed = (after != before).any(axis=(2, 4))
+        assert {(int(slot), int(at)) for _, slot, at in np.argwhere(changed)} == set(places)
+        assert all(changed[:, slot, at].all() for slot, at in places), "keys and values of every layer"
     executor.prefill(1, 3, rows(2))
     np.testing.assert_array_equal(np.delete(cache(), 1, 1), np.delete(after, 1, 1))
 
 
 def test_a_decode_does_not_depend_on_its_company(executors: dict[tuple[str, Precision], Executor]) -> None:
     executor = executors["llama", "declared"]
-    alone: list[Array] = []
-    together: list[Array] = []
-    for company, got in ((False, alone), (True, together)):
+    few: list[Array] = []
+    many: list[Array] = []
+    for company, got in (([0], few), ([3, 0, 2], many)):
         executor.reset()
         executor.prefill(1, 0, rows(9))
-        if company:
-            executor.prefill(3, 0, rows(13, 1))
+        for slot in company:
+            executor.prefill(slot, 0, rows(13, 1 + slot))
         for i in range(4):
-            slots, positions = ([3, 1], [13 + i, 9 + i]) if company else ([1], [9 + i])
-            x = np.concatenate([rows(1, 50 + i), rows(1, i)])[-len(slots) :]
-            got.append(executor.decode(slots, positions, x)[-1])
-    np.testing.assert_array_equal(np.stack(alone), np.stack(together))
+            positions = [*(13 + i for _ in company), 9 + i]
+            x = np.concatenate([rows(len(company), 50 + i), rows(1, i)])
+            got.append(executor.decode([*company, 1], positions, x)[-1])
+    np.testing.assert_array_equal(np.stack(few), np.stack(many))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_token_is_a_step_as_near_as_a_decode(small: dict[str, Small], name: str) -> None:
+    """A token by itself and beside another: other functions, which agree as far as float16 does."""
+    cut: list[tuple[list[Array], Array]] = []
+    for together in (False, True):
+        backend = EvaluatorBackend(small[name].path)
+        executor, ys = Executor(backend, small[name].sizes), list[Array]()
+        for slot, count in ((1, 9), (3, 5)):
+            executor.prefill(slot, 0, rows(count, slot))
+        for i in range(6):
+            x = rows(2, 50 + i)
+            if together:
+                ys.append(executor.decode([1, 3], [9 + i, 5 + i], x))
+            else:
+                ys += [np.concatenate([executor.decode([1], [9 + i], x[:1]), executor.decode([3], [5 + i], x[1:])])]
+        cut.append((ys, backend.state.array("kv")))
+    (steps, one), (decodes, many) = cut
+    np.testing.assert_allclose(np.stack(steps), np.stack(decodes), atol=0.02)
+    np.testing.assert_allclose(one, many, atol=0.02)
+    assert all((one[:, slot * small[name].sizes.kv_heads, at] != 0).any() for slot, at in ((1, 14), (3, 10)))
 
 
 def test_a_prefill_is_cut_into_chunks() -> None:
@@ -189,7 +215,7 @@ def test_a_request_that_fails_midway_leaves_what_was_before_it() -> None:
     assert executor.filled == (0, 2, 0, 0)
 
 
-def test_a_chunk_that_would_go_past_the_context_is_decoded() -> None:
+def test_a_chunk_that_would_go_past_the_context_is_taken_step_by_step() -> None:
     backend = Recording()
     executor, x = Executor(backend, SmallSizes()), rows(CONTEXT - 3)
     np.testing.assert_array_equal(executor.prefill(0, 0, x), x)
@@ -197,9 +223,23 @@ def test_a_chunk_that_would_go_past_the_context_is_decoded() -> None:
     backend.calls.clear()
     more = rows(3, 1)
     np.testing.assert_array_equal(executor.prefill(0, CONTEXT - 3, more), more)
-    assert backend.names == ["decode"] * 3 and executor.filled[0] == CONTEXT
-    for i, (_, inputs) in enumerate(backend.calls):
-        assert np.flatnonzero(inputs["wmask"][0, 0, :, 0]).tolist() == [CONTEXT - 3 + i]
+    assert backend.names == ["step"] * 3 and executor.filled[0] == CONTEXT
+    assert [inputs["pos"].tolist() for _, inputs in backend.calls] == [[CONTEXT - 3 + i] for i in range(3)]
+
+
+def test_one_token_of_one_slot_is_a_step_whatever_it_is_of() -> None:
+    backend, step = Recording(), rows(1, 9)
+    executor = Executor(backend, SmallSizes(kv_heads=3))
+    executor.prefill(2, 0, rows(CHUNK + 1))  # a chunk, and one token that is left
+    executor.prefill(1, 0, step)
+    np.testing.assert_array_equal(executor.decode([2], [CHUNK + 1], step), step)
+    assert backend.names == ["prefill", "step", "step", "step"] and executor.filled == (0, 1, CHUNK + 2, 0)
+    _, inputs = backend.calls[-1]
+    assert {name: array.shape for name, array in inputs.items()} == {
+        "x": (1, EMBED, 1, 1), "mask": (1, 1, 1, CONTEXT), "pos": (1,), "row": (1,)
+    }  # fmt: skip
+    assert inputs["pos"].tolist() == [CHUNK + 1] and inputs["row"].tolist() == [6]
+    assert (inputs["mask"][0, 0, 0] == 0).tolist() == [True] * (CHUNK + 2) + [False] * (CONTEXT - CHUNK - 2)
 
 
 def test_a_decode_writes_in_its_slots_only() -> None:
@@ -234,10 +274,13 @@ def test_rotary_tables_are_the_models() -> None:
     executor = Executor(backend, sizes)
     executor.prefill(1, 0, rows(CHUNK + 2))
     executor.decode([1], [7], rows(1))
-    for at, positions in ((0, range(CHUNK)), (1, range(CHUNK, 2 * CHUNK)), (2, [0, 7, 0, 0])):
+    executor.decode([3, 1], [0, 8], rows(2))
+    for at, positions, shape in (
+        (0, range(CHUNK), (1, 1, CHUNK, 16)), (1, range(CHUNK, 2 * CHUNK), (1, 1, CHUNK, 16)), (2, [7], (1, 1, 1, 16)),
+        (3, [0, 8, 0, 0], (SLOTS, 1, 1, 16)),
+    ):  # fmt: skip
         cos, sin = Rotary(config, CONTEXT, torch.float32).at(torch.tensor(list(positions)))
         _, inputs = backend.calls[at]
-        shape = (SLOTS, 1, 1, 16) if at == 2 else (1, 1, CHUNK, 16)
         np.testing.assert_array_equal(inputs["cos"], cos.numpy().reshape(shape))
         np.testing.assert_array_equal(inputs["sin"], sin.numpy().reshape(shape))
 
@@ -296,7 +339,20 @@ def test_refuses_an_output_of_another_shape() -> None:
             return inputs["x"][..., :-1]
 
     with pytest.raises(ModelError, match=r"prefill gives \(1, 64, 1, 7\)"):
-        Executor(Short(), SmallSizes()).prefill(0, 0, rows(1))
+        Executor(Short(), SmallSizes()).prefill(0, 0, rows(2))
+
+
+def test_refuses_a_package_without_a_function(small: dict[str, Small], tmp_path: Path) -> None:
+    """As an earlier mpgpt made it."""
+
+    def edit(spec: Any) -> None:
+        del spec.mlProgram.functions["step"]
+        (described,) = (function for function in spec.description.functions if function.name == "step")
+        spec.description.functions.remove(described)
+
+    package = edited(small["gpt2"].path, tmp_path / "early.mlpackage", edit)
+    with pytest.raises(ModelError, match=r"early.mlpackage has no function step: an earlier mpgpt made it; `mpgpt c"):
+        EvaluatorBackend(package)
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="there Core ML is")

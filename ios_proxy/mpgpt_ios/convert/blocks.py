@@ -10,8 +10,8 @@ and whose squares get lost below 1e-4: norms divide by the largest element first
 The cache is one buffer, (2L, B*K, S, D), keys at 2i and values at 2i + 1. It is written by slice assignment alone: an
 index or a scatter converts and silently drops the write, or does not convert (``verify.py`` would notice either).
 
-Legend: B slots (1 in prefill), T tokens, E embed, H query heads, K key/value heads, G = H / K, D head dimension,
-S positions, L layers.
+Legend: B slots (1 in prefill and step), T tokens, E embed, H query heads, K key/value heads, G = H / K, D head
+dimension, S positions, L layers.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Layers(nn.Module):
 
 class Prefill(Layers):
     """T tokens of one slot: x (1,E,1,T), mask (1,1,T,S), pos (1,), row (1,), and where positions turn cos and sin
-    (1,1,T,D)."""
+    (1,1,T,D). Traced with T = 1 it is the function ``step``."""
 
     def forward(self, x: Tensor, mask: Tensor, pos: Tensor, row: Tensor, *turns: Tensor) -> Tensor:
         tokens, p, r, heads = x.shape[3], pos[0], row[0], self._kv_heads
@@ -191,8 +191,9 @@ class Decode(Layers):
 
 
 def build(config: ModelConfig, span: Span, source: Source, *, slots: int, context: int) -> tuple[Prefill, Decode]:
-    """Both functions over the same blocks; nothing but the span's tensors is read. Raises ``UsageError`` where a
-    package of fixed shape cannot do what a layer does, and ``ModelError`` for weights that float16 cannot hold."""
+    """What the three functions are traced from, over the same blocks; nothing but the span's tensors is read. Raises
+    ``UsageError`` where a package of fixed shape cannot do what a layer does, and ``ModelError`` for weights that
+    float16 cannot hold."""
     for layer in range(span.start, span.stop):
         if 0 < config.windows[layer] < context:
             raise UsageError(

@@ -3,7 +3,7 @@
 Knows: coremltools, what a device rejects, which files are written, and that none is there before it has passed.
 Must not know: blocks' arithmetic (``blocks.py``), what is checked of a package (``verify.py``), the ring.
 
-The two functions are converted one by one, their weights quantised (coremltools refuses that for a package of several
+The three functions are converted one by one, their weights quantised (coremltools refuses that for a package of several
 functions), and then merged, which shares their weights. coremltools 9 converts without an error what a device rejects,
 several states or flexible shapes beside a state: so there is one state, and all shapes are fixed. It also drops some
 cache writes without an error, those of one token at an index: so every package is executed before it is kept.
@@ -190,32 +190,36 @@ def _package(
 ) -> None:
     import coremltools as ct
 
-    slots, context, chunk, dim = options.slots, options.context, options.chunk, config.head_dim
-    integer = torch.int32
-    one = {
-        "x": torch.zeros(1, config.embed, 1, chunk), "mask": torch.zeros(1, 1, chunk, context),
-        "pos": torch.ones(1, dtype=integer), "row": torch.zeros(1, dtype=integer),
-    }  # fmt: skip
-    many = {
-        "x": torch.zeros(slots, config.embed, 1, 1), "mask": torch.zeros(slots, 1, 1, context),
-        "wmask": torch.zeros(slots, 1, context, 1),
-    }  # fmt: skip
-    if config.inv_freq:
-        one |= {name: torch.zeros(1, 1, chunk, dim) for name in ("cos", "sin")}
-        many |= {name: torch.zeros(slots, 1, 1, dim) for name in ("cos", "sin")}
+    modules: dict[str, Prefill | Decode] = {"prefill": prefill, "step": prefill, "decode": decode}
     functions = ct.utils.MultiFunctionDescriptor()
-    parts: list[tuple[str, Prefill | Decode, dict[str, Tensor]]] = [("prefill", prefill, one), ("decode", decode, many)]
-    for name, module, inputs in parts:
+    for name, inputs in _inputs(config, options).items():
         report(f"converting {name}")
         path = str(out.parent / f"{name}{SUFFIX}")
-        program = _quantised(_converted(module, inputs), options.weights)
+        program = _quantised(_converted(modules[name], inputs), options.weights)
         program.save(path)
         functions.add_function(path, "main", name)
     functions.default_function_name = "decode"
-    report("putting both together")
+    report("putting them together")
     ct.utils.save_multifunction(functions, str(out))
-    for name in ("prefill", "decode"):
+    for name in modules:
         shutil.rmtree(out.parent / f"{name}{SUFFIX}")
+
+
+def _inputs(config: ModelConfig, options: PackageOptions) -> dict[str, dict[str, Tensor]]:
+    """What each function is traced with."""
+    turns, slots, context = ("cos", "sin") if config.inv_freq else (), options.slots, options.context
+
+    def one_slot(tokens: int) -> dict[str, Tensor]:
+        return {
+            "x": torch.zeros(1, config.embed, 1, tokens), "mask": torch.zeros(1, 1, tokens, context),
+            "pos": torch.ones(1, dtype=torch.int32), "row": torch.zeros(1, dtype=torch.int32),
+        } | {name: torch.zeros(1, 1, tokens, config.head_dim) for name in turns}  # fmt: skip
+
+    any_slots = {
+        "x": torch.zeros(slots, config.embed, 1, 1), "mask": torch.zeros(slots, 1, 1, context),
+        "wmask": torch.zeros(slots, 1, context, 1),
+    } | {name: torch.zeros(slots, 1, 1, config.head_dim) for name in turns}  # fmt: skip
+    return {"prefill": one_slot(options.chunk), "step": one_slot(1), "decode": any_slots}
 
 
 def _converted(module: Prefill | Decode, inputs: dict[str, Tensor]) -> Any:
@@ -255,9 +259,10 @@ Script = list[tuple[str, list[tuple[int, int, int]]]]
 def script(slots: int, context: int, chunk: int) -> Script:
     """The calls of a self-test: (kind, [(slot, position, tokens)]).
 
-    Prompts one after another, one of them longer than a chunk; single tokens at different positions; in every slot
-    several decodes, since only a later one reads back a write; a slot used again, nearly all of which decodes write, so
-    that a lost write weighs more than rounding; and one decode at the end of every slot.
+    Prompts one after another, one of them longer than a chunk; tokens alone, which ``step`` computes, and beside
+    others, which ``decode`` does, at different positions; in every slot both, since only a later one reads back a
+    write; a slot used again, nearly all of which steps write, and one that decodes do, so that a lost write weighs more
+    than rounding; and one token at the end of every slot.
     """
     calls: Script = []
     filled: dict[int, int] = {}
@@ -284,6 +289,10 @@ def script(slots: int, context: int, chunk: int) -> Script:
     prefill(0, 1)
     for _ in range(8):
         decode(0)
+    if slots > 1:
+        prefill(1, 1)
+        for _ in range(8):
+            decode(0, 1)
     decode(*sorted(filled))
     return calls
 

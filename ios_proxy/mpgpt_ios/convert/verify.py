@@ -30,8 +30,6 @@ def check(bundle: Bundle) -> float:
     backend = EvaluatorBackend(bundle.package)
     program, layers = backend.program, len(manifest.span)
     for function, inputs in declared(manifest).items():
-        if function not in program.functions:
-            raise ModelError(f"the package has no function {function}")
         found = program.functions[function]
         kv = {"kv": ((2 * layers, manifest.slots * manifest.kv_heads, manifest.context, manifest.head_dim), np.float16)}
         outputs = {"y": inputs["x"]}
@@ -54,18 +52,20 @@ def check(bundle: Bundle) -> float:
 def declared(m: Manifest) -> dict[str, dict[str, tuple[tuple[int, ...], Any]]]:
     """Every function's inputs: name, shape, dtype."""
     half, integer = np.float16, np.int32
-    prefill: dict[str, tuple[tuple[int, ...], Any]] = {
-        "x": ((1, m.embed, 1, m.chunk), half), "mask": ((1, 1, m.chunk, m.context), half), "pos": ((1,), integer),
-        "row": ((1,), integer),
-    }  # fmt: skip
-    decode: dict[str, tuple[tuple[int, ...], Any]] = {
+    turns = ("cos", "sin") if m.rotary else ()
+
+    def one_slot(tokens: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        return {
+            "x": ((1, m.embed, 1, tokens), half), "mask": ((1, 1, tokens, m.context), half), "pos": ((1,), integer),
+            "row": ((1,), integer),
+        } | {name: ((1, 1, tokens, m.head_dim), half) for name in turns}  # fmt: skip
+
+    any_slots: dict[str, tuple[tuple[int, ...], Any]] = {
         "x": ((m.slots, m.embed, 1, 1), half), "mask": ((m.slots, 1, 1, m.context), half),
         "wmask": ((m.slots, 1, m.context, 1), half),
     }  # fmt: skip
-    if m.rotary:
-        prefill |= {name: ((1, 1, m.chunk, m.head_dim), half) for name in ("cos", "sin")}
-        decode |= {name: ((m.slots, 1, 1, m.head_dim), half) for name in ("cos", "sin")}
-    return {"prefill": prefill, "decode": decode}
+    any_slots |= {name: ((m.slots, 1, 1, m.head_dim), half) for name in turns}
+    return {"prefill": one_slot(m.chunk), "step": one_slot(1), "decode": any_slots}
 
 
 def _plain(ports: Any) -> dict[str, tuple[tuple[int, ...], str]]:

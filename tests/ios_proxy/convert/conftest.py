@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+
+from mpgpt.core import Span
+from mpgpt_ios.bundle import Bundle
+from mpgpt_ios.convert.package import PackageOptions, convert
+
+SPAN, OPTIONS = Span(start=1, stop=3), PackageOptions(slots=3, context=64, chunk=8)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 value.data += 0.2 * torch.randn_like(value)
         model.save_pretrained(root / name)
     return {name: root / name for name in ("gpt2", "llama")}
+
+
+@pytest.fixture(scope="session")
+def bundles(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Bundle, float]]:
+    """Layers ``SPAN`` of each model as they are converted with ``OPTIONS``, and the self-test's difference."""
+    pytest.importorskip("coremltools")
+    out = tmp_path_factory.mktemp("packages")
+    made = {name: convert(folder, SPAN, out / f"{name}.mlpackage", OPTIONS) for name, folder in folders.items()}
+    return made | {"int8": convert(folders["gpt2"], SPAN, out / "int8.mlpackage", replace(OPTIONS, weights="int8"))}

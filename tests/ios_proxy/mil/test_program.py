@@ -16,7 +16,7 @@ from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, LAYERS, SLOTS, Array
 
 
 class Slots:
-    """The two functions of a package, driven by hand: masks are written here once more, position by position."""
+    """Two functions of a package, driven by hand: masks are written here once more, position by position."""
 
     def __init__(self, small: Small, precision: Precision) -> None:
         self.sizes, self.model = small.sizes, small.model
@@ -108,10 +108,12 @@ def test_what_a_package_declares(small: dict[str, Small]) -> None:
     assert dict(program.functions["decode"].outputs) == {"y": ((SLOTS, EMBED, 1, 1), half)}
     for function in program.functions.values():
         assert dict(function.states) == {"kv": ((2 * LAYERS, SLOTS * 2, CONTEXT, 16), half)}
-    assert program.count("prefill", "write_state") == program.count("decode", "write_state") == 2 * LAYERS
+    assert {name: program.count(name, "write_state") for name in program.functions} == {
+        "decode": 2 * LAYERS, "prefill": 2 * LAYERS, "step": 2 * LAYERS
+    }  # fmt: skip
 
 
-def test_a_weight_is_held_once_for_both_functions(small: dict[str, Small]) -> None:
+def test_a_weight_is_held_once_for_all_functions(small: dict[str, Small]) -> None:
     program = Program.read(small["gpt2"].path)
     held: list[set[int]] = []
     for code in program.codes.values():
@@ -119,7 +121,7 @@ def test_a_weight_is_held_once_for_both_functions(small: dict[str, Small]) -> No
         cells = [cell.cell_contents for closure in closures for cell in closure]
         large = [cell for cell in cells if isinstance(cell, torch.Tensor) and cell.numel() >= EMBED * EMBED]
         held.append({tensor.data_ptr() for tensor in large})
-    assert held[0] == held[1] and len(held[0]) == 6 * LAYERS
+    assert held[0] == held[1] == held[2] and len(held[0]) == 6 * LAYERS
 
 
 def _first(spec: Any, kind: str) -> Any:
@@ -130,7 +132,7 @@ def _first(spec: Any, kind: str) -> Any:
 def test_refuses_inputs_that_do_not_fit(small: dict[str, Small]) -> None:
     program = Program.read(small["gpt2"].path)
     state, fitting = program.state(), zeros(program)
-    with pytest.raises(ModelError, match="no function 'main', but decode, prefill"):
+    with pytest.raises(ModelError, match="no function 'main', but decode, prefill, step"):
         program.run("main", fitting, state)
     with pytest.raises(ModelError, match="prefill takes x, mask, pos, row; given: x"):
         program.run("prefill", {"x": fitting["x"]}, state)

@@ -1,12 +1,15 @@
 // A package with its slots: hidden states at positions of slots go in, the layers' hidden states come out.
 //
-// Knows: the inputs of a package's two functions, chunks and their padding, what each slot holds.
+// Knows: the inputs of a package's three functions, chunks and their padding, what each slot holds.
 // Must not know: bundles, the wire, what runs the package.
 //
 // Shapes: B slots, E embed, T chunk, S context, K kv_heads, D head_dim.
 //
 //     prefill   x (1,E,1,T)  mask (1,1,T,S)  pos (1)  row (1)      rotary: cos, sin (1,1,T,D)      y (1,E,1,T)
+//     step      x (1,E,1,1)  mask (1,1,1,S)  pos (1)  row (1)      rotary: cos, sin (1,1,1,D)      y (1,E,1,1)
 //     decode    x (B,E,1,1)  mask (B,1,1,S)  wmask (B,1,S,1)       rotary: cos, sin (B,1,1,D)      y (B,E,1,1)
+//
+// One token of one slot is a step, whatever it is part of: a decode reads and writes the cache of every slot.
 
 /// The executor of one package. It is used on one queue.
 public final class Executor {
@@ -16,7 +19,8 @@ public final class Executor {
     private let rotary: RotaryTables?
     private lazy var chunkMask = Mask(
         shape: [1, 1, sizes.chunk, sizes.context], rows: sizes.chunk, context: sizes.context)
-    private lazy var stepMask = Mask(
+    private lazy var stepMask = Mask(shape: [1, 1, 1, sizes.context], rows: 1, context: sizes.context)
+    private lazy var decodeMask = Mask(
         shape: [sizes.slots, 1, 1, sizes.context], rows: sizes.slots, context: sizes.context)
     private lazy var writeMask = WriteMask(slots: sizes.slots, context: sizes.context)
     /// The bytes of one token's hidden state.
@@ -56,10 +60,10 @@ public final class Executor {
         var done = 0
         while done < tokens {
             let start = position + done
+            // A padded chunk must not end behind the context.
             let fits = !promptsByToken && start + sizes.chunk <= sizes.context
             let count = fits ? min(sizes.chunk, tokens - done) : 1
-            let rows = x[done * rowSize..<(done + count) * rowSize]
-            y += try fits ? chunk(slot, start, rows) : step([slot], [start], rows)
+            y += try oneSlot(slot, start, x[done * rowSize..<(done + count) * rowSize])
             done += count
         }
         filled[slot] = position + tokens
@@ -78,7 +82,8 @@ public final class Executor {
             try checkPlace(slot: slot, position: position, tokens: 1)
         }
         for (slot, position) in zip(slots, positions) { filled[slot] = position }
-        let y = try step(slots, positions, x[...])
+        let isAlone = slots.count == 1
+        let y = try isAlone ? oneSlot(slots[0], positions[0], x[...]) : anySlots(slots, positions, x[...])
         for (slot, position) in zip(slots, positions) { filled[slot] = position + 1 }
         return y
     }
@@ -102,18 +107,27 @@ public final class Executor {
 
     // MARK: - Calls
 
-    /// Runs `prefill` once, for at most T tokens of a slot.
-    private func chunk(_ slot: Int, _ position: Int, _ rows: ArraySlice<UInt8>) throws(ComputeError) -> [UInt8] {
-        let (embed, width) = (sizes.embed, sizes.chunk)
+    /// Runs `step` for one token of a slot, `prefill` for up to T.
+    private func oneSlot(_ slot: Int, _ position: Int, _ rows: ArraySlice<UInt8>) throws(ComputeError) -> [UInt8] {
+        rows.count == rowSize
+            ? try consecutive(.step, width: 1, mask: &stepMask, slot, position, rows)
+            : try consecutive(.prefill, width: sizes.chunk, mask: &chunkMask, slot, position, rows)
+    }
+
+    /// Runs a function once for at most `width` tokens of a slot, one position behind the other.
+    private func consecutive(
+        _ function: Function, width: Int, mask: inout Mask, _ slot: Int, _ position: Int, _ rows: ArraySlice<UInt8>
+    ) throws(ComputeError) -> [UInt8] {
+        let embed = sizes.embed
         let positions = Array(position..<position + width)
         for (row, position) in positions.enumerated() {
-            chunkMask.show(position + 1, inRow: row)
+            mask.show(position + 1, inRow: row)
         }
         var inputs: Inputs = [
             "x": Tensor(
                 shape: [1, embed, 1, width], dtype: .float16,
                 bytes: Layout.channels(ofRows: rows, embed: embed, width: width)),
-            "mask": chunkMask.tensor,
+            "mask": mask.tensor,
             "pos": Tensor(shape: [1], int32: [Int32(position)]),
             "row": Tensor(shape: [1], int32: [Int32(slot * sizes.kvHeads)]),
         ]
@@ -122,12 +136,14 @@ public final class Executor {
             inputs["cos"] = tables.cos
             inputs["sin"] = tables.sin
         }
-        let y = try run(.prefill, inputs, shape: [1, embed, 1, width])
+        let y = try run(function, inputs, shape: [1, embed, 1, width])
         return Layout.rows(ofChannels: y, tokens: rows.count / rowSize, embed: embed, width: width)
     }
 
     /// Runs `decode` once, for a token in each of some slots.
-    private func step(_ slots: [Int], _ positions: [Int], _ rows: ArraySlice<UInt8>) throws(ComputeError) -> [UInt8] {
+    private func anySlots(
+        _ slots: [Int], _ positions: [Int], _ rows: ArraySlice<UInt8>
+    ) throws(ComputeError) -> [UInt8] {
         let shape = [sizes.slots, sizes.embed, 1, 1]
         // The one place behind the channels makes a slot's channels its row.
         var x = [UInt8](repeating: 0, count: sizes.slots * rowSize)
@@ -137,11 +153,11 @@ public final class Executor {
             x.replaceSubrange(bytes(ofRow: slot), with: rows.dropFirst(at * rowSize).prefix(rowSize))
         }
         for (slot, position) in taken.enumerated() {
-            stepMask.show(position.map { $0 + 1 } ?? 0, inRow: slot)
+            decodeMask.show(position.map { $0 + 1 } ?? 0, inRow: slot)
             writeMask.write(position, inSlot: slot)
         }
         var inputs: Inputs = [
-            "x": Tensor(shape: shape, dtype: .float16, bytes: x), "mask": stepMask.tensor, "wmask": writeMask.tensor,
+            "x": Tensor(shape: shape, dtype: .float16, bytes: x), "mask": decodeMask.tensor, "wmask": writeMask.tensor,
         ]
         if let rotary {
             let tables = rotary.tables(at: taken.map { $0 ?? 0 }, shape: [sizes.slots, 1, 1, sizes.headDim])

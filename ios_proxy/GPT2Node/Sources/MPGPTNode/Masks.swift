@@ -1,6 +1,6 @@
 // The inputs that say which positions are seen, and which is written.
 //
-// Knows: the tensors `mask` and `wmask` of both functions.
+// Knows: the tensors `mask` and `wmask` of a package's functions.
 // Must not know: requests, what a slot holds.
 //
 // Both are as long as the context and change by an element or two from one call to the next, so they are kept.

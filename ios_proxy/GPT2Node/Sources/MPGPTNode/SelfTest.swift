@@ -74,7 +74,12 @@ public enum SelfTest {
 
 /// One call of a self-test.
 private struct Call {
-    let function: Function
+    /// A call is a request, and it is the executor's affair which functions compute it.
+    enum Kind: String {
+        case prefill, decode
+    }
+
+    let kind: Kind
     let slots: [Int]
     let positions: [Int]
     let x: [UInt8]
@@ -83,16 +88,16 @@ private struct Call {
 
     /// Returns nil unless the tensors are of one shape, and those of a prefill one slot's, one behind the other.
     init?(_ file: Safetensors, _ number: Int) {
-        guard let function = file.metadata["kind.\(number)"].flatMap(Function.init),
+        guard let kind = file.metadata["kind.\(number)"].flatMap(Kind.init),
             let slot = file.tensors["\(number).slot"], let pos = file.tensors["\(number).pos"],
             let x = file.tensors["\(number).x"], let y = file.tensors["\(number).y"],
             x.shape.count == 2, x.shape[0] > 0, x.shape[1] > 0, y.shape == x.shape,
             slot.shape == [x.shape[0]], pos.shape == slot.shape,
             (slot.dtype, pos.dtype, x.dtype, y.dtype) == (.int32, .int32, .float16, .float32)
         else { return nil }
-        (self.function, slots, positions) = (function, slot.integers, pos.integers)
+        (self.kind, slots, positions) = (kind, slot.integers, pos.integers)
         (self.x, self.y) = (x.bytes, y.floats)
-        if function == .prefill {
+        if kind == .prefill {
             guard Set(slots).count == 1, zip(positions, positions.dropFirst()).allSatisfy({ $0 + 1 == $1 }) else {
                 return nil
             }
@@ -100,7 +105,7 @@ private struct Call {
     }
 
     func replay(_ executor: Executor) throws(ComputeError) -> [UInt8] {
-        switch function {
+        switch kind {
         case .prefill: try executor.prefill(slot: slots[0], position: positions[0], x: x, tokens: slots.count)
         case .decode: try executor.decode(slots: slots, positions: positions, x: x)
         }

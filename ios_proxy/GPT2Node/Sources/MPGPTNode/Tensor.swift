@@ -1,6 +1,6 @@
 // What a package is given and gives back, and what runs it.
 //
-// Knows: tensors, the two functions of a package.
+// Knows: tensors, the functions of a package.
 // Must not know: slots, positions, who runs a package and how.
 
 /// The type of a tensor's elements, with its name in safetensors.
@@ -74,7 +74,12 @@ public typealias Inputs = [String: Tensor]
 
 /// The functions of a package.
 public enum Function: String, Sendable, CaseIterable {
-    case prefill, decode
+    /// T tokens of one slot, one position behind the other.
+    case prefill
+    /// One token of one slot.
+    case step
+    /// One token in each of some slots.
+    case decode
 }
 
 /// A runtime of one package, with its state.

@@ -68,6 +68,26 @@ import Testing
         }
     }
 
+    @Test func oneTokenOfOneSlotIsAStepWhateverItIsOf() throws {
+        let predictor = Recording()
+        let executor = Executor(predictor: predictor, manifest: try manifest())
+        _ = try executor.prefill(slot: 2, position: 0, x: halves(0..<20), tokens: 5)
+        _ = try executor.prefill(slot: 1, position: 0, x: halves(0..<4), tokens: 1)
+        #expect(try executor.decode(slots: [2], positions: [5], x: halves(4..<8)) == halves(4..<8))
+        #expect(predictor.calls.map(\.function) == [.prefill, .step, .step, .step])
+        let inputs = try #require(predictor.calls.last?.inputs)
+        #expect(inputs.keys.sorted() == ["mask", "pos", "row", "x"])
+        #expect(inputs["x"] == Tensor(shape: [1, 4, 1, 1], dtype: .float16, bytes: halves(4..<8)))
+        #expect(inputs["pos"]?.integers == [5] && inputs["row"]?.integers == [4])
+        let mask = [UInt16](repeating: 0, count: 6) + [UInt16](repeating: 0xf0e2, count: 6)
+        #expect(inputs["mask"] == Tensor(shape: [1, 1, 1, 12], float16: mask))
+        predictor.calls = []
+        _ = try executor.decode(slots: [2, 1], positions: [6, 1], x: halves(0..<8))
+        _ = try executor.prefill(slot: 2, position: 7, x: halves(0..<12), tokens: 3)
+        _ = try executor.prefill(slot: 2, position: 9, x: halves(0..<12), tokens: 3)
+        #expect(predictor.calls.map(\.function) == [.decode, .prefill, .step, .step, .step], "no chunk fits behind 9")
+    }
+
     // MARK: - Failures
 
     @Test func afterAFailureASlotIsFilledToWhereTheRequestBegins() throws {
@@ -158,9 +178,14 @@ import Testing
         for answer in wrong {
             predictor.answer = answer
             #expect(throws: ComputeError.self) {
-                try executor.prefill(slot: 0, position: 0, x: halves(0..<4), tokens: 1)
+                try executor.prefill(slot: 0, position: 0, x: halves(0..<8), tokens: 2)
             }
-            #expect(throws: ComputeError.self) { try executor.decode(slots: [1], positions: [0], x: halves(0..<4)) }
+            for slots in [[1], [1, 2]] {
+                let x = halves(0..<4 * slots.count)
+                #expect(throws: ComputeError.self) {
+                    try executor.decode(slots: slots, positions: slots.map { _ in 0 }, x: x)
+                }
+            }
         }
     }
 }

@@ -48,7 +48,8 @@ import Testing
     @Test func whatIsNoSelfTest() throws {
         let changes: [(inout Safetensors) -> Void] = [
             { $0.tensors["3.x"] = $0.tensors["2.x"] }, { $0.tensors["0.y"] = nil }, { $0.metadata = [:] },
-            { $0.metadata["kind.1"] = "decide" }, { $0.metadata["kind.3"] = "decode" },
+            { $0.metadata["kind.1"] = "decide" }, { $0.metadata["kind.2"] = "step" },
+            { $0.metadata["kind.3"] = "decode" },
             { $0.metadata["kind.01"] = $0.metadata.removeValue(forKey: "kind.1") },
             { $0.metadata["kind.1"] = "prefill" },
             { $0.tensors["0.pos"] = Tensor(shape: [6], int32: [0, 1, 2, 3, 5, 4]) },
