@@ -31,8 +31,9 @@ func run() -> Int32 {
 /// Serves until a signal ends it.
 func serve(_ options: Options) throws {
     let package = try options.package.map { try MPGPTNode.Bundle(package: expanded($0)) }
+    let token = try options.token()
     var node = NodeServer.Options(
-        token: try options.token(), device: .here(app: "mpgpt-node 0.1.0"), units: [unit(options)])
+        token: token, device: .here(app: "mpgpt-node 0.1.0"), units: [unit(options)])
     (node.host, node.port, node.package) = (options.host, options.port, package)
     let server = NodeServer(node, store: try Store(folder: expanded(options.store))) { say($0.line) }
     do {
@@ -49,6 +50,7 @@ func serve(_ options: Options) throws {
         source.resume()
         return source
     }
+    remark("the token's fingerprint is \(token.fingerprint)")
     try server.loadPackage()
     server.start()
     withExtendedLifetime(signals) { dispatchMain() }
@@ -75,5 +77,10 @@ func say(_ line: String) {
 }
 
 func complain(_ sentence: String) {
-    try? FileHandle.standardError.write(contentsOf: Data("Error: \(sentence)\n".utf8))
+    remark("Error: \(sentence)")
+}
+
+/// Prints what is no result.
+func remark(_ line: String) {
+    try? FileHandle.standardError.write(contentsOf: Data("\(line)\n".utf8))
 }
