@@ -1,8 +1,7 @@
 // The compute queue: one job after another, and the package that is loaded.
 //
-// Knows: when a package is loaded and self-tested, on which units it is tried, that there is never more than one, which
-// ones cannot be run.
-// Must not know: connections, frames, how a package is run (`Executor.swift`).
+// Knows: when a package is loaded, that there is never more than one, which ones cannot be run.
+// Must not know: connections, frames, what it is loaded on (`Ladder.swift`), how it is run (`Executor.swift`).
 //
 // Predictions block the queue. It is a queue and no actor, since an actor takes the next request while one waits, and
 // a slot's positions must come in order.
@@ -10,48 +9,24 @@
 import Dispatch
 import MPGPTWire
 
-/// One way of running packages; a node has several where a device has several compute units.
-public struct ComputeUnit: Sendable {
-    public let name: String
-    /// Opens a package; called on the compute queue, where alone the predictor is used.
-    public let open: @Sendable (Bundle) throws -> any Predictor
-
-    public init(name: String, open: @escaping @Sendable (Bundle) throws -> any Predictor) {
-        (self.name, self.open) = (name, open)
-    }
-}
-
-/// Why a package cannot be run: LOAD_FAILED on the wire.
-public struct LoadError: Error, Sendable, Hashable {
-    public let text: String
-}
-
 /// The queue on which everything is computed. Answers come on that queue, too; a job whose ticket is good no longer is
 /// left undone, and never answered.
 final class Computing: @unchecked Sendable {  // `loaded` and `failures` are touched on the queue alone
-    private struct Loaded {
-        let hash: [UInt8]
-        let executor: Executor
-        /// READY's.
-        let facts: JSONObject
-        let report: Report
-    }
-
     enum Answer: Sendable {
         case result([UInt8], nanoseconds: UInt64)
         case failure(ComputeError)
     }
 
     let queue = DispatchQueue(label: "mpgpt.compute", qos: .userInitiated, autoreleaseFrequency: .workItem)
-    private let units: [ComputeUnit]
+    let ladder: Ladder
+    let meter = TrafficMeter()
     private let report: @Sendable (Report) -> Void
-    private var loaded: Loaded?
+    private var loaded: LoadedPackage?
     /// Why packages cannot be run here, by their hash: trying takes minutes, and proxies ask again for ever.
     private var failures: [[UInt8]: String] = [:]
 
-    /// `units` are tried one after another, the fastest first.
-    init(units: [ComputeUnit], report: @escaping @Sendable (Report) -> Void) {
-        (self.units, self.report) = (units, report)
+    init(ladder: Ladder, report: @escaping @Sendable (Report) -> Void) {
+        (self.ladder, self.report) = (ladder, report)
     }
 
     // MARK: - Jobs
@@ -80,21 +55,28 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
     }
 
     func compute(_ request: Request, _ ticket: Ticket, then answer: @escaping @Sendable (Answer) -> Void) {
+        let came = Nanoseconds.now
         queue.async {
             guard ticket.isGood else { return }
-            let begun = DispatchTime.now().uptimeNanoseconds
+            let begun = Nanoseconds.now
             do throws(ComputeError) {
                 let y = try self.compute(request)
-                answer(.result(y, nanoseconds: DispatchTime.now().uptimeNanoseconds - begun))
+                let took = Nanoseconds.now - begun
+                self.meter.count(tokens: request.x.tokens, computing: took, waiting: begun - came)
+                answer(.result(y, nanoseconds: took))
             } catch {
+                self.meter.count(tokens: 0, computing: Nanoseconds.now - begun, waiting: begun - came)
                 answer(.failure(error))
             }
         }
     }
 
-    /// Forgets that packages could not be run: a person wants them tried again.
+    /// Forgets that packages could not be run, and that units ended the program: a person wants them tried again.
     func forgetFailures() {
-        queue.async { self.failures = [:] }
+        queue.async {
+            self.failures = [:]
+            self.ladder.forgetFailures()
+        }
     }
 
     // MARK: - On the queue
@@ -123,45 +105,25 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
         loaded = nil  // two at once may be more than there is memory for
         let report = quietly ? { _ in } : report
         report(.loading(model: bundle.manifest.model, layers: bundle.manifest.layers))
-        var troubles: [String] = []
-        for unit in units {
-            do throws(LoadError) {
-                let fresh = try open(bundle, on: unit)
-                loaded = fresh
-                report(fresh.report)
-                return fresh.facts
-            } catch {
-                troubles.append(error.text)
-                if units.count > 1 { report(.unfit(unit: unit.name, why: error.text)) }
-            }
-        }
-        let why = troubles.isEmpty ? "there is nothing here that could run it" : troubles.joined(separator: "; ")
-        failures[bundle.hash] = why
-        report(.loadFailed(why: why))
-        throw LoadError(text: why)
-    }
-
-    private func open(_ bundle: Bundle, on unit: ComputeUnit) throws(LoadError) -> Loaded {
-        let (begun, manifest) = (Patience.now, bundle.manifest)
-        do {
-            let predictor = try unit.open(bundle)
-            let executor = Executor(predictor: predictor, manifest: manifest)
-            let difference = try SelfTest.run(executor, path: bundle.selftest, tolerance: manifest.tolerance)
-            let seconds = ((Patience.now - begun) * 1e3).rounded() / 1e3
-            let facts: JSONObject = [
-                "dtype": "float16", "unit": .string(predictor.unit), "load_s": .number(seconds),
-                "selftest": .number(difference),
-                "layers": [.integer(manifest.layers.lowerBound), .integer(manifest.layers.upperBound)],
-                "embed": .integer(manifest.embed), "slots": .integer(manifest.slots),
-                "context": .integer(manifest.context), "chunk": .integer(manifest.chunk),
-            ]
-            return Loaded(
-                hash: bundle.hash, executor: executor, facts: facts,
-                report: .loaded(unit: predictor.unit, seconds: seconds, difference: difference))
+        do throws(LoadError) {
+            let fresh = try ladder.load(bundle, report: report)
+            loaded = fresh
+            meter.clear()
+            report(
+                .loaded(
+                    unit: fresh.unit, seconds: fresh.seconds, difference: fresh.difference, placement: fresh.placement))
+            return fresh.facts
         } catch {
-            throw LoadError(text: sentence(error))
+            failures[bundle.hash] = error.text
+            report(.loadFailed(why: error.text))
+            throw error
         }
     }
+}
+
+private enum Nanoseconds {
+    /// On a clock that never goes back.
+    static var now: UInt64 { DispatchTime.now().uptimeNanoseconds }
 }
 
 /// An error's own words, for a person.

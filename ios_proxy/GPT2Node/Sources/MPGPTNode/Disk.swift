@@ -109,6 +109,19 @@ public enum Disk {
         return Array(bytes.prefix(count))
     }
 
+    /// Writes a small file anew; when this returns, it is on the disk.
+    static func write(_ bytes: [UInt8], durablyTo path: String) throws(StoreError) {
+        erase(path)
+        let file = try OpenFile(appending: path)
+        try file.append(bytes[...])
+        guard file.sync(), file.shut() else { throw .system(path) }
+        let folder = open(String(path[..<(path.lastIndex(of: "/") ?? path.endIndex)]), O_RDONLY | O_CLOEXEC)
+        guard folder >= 0 else { throw .system(path) }
+        // Its name is on the disk, too. Some file systems cannot be told to do that for a folder, and do it by themselves.
+        _ = fsync(folder)
+        close(folder)
+    }
+
     /// The length of a file, and its SHA-256.
     static func hash(_ path: String) throws(StoreError) -> (length: UInt64, sha256: Bytes32) {
         let file = try OpenFile(reading: path)
@@ -171,6 +184,9 @@ final class OpenFile {
             rest = rest.dropFirst(count)
         }
     }
+
+    /// Returns when what was written is on the disk; says whether it is.
+    func sync() -> Bool { fsync(descriptor) == 0 }
 
     /// Closes the file; returns whether all that was written is on the disk, as far as the system knows.
     @discardableResult

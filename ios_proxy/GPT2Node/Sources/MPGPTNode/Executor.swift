@@ -12,6 +12,7 @@
 public final class Executor {
     private let predictor: any Predictor
     private let sizes: Manifest
+    private let promptsByToken: Bool
     private let rotary: RotaryTables?
     private lazy var chunkMask = Mask(
         shape: [1, 1, sizes.chunk, sizes.context], rows: sizes.chunk, context: sizes.context)
@@ -24,8 +25,9 @@ public final class Executor {
     /// How many positions each slot holds.
     public private(set) var filled: [Int]
 
-    public init(predictor: any Predictor, manifest: Manifest) {
-        (self.predictor, sizes) = (predictor, manifest)
+    /// With `promptsByToken` the function `prefill` is never run: some units take only one token.
+    public init(predictor: any Predictor, manifest: Manifest, promptsByToken: Bool = false) {
+        (self.predictor, sizes, self.promptsByToken) = (predictor, manifest, promptsByToken)
         rotary = manifest.rotary.map(RotaryTables.init)
         rowSize = ElementType.float16.size * manifest.embed
         filled = [Int](repeating: 0, count: manifest.slots)
@@ -54,7 +56,7 @@ public final class Executor {
         var done = 0
         while done < tokens {
             let start = position + done
-            let fits = start + sizes.chunk <= sizes.context
+            let fits = !promptsByToken && start + sizes.chunk <= sizes.context
             let count = fits ? min(sizes.chunk, tokens - done) : 1
             let rows = x[done * rowSize..<(done + count) * rowSize]
             y += try fits ? chunk(slot, start, rows) : step([slot], [start], rows)

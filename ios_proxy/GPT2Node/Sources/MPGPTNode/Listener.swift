@@ -80,6 +80,9 @@ final class Listener: @unchecked Sendable {  // all of it is touched on the net 
         let now = Patience.now
         visits.values.forEach { $0.tick(now) }
         decide()
+        if let traffic = parts.computing.meter.sample(now: now, period: parts.patience.figures) {
+            parts.report(.traffic(traffic))
+        }
     }
 
     // MARK: - One proxy

@@ -46,10 +46,11 @@ public final class NodeServer: @unchecked Sendable {  // `bound` and `listener` 
     /// `report` is called on any queue.
     public init(_ options: Options, store: sending Store, report: @escaping @Sendable (Report) -> Void) {
         self.options = options
+        let ladder = Ladder(units: options.units, folder: store.folder, system: options.device.system)
         parts = Parts(
             net: DispatchQueue(label: "mpgpt.net", qos: .userInitiated),
             storing: Storing(store, package: options.package),
-            computing: Computing(units: options.units, report: report), patience: options.patience, report: report)
+            computing: Computing(ladder: ladder, report: report), patience: options.patience, report: report)
     }
 
     /// Takes the port, and returns it. Connections wait until `start`.
@@ -74,6 +75,7 @@ public final class NodeServer: @unchecked Sendable {  // `bound` and `listener` 
 
     /// Accepts connections at the port that `listen` took.
     public func start() {
+        parts.computing.ladder.watch()
         parts.net.sync {
             guard let socket = bound, listener == nil else { return }
             listener = Listener(socket, parts: parts) { [options, parts] in
@@ -86,8 +88,9 @@ public final class NodeServer: @unchecked Sendable {  // `bound` and `listener` 
     }
 
     /// Says BYE to everybody and gives the port back; `then` is called when nobody is left. What is loaded stays: the
-    /// node may `listen` and `start` again.
+    /// node may `listen` and `start` again. Should the program end before that, no compute unit is blamed for it.
     public func stop(then done: @escaping @Sendable () -> Void) {
+        parts.computing.ladder.acquit()
         parts.net.async {
             let listener = self.listener
             if listener == nil { self.bound?.close() }
@@ -99,7 +102,8 @@ public final class NodeServer: @unchecked Sendable {  // `bound` and `listener` 
         }
     }
 
-    /// Has packages that could not be run tried again when a proxy next asks: a person wants it.
+    /// Has packages that could not be run tried again when a proxy next asks, also on units that ended the program: a
+    /// person wants it.
     public func tryAgain() {
         parts.computing.forgetFailures()
     }

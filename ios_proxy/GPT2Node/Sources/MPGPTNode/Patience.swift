@@ -20,6 +20,8 @@ public struct Patience: Sendable {
     public var loading = 5.0
     /// An ERROR is given this long to arrive.
     public var linger = Times.linger
+    /// Figures of what is computed are told this often.
+    public var figures = 1.0
     /// How often all of these are looked at.
     public var tick = 0.1
     /// Connections at once that have not proved themselves.

@@ -17,8 +17,15 @@ public enum Report: Sendable, Hashable {
     case loading(model: String, layers: Range<Int>)
     /// A compute unit cannot run the package; the next one is tried.
     case unfit(unit: String, why: String)
-    case loaded(unit: String, seconds: Double, difference: Double)
+    /// A compute unit is not tried, since the program ended when it was.
+    case leftOut(unit: String, why: String)
+    case loaded(unit: String, seconds: Double, difference: Double, placement: Placement?)
     case loadFailed(why: String)
+    /// Comes every second while requests do, and once more with zeros after that.
+    case traffic(Traffic)
+
+    /// Whether it is for a page that shows figures, and none for a log.
+    public var isFigures: Bool { if case .traffic = self { true } else { false } }
 
     /// As the node's terminal shows it.
     public var line: String {
@@ -32,9 +39,14 @@ public enum Report: Sendable, Hashable {
         case .receiving(let from, let total): "a package of \(total) bytes is sent, from byte \(from) on"
         case .loading(let model, let layers): "loading layers \(layers.lowerBound)-\(layers.upperBound - 1) of \(model)"
         case .unfit(let unit, let why): "not on \(unit): \(why)"
-        case .loaded(let unit, let seconds, let difference):
+        case .leftOut(let unit, let why): "\(unit) is left out: \(why)"
+        case .loaded(let unit, let seconds, let difference, let placement):
             "loaded on \(unit) in \(rounded(seconds)) s; the self-test is off by \(rounded(difference))"
+                + (placement.map { "; \($0.summary)" } ?? "")
         case .loadFailed(let why): "the package cannot be run: \(why)"
+        case .traffic(let traffic):
+            "\(rounded(traffic.tokensPerSecond)) tokens/s; \(rounded(traffic.computingMilliseconds)) ms a request and "
+                + "\(rounded(traffic.waitingMilliseconds)) ms of waiting; \(traffic.requests) requests so far"
         }
     }
 }

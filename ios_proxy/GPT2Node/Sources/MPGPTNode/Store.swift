@@ -19,7 +19,7 @@ public final class Store {
 
     public typealias FreeSpace = (String) throws(StoreError) -> UInt64
 
-    private let folder: String
+    public let folder: String
     private let compiles: Bool
     private let freeSpace: FreeSpace
 

@@ -73,7 +73,7 @@ private func littleEndian(_ values: [some FixedWidthInteger]) -> [UInt8] {
 public typealias Inputs = [String: Tensor]
 
 /// The functions of a package.
-public enum Function: String, Sendable {
+public enum Function: String, Sendable, CaseIterable {
     case prefill, decode
 }
 
@@ -85,6 +85,12 @@ public protocol Predictor: AnyObject {
     func predict(_ function: Function, _ inputs: Inputs) throws -> Tensor
     /// Forgets the state.
     func reset() throws
+    /// What its operations are planned for; nil where that is not known.
+    var placement: Placement? { get }
+}
+
+extension Predictor {
+    public var placement: Placement? { nil }
 }
 
 /// Why there is no result: BAD_POS or COMPUTE_FAILED on the wire.

@@ -35,7 +35,9 @@ func serve(_ options: Options) throws {
     var node = NodeServer.Options(
         token: token, device: .here(app: "mpgpt-node 0.1.0"), units: [unit(options)])
     (node.host, node.port, node.package) = (options.host, options.port, package)
-    let server = NodeServer(node, store: try Store(folder: expanded(options.store))) { say($0.line) }
+    let server = NodeServer(node, store: try Store(folder: expanded(options.store))) { report in
+        if !report.isFigures { say(report.line) }
+    }
     do {
         _ = try server.listen()
     } catch {
@@ -59,10 +61,11 @@ func serve(_ options: Options) throws {
 /// Prints what computes, and how far it is off.
 func check(_ path: String, _ options: Options) throws {
     let bundle = try MPGPTNode.Bundle(package: expanded(path))
-    let predictor = try unit(options).open(bundle)
-    let executor = Executor(predictor: predictor, manifest: bundle.manifest)
-    let difference = try SelfTest.run(executor, path: bundle.selftest, tolerance: bundle.manifest.tolerance)
-    say("\(predictor.unit): off by \(difference), where \(bundle.manifest.tolerance) is allowed")
+    let ladder = Ladder(units: [unit(options)], folder: expanded(options.store), system: Device.here(app: "").system)
+    for unit in ladder.units {
+        let loaded = try ladder.load(bundle, on: unit)
+        say("\(loaded.unit): off by \(loaded.difference), where \(bundle.manifest.tolerance) is allowed")
+    }
 }
 
 /// What executes packages here: the evaluator, in a child.
