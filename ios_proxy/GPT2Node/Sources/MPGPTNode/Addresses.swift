@@ -35,7 +35,9 @@ public enum Addresses {
         guard getnameinfo(socketAddress, length, &text, socklen_t(text.count), nil, 0, NI_NUMERICHOST) == 0 else {
             return nil
         }
-        return (String(cString: entry.ifa_name), String(decoding: text.prefix { $0 != 0 }.map(UInt8.init), as: UTF8.self))
+        return (
+            String(cString: entry.ifa_name), String(decoding: text.prefix { $0 != 0 }.map(UInt8.init), as: UTF8.self)
+        )
     }
 
     /// Without those that lead to no ring: telephony (`pdp_ip`), tunnels, links between Apple's devices. Last come the

@@ -86,13 +86,15 @@ public struct NodeState: Sendable {
         case .silent(let proxy, let seconds):
             leave()
             troubles[.silence(proxy: proxy, seconds: seconds)] = now
-        case .displaced(_, let newcomer): troubles[.twoRings(proxy: newcomer)] = now
         case .sentAway(let proxy, _): troubles[.twoRings(proxy: proxy)] = now
         case .anotherToken(let proxy): troubles[.anotherToken(proxy: proxy)] = now
         case .anotherVersion(let proxy): troubles[.anotherVersion(proxy: proxy)] = now
-        case .noRoom(let why): troubles[.noRoom(why: why)] = now
-        case .badPackage(let why): troubles[.badPackage(why: why)] = now
-        case .anotherFormat: troubles[.anotherFormat] = now
+        case .refused(let error):
+            switch error.kind {
+            case .noSpace: troubles[.noRoom(why: error.text)] = now
+            case .anotherFormat: troubles[.anotherFormat] = now
+            case .other: troubles[.badPackage(why: error.text)] = now
+            }
         case .receiving(let bytes, let total), .received(let bytes, let total):
             activity = .receiving(bytes: bytes, of: total)
             forget { $0.isOfPackages }

@@ -29,14 +29,15 @@ public struct Notice: Sendable, Hashable, Identifiable {
 
     /// All in one, as it is read out.
     public var spoken: String {
-        [title, detail, advice].filter { !$0.isEmpty }.joined(separator: ". ").replacing("..", with: ".")
+        [title, detail, advice].filter { !$0.isEmpty }.joined(separator: ". ").replacing(".. ", with: ". ")
     }
 
     init(
         _ title: String, _ detail: String, do advice: String = "", symbol: String, _ severity: Severity,
         progress: Double? = nil
     ) {
-        (self.title, self.detail, self.advice) = (title, detail, advice)
+        // What the system says may end with a point of its own.
+        (self.title, self.detail, self.advice) = (title, detail.replacing("..", with: "."), advice)
         (self.symbol, self.severity, self.progress) = (symbol, severity, progress)
     }
 }
@@ -53,7 +54,8 @@ extension Notice {
 
     static let noToken = Notice(
         "No token yet", "The ring and this iPad must have the same token.",
-        do: "Run `mpgpt ipad-token --qr` beside the ring, and show its code to the camera.", symbol: "qrcode.viewfinder",
+        do: "Run `mpgpt ipad-token --qr` beside the ring, and show its code to the camera.",
+        symbol: "qrcode.viewfinder",
         .warning)
 
     static func noPort(_ port: Int, _ why: String) -> Notice {
@@ -76,7 +78,8 @@ extension Notice {
         let more = others > 0 ? " (or at another of this iPad's addresses)" : ""
         return Notice(
             "Waiting for the ring", "Listening at \(address)\(more).",
-            do: "Write this address into the ring's settings, and start it.", symbol: "antenna.radiowaves.left.and.right",
+            do: "Write this address into the ring's settings, and start it.",
+            symbol: "antenna.radiowaves.left.and.right",
             .calm)
     }
 }
@@ -112,7 +115,8 @@ extension Notice {
             return Notice(
                 "\(unused.unit) is left out",
                 "The app was ended while it tried it, so that now \(unit) computes: \(unused.why).",
-                do: "Convert fewer layers, or try again in Packages.", symbol: "bolt.trianglebadge.exclamationmark", .warning)
+                do: "Convert fewer layers, or try again in Packages.", symbol: "bolt.trianglebadge.exclamationmark",
+                .warning)
         }
         return Notice(
             "Not on \(unused.unit)", "Now \(unit) computes, since there it failed: \(unused.why).",
@@ -151,7 +155,8 @@ extension Notice {
                 Notice(
                     "The ring has fallen silent",
                     "Nothing was heard of the proxy at \(proxy) for \(Figures.duration(seconds)).",
-                    do: "See whether it still runs, and whether both are in one network.", symbol: "ear.trianglebadge.exclamationmark",
+                    do: "See whether it still runs, and whether both are in one network.",
+                    symbol: "ear.trianglebadge.exclamationmark",
                     .warning)
             case .noRoom(let why):
                 Notice(
@@ -161,7 +166,8 @@ extension Notice {
             case .badPackage(let why):
                 Notice(
                     "A package was refused", "It is not what it should be: \(why).",
-                    do: "Convert the layers again with `mpgpt convert coreml`.", symbol: "shippingbox.and.arrow.backward",
+                    do: "Convert the layers again with `mpgpt convert coreml`.",
+                    symbol: "shippingbox.and.arrow.backward",
                     .failure)
             case .anotherFormat:
                 Notice(
@@ -170,7 +176,8 @@ extension Notice {
             case .twoRings(let proxy):
                 Notice(
                     "Two rings want this iPad", "The proxy at \(proxy) came while another was served.",
-                    do: "End one of the two rings, or give it another token.", symbol: "arrow.left.arrow.right", .warning)
+                    do: "End one of the two rings, or give it another token.", symbol: "arrow.left.arrow.right",
+                    .warning)
             }
     }
 }
@@ -183,7 +190,8 @@ extension Notice {
         case "serious":
             Notice(
                 "The iPad is hot", "The system slows it down.",
-                do: "Take it out of its case and out of the sun, or pause the ring.", symbol: "thermometer.high", .warning)
+                do: "Take it out of its case and out of the sun, or pause the ring.", symbol: "thermometer.high",
+                .warning)
         case "critical":
             Notice(
                 "The iPad is too hot", "The system slows it down a lot, and may end the app.",

@@ -19,7 +19,9 @@ struct PairingTests {
                 with: Data(contentsOf: root.appending(path: "tests/golden/ipad_more.json")))
             let entries = (file as? [String: Any])?["pairings"] as? [[String: String]] ?? []
             return entries.compactMap { entry in
-                guard let token = entry["token"].flatMap([UInt8].init(hex:)), let link = entry["link"] else { return nil }
+                guard let token = entry["token"].flatMap([UInt8].init(hex:)), let link = entry["link"] else {
+                    return nil
+                }
                 return Golden(token: token, fingerprint: entry["fingerprint"] ?? "", link: link)
             }
         }()
