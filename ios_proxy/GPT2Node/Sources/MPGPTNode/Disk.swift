@@ -92,6 +92,15 @@ public enum Disk {
         try? FileManager.default.removeItem(atPath: path)
     }
 
+    /// Has a folder left out of the device's backups: a proxy sends again what was in it.
+    public static func leaveOutOfBackups(_ path: String) {
+        #if canImport(Darwin)
+            var (url, values) = (URL(filePath: path), URLResourceValues())
+            values.isExcludedFromBackup = true
+            try? url.setResourceValues(values)
+        #endif
+    }
+
     static func move(_ path: String, to other: String) throws(StoreError) {
         guard rename(path, other) == 0 else { throw .system(other) }
     }

@@ -15,16 +15,6 @@ public struct Pairing: Sendable {
     public static let scheme = "mpgpt-ipad"
     private static let start = "\(scheme)://pair?token="
 
-    /// What becomes of the token that is there.
-    public enum Change: Sendable, Hashable {
-        /// There is none.
-        case first
-        /// It is the same.
-        case none
-        /// To be asked first: who has the other token is shut out.
-        case replaces(question: String)
-    }
-
     /// The token's bytes, which are secret.
     public let secret: [UInt8]
     public let token: Token
@@ -49,12 +39,15 @@ public struct Pairing: Sendable {
         (self.secret, self.token) = (secret, token)
     }
 
-    public func change(from current: Token?) -> Change {
-        guard let current else { return .first }
-        guard current.fingerprint != token.fingerprint else { return .none }
-        return .replaces(
-            question: "This iPad has the token \(current.fingerprint). Take \(token.fingerprint) in its place? "
-                + "A ring with the old one is then refused.")
+    /// What a person is asked before the token is taken, since any page and any app may open a link; nil where it is
+    /// the one that is there.
+    public func question(replacing current: Token?) -> String? {
+        guard let current else {
+            return "Take the token \(token.fingerprint)? `mpgpt ipad-token` prints the same digits beside the ring."
+        }
+        guard current.fingerprint != token.fingerprint else { return nil }
+        return "This iPad has the token \(current.fingerprint). Take \(token.fingerprint) in its place? "
+            + "A ring with the old one is then refused."
     }
 
     /// The bytes that percent-encoding stands for; nil where a character should have been encoded, or is so badly.

@@ -39,23 +39,21 @@ final class Storing: @unchecked Sendable {  // `store` and `arrivals` are touche
     /// Looks for an offered bundle, and gets ready to take in what is missing of it.
     func take(_ offer: Message.Offer, from visitor: Int, then answer: @escaping @Sendable (Answer) -> Void) {
         queue.async {
-            answer(
-                self.answer { () throws(StoreError) -> Answer in
-                    if let bundle = self.find(offer.bundle.bytes) { return .whole(bundle) }
-                    self.arrivals[visitor] = try self.store.receive(offer)
-                    return try self.progress(of: visitor)
-                })
+            answer(self.answer { () throws(StoreError) -> Answer in
+                if let bundle = self.find(offer.bundle.bytes) { return .whole(bundle) }
+                self.arrivals[visitor] = try self.store.receive(offer)
+                return try self.progress(of: visitor)
+            })
         }
     }
 
     /// Takes the next bytes in, and checks the bundle when they were the last.
     func write(_ piece: [UInt8], from visitor: Int, then answer: @escaping @Sendable (Answer) -> Void) {
         queue.async {
-            answer(
-                self.answer { () throws(StoreError) -> Answer in
-                    try self.arrivals[visitor]?.write(piece)
-                    return try self.progress(of: visitor)
-                })
+            answer(self.answer { () throws(StoreError) -> Answer in
+                try self.arrivals[visitor]?.write(piece)
+                return try self.progress(of: visitor)
+            })
         }
     }
 

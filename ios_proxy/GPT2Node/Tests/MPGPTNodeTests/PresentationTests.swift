@@ -255,6 +255,15 @@ struct PageTests {
         #expect(log.text.hasPrefix("GPT2Node 1 on iPadOS 18\n1970") && log.text.hasSuffix("line 507\n"))
     }
 
+    @Test func theLogIsOnTheDiskAndDoesNotGrowForEver() throws {
+        let folder = try TemporaryFolder()
+        for _ in 0..<3 { LogFile(folder: folder.path).append(String(repeating: "x", count: 1 << 20)) }
+        #expect(folder.names == ["log.1.txt", "log.txt"])
+        LogFile(folder: folder.path).append("last")
+        #expect(try String(contentsOfFile: "\(folder.path)/log.txt", encoding: .utf8) == "last\n")
+        LogFile(folder: "/dev/null/no").append("nowhere")
+    }
+
     @Test func addressesOfUse() {
         let found = [
             ("lo", "169.254.1.1"), ("pdp_ip0", "10.0.0.1"), ("en0", "192.168.1.20"), ("utun3", "10.8.0.2"),
