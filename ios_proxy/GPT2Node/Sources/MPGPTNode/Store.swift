@@ -4,7 +4,8 @@
 // Must not know: messages' order, what a package is for.
 //
 // A bundle is a folder named by its hash, and is there only when every byte has been checked. What is under way lies in
-// `HASH.part` (`PartialBundle.swift`); what is being removed in `HASH.gone`, so that nothing half removed is found.
+// `HASH.part` (`PartialBundle.swift`); what is being removed in `HASH.gone`, so that nothing half removed is found. What a
+// compute unit makes of a bundle lies in `HASH.compiled`, also where the bundle itself lies elsewhere.
 
 import MPGPTWire
 
@@ -16,6 +17,7 @@ public final class Store {
     public static let kept = 4
     private static let part = ".part"
     private static let gone = ".gone"
+    private static let compiled = ".compiled"
 
     public typealias FreeSpace = (String) throws(StoreError) -> UInt64
 
@@ -35,6 +37,11 @@ public final class Store {
         for name in Disk.names(in: folder) where name.hasSuffix(Store.gone) {
             Disk.erase("\(folder)/\(name)")
         }
+    }
+
+    /// Where to put what is compiled from a bundle. It goes when the bundle does.
+    public static func compiledFolder(of hash: [UInt8], in folder: String) -> String {
+        "\(folder)/\(hash.hex)\(compiled)"
     }
 
     /// The hashes of the bundles that are here, in hex.
@@ -90,14 +97,24 @@ public final class Store {
 
     /// Removes what was used longest ago until there may be one bundle more, whose beginning may be in `part` already.
     private func makeRoom(besides part: String) {
-        let others = Disk.names(in: folder).map(path).filter { $0 != part && Disk.kind(of: $0) == .folder }
-        let newestFirst = others.map { ($0, Disk.touched($0)) }.sorted { $0.1 > $1.1 }
-        for (path, _) in newestFirst.dropFirst(Store.kept - 1) {
+        let folders = Disk.names(in: folder).map(path).filter { Disk.kind(of: $0) == .folder }
+        let others = folders.filter { $0 != part && !$0.hasSuffix(Store.compiled) }
+        for path in newestFirst(others).dropFirst(Store.kept - 1) {
             remove(path)
+        }
+        // Those of bundles that lie elsewhere.
+        let strays = folders.filter { $0.hasSuffix(Store.compiled) && !others.contains(String($0.dropLast(Store.compiled.count))) }
+        for path in newestFirst(strays).dropFirst(Store.kept) {
+            Disk.erase(path)
         }
     }
 
+    private func newestFirst(_ paths: [String]) -> [String] {
+        paths.map { ($0, Disk.touched($0)) }.sorted { $0.1 > $1.1 }.map(\.0)
+    }
+
     private func remove(_ path: String) {
+        Disk.erase("\(path)\(Store.compiled)")
         guard Disk.kind(of: path) != .nothing else { return }
         let gone = "\(path)\(Store.gone)"
         Disk.erase(gone)
