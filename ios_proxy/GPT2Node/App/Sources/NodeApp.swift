@@ -32,6 +32,7 @@ struct RootView: View {
     @Environment(NodeModel.self) private var model
 
     var body: some View {
+        @Bindable var model = model
         TabView {
             StatusView()
                 .tabItem { Label("Status", systemImage: "gauge.with.dots.needle.50percent") }
@@ -42,19 +43,11 @@ struct RootView: View {
             LogView()
                 .tabItem { Label("Log", systemImage: "text.alignleft") }
         }
-        .alert("Pair with a ring", isPresented: isAsked) {
+        .alert("Pair with a ring", isPresented: $model.isAsked) {
             Button("Take it", role: .destructive) { model.answer(true) }
             Button("Leave it", role: .cancel) { model.answer(false) }
         } message: {
-            Text(model.question ?? "")
-        }
-    }
-
-    private var isAsked: Binding<Bool> {
-        Binding {
-            model.question != nil
-        } set: { isShown in
-            if !isShown { model.answer(false) }
+            Text(model.question)
         }
     }
 }

@@ -22,7 +22,8 @@ final class NodeModel {
     private(set) var packages: [KeptPackage] = []
     private(set) var log: EventLog
     /// What a person is asked about a token that has come.
-    private(set) var question: String?
+    private(set) var question = ""
+    var isAsked = false
     /// What came of the last link, where nothing is asked.
     private(set) var pairingNote: String?
 
@@ -41,8 +42,8 @@ final class NodeModel {
 
     init() {
         device = .shown(app: NodeModel.version)
-        folder = URL.applicationSupportDirectory.appending(path: "packages").path
-        logFile = LogFile(folder: URL.documentsDirectory.path)
+        folder = "\(NodeModel.path(of: .applicationSupportDirectory))/packages"
+        logFile = LogFile(folder: NodeModel.path(of: .documentDirectory))
         log = EventLog(heading: "\(NodeModel.version) on \(Device.hardware), \(device.system)")
         (reports, reporting) = AsyncStream.makeStream()
         token = tokens.load()
@@ -51,6 +52,10 @@ final class NodeModel {
         logFile.append(log.text)
         Task { await takeReports() }
         Task { await lookAtDevice() }
+    }
+
+    private static func path(of directory: FileManager.SearchPathDirectory) -> String {
+        FileManager.default.urls(for: directory, in: .userDomainMask)[0].path
     }
 
     var presentation: Presentation { Presentation(state, now: now) }
@@ -140,9 +145,12 @@ final class NodeModel {
         pairingNote = nil
         do throws(PairingError) {
             let pairing = try Pairing(link: link)
-            question = pairing.question(replacing: token)
             proposed = pairing
-            if question == nil { pairingNote = "This iPad has that token already." }
+            if let question = pairing.question(replacing: token) {
+                (self.question, isAsked) = (question, true)
+            } else {
+                pairingNote = "This iPad has that token already."
+            }
         } catch {
             pairingNote = error.text
         }
@@ -150,7 +158,7 @@ final class NodeModel {
 
     func answer(_ isTaken: Bool) {
         let pairing = proposed
-        (question, proposed) = (nil, nil)
+        proposed = nil
         guard isTaken, let pairing else { return }
         do throws(TokenStoreError) {
             try tokens.save(pairing.secret)

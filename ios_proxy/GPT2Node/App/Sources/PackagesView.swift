@@ -32,7 +32,6 @@ struct PackagesView: View {
             }
             .navigationTitle("Packages")
             .onAppear { model.listPackages() }
-            .refreshable { model.listPackages() }
         }
     }
 }

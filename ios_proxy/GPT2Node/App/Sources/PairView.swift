@@ -24,7 +24,9 @@ struct PairView: View {
                 }
                 Section {
                     PasteButton(payloadType: String.self) { @Sendable texts in
-                        Task { @MainActor in model.propose(texts.first?.trimmingCharacters(in: .whitespacesAndNewlines) ?? "") }
+                        Task { @MainActor in
+                            model.propose(texts.first?.trimmingCharacters(in: .whitespacesAndNewlines) ?? "")
+                        }
                     }
                     .accessibilityLabel("Paste the pairing link")
                 } header: {
