@@ -32,6 +32,8 @@ from mpgpt_ios.protocol.payloads import MAX_EMBED
 SUFFIX = ".mlpackage"
 MANIFEST, PACKAGE, SELFTEST = "manifest.json", "model.mlpackage", "selftest.safetensors"
 MAX_MANIFEST = 1 << 20
+MAX_MASK = 1 << 24
+"""Elements of a mask: a row for each token or slot, as long as the context."""
 LAYER = re.compile(r"(?:.*\.)?(?:h|layers)\.([0-9]+)\.(.+)")
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
@@ -88,6 +90,9 @@ class Manifest(Strict):
             raise ValueError(f"has layers [{start}, {stop}) of a model of {self.model_layers}")
         if self.chunk > self.context:
             raise ValueError(f"has chunks of {self.chunk} in a context of {self.context}")
+        for name, count in (("chunk", self.chunk), ("slots", self.slots)):
+            if count * self.context > MAX_MASK:
+                raise ValueError(f"has {name} times context {count * self.context}; at most {MAX_MASK} is taken")
         if self.rotary and 2 * len(self.rotary.inv_freq) != self.head_dim:
             raise ValueError(f"has {len(self.rotary.inv_freq)} frequencies for heads of {self.head_dim}")
         return self

@@ -55,6 +55,8 @@ def test_its_hash_is_what_the_protocol_says(bundle: Bundle) -> None:
         ({"chunk": None}, "chunk is empty"), ({"slots": 65}, "slots is 65"), ({"embed": 16385}, "embed is 16385"),
         ({"chunk": 513, "context": 1024}, "chunk is 513"), ({"chunk": 300}, "chunks of 300 in a context of 256"),
         ({"rotary": {"inv_freq": [1.0], "gain": 1.0}}, "1 frequencies for heads of"),
+        ({"chunk": 512, "context": 32769}, "has chunk times context 16777728; at most 16777216 is taken"),
+        ({"slots": 64, "context": 262145}, "has slots times context 16777280; at most 16777216 is taken"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_none(bundle: Bundle, tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -6,6 +6,7 @@
 #if canImport(CoreML)
 
     import CoreML
+    import Foundation
     import MPGPTNode
 
     extension ElementType {

@@ -6,6 +6,7 @@
 #if canImport(CoreML)
 
     import CoreML
+    import Foundation
     import MPGPTNode
     import Synchronization
 
@@ -15,7 +16,7 @@
             let name = URL(filePath: package).deletingPathExtension().lastPathComponent
             let place = URL(filePath: folder).appending(path: "\(name).mlmodelc")
             let files = FileManager.default
-            guard !files.fileExists(atPath: place.path()) else { return place }
+            guard !files.fileExists(atPath: place.path(percentEncoded: false)) else { return place }
             do {
                 let temporary = try blocking { try await MLModel.compileModel(at: URL(filePath: package)) }
                 try files.createDirectory(at: place.deletingLastPathComponent(), withIntermediateDirectories: true)

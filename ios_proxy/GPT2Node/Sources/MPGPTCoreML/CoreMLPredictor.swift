@@ -9,6 +9,7 @@
 #if canImport(CoreML)
 
     import CoreML
+    import Foundation
     import MPGPTNode
     import Synchronization
 
@@ -133,7 +134,8 @@
                             + (shape.map { "has it as \($0)" } ?? "knows no such input"))
                 }
             }
-            if let name = declared.keys.sorted().first(where: { inputs[$0] == nil && declared[$0]?.isOptional == false }) {
+            if let name = declared.keys.sorted().first(where: { inputs[$0] == nil && declared[$0]?.isOptional == false }
+            ) {
                 throw ComputeError.failed("\(function) of this package wants an input \(name), which it is not given")
             }
         }

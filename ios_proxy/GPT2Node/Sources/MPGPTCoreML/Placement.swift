@@ -6,6 +6,7 @@
 #if canImport(CoreML)
 
     import CoreML
+    import Foundation
     import MPGPTNode
 
     extension Placement.Counts {
@@ -25,7 +26,7 @@
 
         private mutating func add(_ block: MLModelStructure.Program.Block, _ plan: MLComputePlan) {
             for operation in block.operations {
-                operation.blocks.forEach { add($0, plan) }
+                for block in operation.blocks { add(block, plan) }
                 guard let preferred = plan.deviceUsage(for: operation)?.preferred else { continue }
                 if case .neuralEngine = preferred {
                     neuralEngine += 1

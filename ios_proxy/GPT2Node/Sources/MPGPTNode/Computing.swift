@@ -93,7 +93,7 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
         }
     }
 
-    /// To be called on the queue. Who is told of a failure by what is thrown needs no reports.
+    /// To be called on the queue. Who is told of a failure by what is thrown needs no reports, but for those of units.
     func load(_ bundle: Bundle, quietly: Bool = false) throws(LoadError) -> JSONObject {
         dispatchPrecondition(condition: .onQueue(queue))
         if let why = failures[bundle.hash] {
@@ -103,19 +103,19 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
             return loaded.facts
         }
         loaded = nil  // two at once may be more than there is memory for
-        let report = quietly ? { _ in } : report
-        report(.loading(model: bundle.manifest.model, layers: bundle.manifest.layers))
+        let tell = quietly ? { _ in } : report
+        tell(.loading(model: bundle.manifest.model, layers: bundle.manifest.layers))
         do throws(LoadError) {
             let fresh = try ladder.load(bundle, report: report)
             loaded = fresh
             meter.clear()
-            report(
+            tell(
                 .loaded(
                     unit: fresh.unit, seconds: fresh.seconds, difference: fresh.difference, placement: fresh.placement))
             return fresh.facts
         } catch {
             failures[bundle.hash] = error.text
-            report(.loadFailed(why: error.text))
+            tell(.loadFailed(why: error.text))
             throw error
         }
     }

@@ -9,6 +9,8 @@ import MPGPTWire
 public struct Manifest: Sendable, Equatable {
     public static let maxBytes = 1 << 20
     static let maxCount = 1 << 20
+    /// The elements of a mask: a row for each token or slot, as long as the context.
+    static let maxMask = 1 << 24
 
     /// Where positions turn the heads: head_dim / 2 frequencies, and what the tables are multiplied by.
     public struct Rotary: Sendable, Equatable {
@@ -86,6 +88,9 @@ public struct Manifest: Sendable, Equatable {
         }
         if chunk > context {
             problems.append("chunk is \(chunk), and context only \(context)")
+        }
+        for (name, rows) in [("chunk", chunk), ("slots", slots)] where rows * context > Manifest.maxMask {
+            problems.append("\(name) times context is \(rows * context), and at most \(Manifest.maxMask) is taken")
         }
         if let rotary, 2 * rotary.invFreq.count != headDim {
             problems.append("rotary.inv_freq has \(rotary.invFreq.count) numbers, and head_dim is \(headDim)")

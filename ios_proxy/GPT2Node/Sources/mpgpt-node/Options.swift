@@ -24,23 +24,34 @@ struct Options {
     var port = 8000
     var tokenFile: String?
     var store = "~/.cache/mpgpt/ipad"
+    /// What packages are run on, in the order in which it is tried.
+    var units = Units.default
+    var triesAgain = false
     var threads = 1
     var python = "python3"
+    /// Seconds.
+    var timeout = 60
 
     static let help = """
         Usage: mpgpt-node [OPTIONS]
-               mpgpt-node check PACKAGE [--python PATH] [--threads N]
+               mpgpt-node check PACKAGE [--units LIST] [--try-again] [--python PATH] [--threads N] [--timeout N]
 
         Run a Core ML package for the proxy rank that dials. Without --package it waits for one that the proxy sends,
-        and keeps it. `check` loads a package, runs its self-test, and says how far it is off.
+        and keeps it. `check` loads a package on each unit, runs its self-test, and says how far it is off and how long a
+        token takes.
 
           --package PATH     What `mpgpt convert coreml` wrote.  [default: none yet]
           --host TEXT        Where to listen.  [default: 127.0.0.1]
           --port N           0: any that is free.  [default: 8000]
           --token-file PATH  Holds the token that the proxy rank has too.
           --store PATH       Keeps the packages that a proxy sends.  [default: ~/.cache/mpgpt/ipad]
-          --threads N        [default: 1]
-          --python PATH      Has mpgpt, and executes packages.  [default: python3]
+          --units LIST       What packages are run on, in this order: \(Units.help).
+                             [default: \(Units.default.joined(separator: ","))]
+          --try-again        Tries units again that ended the program.
+          --threads N        Of the evaluator.  [default: 1]
+          --python PATH      Has mpgpt, and is the evaluator.  [default: python3]
+          --timeout N        Seconds that the evaluator may take for a call; ten times as many to load a package.
+                             [default: 60]
         """
 
     init(_ arguments: [String]) throws(UsageError) {
@@ -57,6 +68,10 @@ struct Options {
                 command = .help
                 return
             }
+            if option == "--try-again" {
+                triesAgain = true
+                continue
+            }
             let parts = option.split(separator: "=", maxSplits: 1).map(String.init)
             let name = parts.first ?? ""
             guard Options.names.contains(name) else { throw UsageError(text: "there is no option \(option)") }
@@ -68,7 +83,7 @@ struct Options {
     }
 
     private static let names = [
-        "--package", "--host", "--port", "--token-file", "--store", "--threads", "--python",
+        "--package", "--host", "--port", "--token-file", "--store", "--units", "--threads", "--python", "--timeout",
     ]
 
     private mutating func set(_ name: String, _ value: String) throws(UsageError) {
@@ -78,8 +93,10 @@ struct Options {
         case "--port": port = try number(name, value, in: 0...65535)
         case "--token-file": tokenFile = value
         case "--store": store = value
+        case "--units": units = try Units.parse(value)
         case "--threads": threads = try number(name, value, in: 1...1024)
         case "--python": python = value
+        case "--timeout": timeout = try number(name, value, in: 1...86400)
         default: preconditionFailure("an option without a meaning")
         }
     }

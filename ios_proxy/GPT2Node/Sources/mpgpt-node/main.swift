@@ -1,6 +1,6 @@
 // mpgpt-node: the iPad's node as a program for Linux and macOS, from its options.
 //
-// Knows: what the options mean, what can execute a package here, signals, exit statuses.
+// Knows: what the options mean, signals, exit statuses.
 // Must not know: the wire, how a package is kept or run.
 
 import Foundation
@@ -33,9 +33,10 @@ func serve(_ options: Options) throws {
     let package = try options.package.map { try MPGPTNode.Bundle(package: expanded($0)) }
     let token = try options.token()
     var node = NodeServer.Options(
-        token: token, device: .here(app: "mpgpt-node 0.1.0"), units: [unit(options)])
+        token: token, device: .here(app: "mpgpt-node 0.1.0"), units: Units.make(options))
     (node.host, node.port, node.package) = (options.host, options.port, package)
-    let server = NodeServer(node, store: try Store(folder: expanded(options.store))) { report in
+    let store = try Store(folder: expanded(options.store), compiles: Units.compiles)
+    let server = NodeServer(node, store: store) { report in
         if !report.isFigures { say(report.line) }
     }
     do {
@@ -53,26 +54,10 @@ func serve(_ options: Options) throws {
         return source
     }
     remark("the token's fingerprint is \(token.fingerprint)")
+    if options.triesAgain { server.tryAgain() }
     try server.loadPackage()
     server.start()
     withExtendedLifetime(signals) { dispatchMain() }
-}
-
-/// Prints what computes, and how far it is off.
-func check(_ path: String, _ options: Options) throws {
-    let bundle = try MPGPTNode.Bundle(package: expanded(path))
-    let ladder = Ladder(units: [unit(options)], folder: expanded(options.store), system: Device.here(app: "").system)
-    for unit in ladder.units {
-        let loaded = try ladder.load(bundle, on: unit)
-        say("\(loaded.unit): off by \(loaded.difference), where \(bundle.manifest.tolerance) is allowed")
-    }
-}
-
-/// What executes packages here: the evaluator, in a child.
-func unit(_ options: Options) -> ComputeUnit {
-    ComputeUnit(name: "evaluator, declared") { [python = options.python, threads = options.threads] bundle in
-        try ChildPredictor(python: python, package: bundle.package, threads: threads)
-    }
 }
 
 func say(_ line: String) {

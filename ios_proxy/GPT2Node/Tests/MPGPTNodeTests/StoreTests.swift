@@ -186,6 +186,27 @@ private struct Sample {
         #expect(store.hashes() == [0, 4, 5, 6].map { samples[$0].name }.sorted())
     }
 
+    @Test func whatIsCompiledGoesWithItsBundle() throws {
+        let samples = (0..<5).map { Sample(UInt8($0)) }
+        for sample in samples[..<4] {
+            try keep(sample)
+            let compiled = Store.compiledFolder(of: sample.hash, in: folder.path)
+            try folder.write([1], to: "\(compiled.dropFirst(folder.path.count))/model.mlmodelc/weights")
+        }
+        let stray = Store.compiledFolder(of: [UInt8](repeating: 7, count: 32), in: folder.path)
+        try folder.write([1], to: "\(stray.dropFirst(folder.path.count))/model.mlmodelc/weights")
+        #expect(store.hashes() == samples[..<4].map(\.name).sorted(), "it is no bundle, and takes no bundle's room")
+        try keep(samples[4])
+        #expect(store.hashes() == samples[1...].map(\.name).sorted() && folder.names.count == 4 + 3 + 1)
+        store.delete(samples[1].name)
+        #expect(folder.names.count == 3 + 2 + 1 && Disk.kind(of: stray) == .folder)
+        for at in 0..<6 {
+            try folder.write([1], to: "\([UInt8](repeating: UInt8(at), count: 32).hex).compiled/model.mlmodelc/weights")
+        }
+        try keep(samples[0])
+        #expect(folder.names.filter { $0.hasSuffix(".compiled") }.count == 2 + Store.kept, "strays are few")
+    }
+
     @Test func whatIsNoHashIsLeftAlone() throws {
         try folder.write([1], to: "other/file")
         try folder.write([1], to: "\(String(repeating: "0A", count: 32))/file")
