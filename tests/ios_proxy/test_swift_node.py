@@ -268,6 +268,76 @@ def test_a_child_that_dies_is_another_at_the_next_load(start: Start, package: Bu
             assert result(proxy.hear()).request == 1
 
 
+HANGING = """#!{python}
+import sys, time
+from pathlib import Path
+from mpgpt_ios import predicting
+from mpgpt_ios.executor import EvaluatorBackend
+
+run = EvaluatorBackend.run
+
+def run_or_hang(self, function, inputs):
+    while Path("{flag}").exists():
+        time.sleep(0.05)
+    return run(self, function, inputs)
+
+EvaluatorBackend.run = run_or_hang
+sys.argv[:] = sys.argv[2:]  # behind -m
+sys.exit(predicting.main())
+"""
+
+
+def test_a_child_that_hangs_is_ended(start: Start, package: Bundle, tmp_path: Path) -> None:
+    flag, script = tmp_path / "hang", tmp_path / "python"
+    script.write_text(HANGING.format(python=sys.executable, flag=flag))
+    script.chmod(0o755)
+    with start("--package", package.package, "--python", script, "--timeout", "3") as node:
+        with by_hand(node, package) as proxy:
+            proxy.serving()
+            (pid,) = children(node.process.pid)
+            flag.touch()
+            begun = time.monotonic()
+            proxy.send(prefill(1, rows(2), 0))
+            trouble = proxy.hear()
+            assert isinstance(trouble, m.Error) and (trouble.code, trouble.request) == ("COMPUTE_FAILED", 1)
+            assert "has not answered for 3 s, and was ended" in trouble.text and time.monotonic() - begun < 10
+            while pid in children(node.process.pid):
+                assert time.monotonic() - begun < 10
+                time.sleep(0.05)
+            proxy.send(m.Reset(epoch=2))
+            closing = proxy.hear()
+            assert isinstance(closing, m.Error) and (closing.code, closing.request) == ("COMPUTE_FAILED", 0)
+            with pytest.raises(EOFError):
+                proxy.hear()
+        flag.unlink()
+        with by_hand(node, package) as proxy:
+            proxy.serving()
+            proxy.send(prefill(1, rows(2), 0))
+            assert result(proxy.hear()).request == 1
+
+
+def test_check_says_how_a_package_does(program: Path, package: Bundle, other: Bundle, tmp_path: Path) -> None:
+    def check(bundle: Bundle) -> subprocess.CompletedProcess[str]:
+        options = ("--python", sys.executable, "--store", str(tmp_path / "store"))
+        command = [str(program), "check", str(bundle.package), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False, **child())
+
+    good = check(package)
+    assert good.returncode == 0 and "evaluator, declared: off by" in good.stdout, good
+    assert "ms a token" in good.stdout and "loaded in" in good.stdout
+    bad = check(other)
+    assert bad.returncode == 1 and "fails its self-test" in bad.stderr, bad
+
+
+def test_options_that_are_none(program: Path) -> None:
+    for options, words in (
+        (("--units", "gpu"), "--units is a list of evaluator, not gpu"),
+        (("--timeout", "0"), "--timeout is 1 to 86400"),
+    ):
+        ran = subprocess.run([program, *options], capture_output=True, text=True, check=False)
+        assert ran.returncode == 2 and words in ran.stderr
+
+
 def children(pid: int) -> list[int]:
     told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(word) for word in told.stdout.split()]

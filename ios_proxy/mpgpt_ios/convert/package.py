@@ -39,7 +39,7 @@ from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
-from mpgpt_ios.bundle import MANIFEST, SELFTEST, SUFFIX, Bundle, MadeBy, Manifest, Rotary, slice_hash
+from mpgpt_ios.bundle import MANIFEST, MAX_MASK, SELFTEST, SUFFIX, Bundle, MadeBy, Manifest, Rotary, slice_hash
 from mpgpt_ios.convert.blocks import Decode, Prefill, build
 from mpgpt_ios.convert.verify import check
 from mpgpt_ios.protocol.frames import MAX_ROWS, MAX_TOKENS
@@ -144,6 +144,9 @@ def refuse(config: ModelConfig, span: Span, out: Path, options: PackageOptions) 
         raise UsageError(f"--chunk {chunk} is not between 2 and {min(context, MAX_TOKENS)}")
     if not 1 <= options.slots <= MAX_ROWS:
         raise UsageError(f"--slots {options.slots} is not between 1 and {MAX_ROWS}")
+    for what, rows in (("--chunk", chunk), ("--slots", options.slots)):
+        if rows * context > MAX_MASK:
+            raise UsageError(f"{what} {rows} times --context {context} is more than {MAX_MASK}: take less of either")
     if config.embed > MAX_EMBED:
         raise UsageError(f"the model's hidden states are {config.embed} wide; an iPad is sent {MAX_EMBED} at most")
     if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
