@@ -25,7 +25,7 @@ APPLES = {
     "UserDefaults": (r"UserDefaults|@AppStorage|@SceneStorage", "CA92.1"),
     "ActiveKeyboards": (r"activeInputModes", "54BD.1"),
 }
-"""Apple's categories of interfaces that want a reason: how they are used in Swift, and the reason that would be ours."""
+"""Apple's categories of interfaces that want a reason: how Swift uses them, and the reason that would be ours."""
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,16 @@ def test_privacy_is_declared_where_it_is_used_and_nowhere_else() -> None:
 def test_the_app_has_nothing_that_only_apple_can_check() -> None:
     for source in (APP / "Sources").glob("*.swift"):
         assert not re.search(r"#selector|@objc|os\(iOS\)", source.read_text()), source.name
+
+
+def test_what_the_readme_archives_is_what_an_ipad_builds() -> None:
+    """Of the targets that are there on an iPad, and of the app, every folder is in the archive; no link is."""
+    readme = (ROOT / "ios_proxy" / "README.md").read_text()
+    (named,) = re.findall(r"^git -C ios_proxy/GPT2Node archive .* HEAD (.*)$", readme, re.MULTILINE)
+    assert named.split() == ["Package.swift", "Sources", "App"]
+    for path in (path for name in named.split() for path in (NODE / name).rglob("*")):
+        assert not path.is_symlink(), path
+    before, _, shared = MANIFEST.partition("let package =")
+    ipad = before.partition("#if canImport(AppleProductTypes) && os(iOS)")[2].partition("#else")[0]
+    assert "mpgpt-node" not in ipad and "Tests" not in ipad + shared
+    assert set(re.findall(r'"(MPGPT\w+)"', ipad)) <= set(re.findall(r'\.target\(name: "(\w+)"', shared))
