@@ -41,7 +41,7 @@ def photograph(text: str, *, ink: int, paper: int) -> str | None:
         rows += [[upper for upper, _ in pair], [lower for _, lower in pair]]
     picture = np.array(rows, np.uint8).repeat(PIXELS, 0).repeat(PIXELS, 1)
     around = np.pad(picture, 8 * PIXELS, constant_values=paper)
-    found = zxingcpp.read_barcodes(around, formats=zxingcpp.BarcodeFormat.QRCode, try_invert=False)
+    found = zxingcpp.read_barcodes(around, try_invert=False)
     return found[0].text if len(found) == 1 else None
 
 
