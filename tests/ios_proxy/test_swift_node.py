@@ -316,28 +316,6 @@ def test_a_child_that_hangs_is_ended(start: Start, package: Bundle, tmp_path: Pa
             assert result(proxy.hear()).request == 1
 
 
-def test_check_says_how_a_package_does(program: Path, package: Bundle, other: Bundle, tmp_path: Path) -> None:
-    def check(bundle: Bundle) -> subprocess.CompletedProcess[str]:
-        options = ("--python", sys.executable, "--store", str(tmp_path / "store"))
-        command = [str(program), "check", str(bundle.package), *options]
-        return subprocess.run(command, capture_output=True, text=True, check=False, **child())
-
-    good = check(package)
-    assert good.returncode == 0 and "evaluator, declared: off by" in good.stdout, good
-    assert "ms a token" in good.stdout and "loaded in" in good.stdout
-    bad = check(other)
-    assert bad.returncode == 1 and "fails its self-test" in bad.stderr, bad
-
-
-def test_options_that_are_none(program: Path) -> None:
-    for options, words in (
-        (("--units", "gpu"), "--units is a list of evaluator, not gpu"),
-        (("--timeout", "0"), "--timeout is 1 to 86400"),
-    ):
-        ran = subprocess.run([program, *options], capture_output=True, text=True, check=False)
-        assert ran.returncode == 2 and words in ran.stderr
-
-
 def children(pid: int) -> list[int]:
     told = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(word) for word in told.stdout.split()]
@@ -410,6 +388,7 @@ def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
 def test_check_says_how_far_a_package_is_off(program: Path, package: Bundle, other: Bundle) -> None:
     good = run(program, "check", package.package, "--python", sys.executable)
     assert good.returncode == 0 and good.stdout.startswith("evaluator, declared: off by 0.0"), good
+    assert "ms a token" in good.stdout and "loaded in" in good.stdout, good
     bad = run(program, "check", other.package, "--python", sys.executable)
     assert bad.returncode == 1 and "self-test" in bad.stderr, bad
     absent = run(program, "check", "absent.mlpackage")
@@ -424,6 +403,8 @@ def test_check_says_how_far_a_package_is_off(program: Path, package: Bundle, oth
         (("--token-file", "short"), "16 to 1024 bytes"),
         (("--token-file", "token", "--port", "70000"), "--port is 0 to 65535"),
         (("--token-file", "token", "--threads"), "--threads needs a value"),
+        (("--units", "gpu"), "--units is a list of evaluator, not gpu"),
+        (("--timeout", "0"), "--timeout is 1 to 86400, not 0"),
         (("--verbose",), "there is no option --verbose"),
         (("check",), "check needs a package"),
     ],

@@ -72,7 +72,7 @@ def run(target: Target, folder: Path, sources: tuple[Path, ...], *flags: str) ->
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Modules:
     """Stubs come first, then what is checked, each behind what it needs."""
     folder = tmp_path_factory.mktemp("modules")
-    package = ["swift", "package", "--package-path", PACKAGE, "--scratch-path", folder / "build"]
+    package = ["swift", "package", "--package-path", str(PACKAGE), "--scratch-path", str(folder / "build")]
     described = subprocess.run([*package, "describe", "--type", "json"], capture_output=True, text=True, check=True)
     targets = {entry["name"]: target(entry) for entry in json.loads(described.stdout)["targets"]}
     modules = Modules(folder, targets)

@@ -9,8 +9,9 @@ import MPGPTNode
 /// Tries a package on every unit, and prints a line for each; throws where it passes on none.
 func check(_ path: String, _ options: Options) throws {
     let bundle = try MPGPTNode.Bundle(package: expanded(path))
-    let store = try Store(folder: expanded(options.store), compiles: Units.compiles)
-    let ladder = Ladder(units: Units.make(options), folder: store.folder, system: Device.here(app: "").system)
+    let folder = expanded(options.store)
+    if Units.compiles { _ = try Store(folder: folder) }  // it is there then
+    let ladder = Ladder(units: Units.make(options), folder: folder, system: Device.here(app: "").system)
     if options.triesAgain { ladder.forgetFailures() }
     var troubles: [String] = []
     for unit in ladder.units {
