@@ -361,6 +361,21 @@ def ipad_node_command(store: Path | None, **given: Any) -> None:
     run_node(store=store or _model_home().parent / "ipad", **given)
 
 
+@cli.command("ipad-token")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="ipad.token")
+@click.option("--force", is_flag=True, help="Make another token where there is one; whoever has the old is shut out.")
+@click.option("--qr", is_flag=True, help="Print the token, as a code for the iPad's camera and as a link.")
+def ipad_token_command(**given: Any) -> None:
+    """Make the token that the iPad and its proxy rank share, and print its fingerprint.
+
+    FILE is ipad.token where nothing else is said; one that is there is kept. The iPad shows the same fingerprint when
+    it has the same token.
+    """
+    from mpgpt_ios.pairing import run_token
+
+    run_token(given["file"], force=given["force"], qr=given["qr"])
+
+
 def _need_coremltools() -> None:
     if importlib.util.find_spec("coremltools") is None:
         raise UsageError(

@@ -122,13 +122,27 @@ MISTAKES = [
         id="sendable",
     ),
     pytest.param("CoreMLPredictor.swift", "first.makeState()", "first.newState()", "newState", id="name"),
-]
+    pytest.param("NodeModel.swift", "await self.close()\n            time", "self.close()\n            time", "'await'",
+                 id="app-await"),
+    pytest.param("StatusView.swift", "ProgressView(value:", "ProgressView(of:", "argument", id="app-label"),
+    pytest.param("NodeModel.swift", "Task { @MainActor in self.packages = packages }", "self.packages = packages",
+                 "main actor", id="app-actor"),
+    pytest.param("DeviceState.swift", "    @MainActor func sample()", "    func sample()", "main actor",
+                 id="app-isolation"),
+    pytest.param("DeviceState.swift", "let value = Mutex(Health())", "var value = Health()", "Sendable",
+                 id="app-sendable"),
+    pytest.param("StatusView.swift", "case .failure: .red", "case .failed: .red", "failed", id="app-name"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("file", "right", "wrong", "words"), MISTAKES)
 def test_a_mistake_is_found(modules: Modules, tmp_path: Path, file: str, right: str, wrong: str, words: str) -> None:
     """A missing await, a wrong label, a value that may not leave its task, a name that Swift does not have."""
-    checked = modules.targets["MPGPTCoreML"]
+    (checked,) = (
+        each
+        for each in (modules.targets[name] for name in ("MPGPTCoreML", "GPT2NodeApp"))
+        if any(source.name == file for source in each.sources)
+    )
     (text,) = (source.read_text() for source in checked.sources if source.name == file)
     assert right in text
     bent = tmp_path / file

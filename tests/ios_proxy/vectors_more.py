@@ -21,8 +21,9 @@ from mpgpt.errors import MpgptError
 from mpgpt_ios.bundle import MANIFEST, SELFTEST, bundle_hash
 from mpgpt_ios.executor import BadPosition, Executor, run_selftest
 from mpgpt_ios.node.bundle_store import check_offer
+from mpgpt_ios.pairing import pairing_link
 from mpgpt_ios.protocol import messages as m
-from mpgpt_ios.protocol.auth import NODE_LABEL, PROXY_LABEL, prove
+from mpgpt_ios.protocol.auth import NODE_LABEL, PROXY_LABEL, fingerprint, prove
 from mpgpt_ios.protocol.frames import HEADER, LENGTHS, MAGIC, encode
 from mpgpt_ios.protocol.payloads import Kind
 from tests.ios_proxy.packages import Recording, SmallSizes, Turning
@@ -42,6 +43,17 @@ def proofs() -> Iterator[Plain]:
                 "node": prove(token, NODE_LABEL, theirs, ours).hex(),
                 "proxy": prove(token, PROXY_LABEL, ours, theirs).hex(),
             }  # fmt: skip
+
+
+def pairings() -> Iterator[Plain]:
+    """Tokens with what a person compares and what the app opens."""
+    for token in (
+        b"a token of words",
+        b"abcdefghijklmnopqrstuvwxyz-_0123456789ABCDE",
+        bytes(range(1, 256)),
+        b"%+&=?/#: ;%41\xc3\xa9x",
+    ):
+        yield {"token": token.hex(), "fingerprint": fingerprint(token), "link": pairing_link(token)}
 
 
 def offers() -> Iterator[Plain]:
@@ -225,8 +237,8 @@ def sessions() -> Iterator[Plain]:
 def everything() -> Plain:
     """All but the self-test, whose file is another each time: safetensors has no order of its metadata."""
     return {
-        "proofs": list(proofs()), "offers": list(offers()), "bad_frames": list(bad_frames()), "inputs": list(inputs()),
-        "sessions": list(sessions()),
+        "proofs": list(proofs()), "pairings": list(pairings()), "offers": list(offers()),
+        "bad_frames": list(bad_frames()), "inputs": list(inputs()), "sessions": list(sessions()),
     }  # fmt: skip
 
 

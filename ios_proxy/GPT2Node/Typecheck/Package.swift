@@ -21,11 +21,18 @@ let package = Package(
     name: "Typecheck",
     targets: [
         stub("CoreML"),
+        stub("Security"),
+        stub("UIKit"),
+        stub("SwiftUI", needs: ["UIKit"]),
         checked("MPGPTWire"),
         checked("MPGPTNode", needs: ["MPGPTWire"]),
         checked("MPGPTCoreML", needs: ["CoreML", "MPGPTNode"]),
         .executableTarget(
             name: "mpgpt-node", dependencies: ["MPGPTCoreML", "MPGPTNode", "MPGPTWire"], path: "Checked/mpgpt-node"),
+        .executableTarget(
+            name: "GPT2NodeApp",
+            dependencies: ["MPGPTCoreML", "MPGPTNode", "MPGPTWire", "Security", "SwiftUI", "UIKit"],
+            path: "Checked/GPT2NodeApp"),
     ],
     swiftLanguageModes: [.v6]
 )

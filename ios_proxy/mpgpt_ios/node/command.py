@@ -16,12 +16,13 @@ from pathlib import Path
 import click
 import torch
 
+from mpgpt.display import notify
 from mpgpt.errors import ModelError, UsageError
 from mpgpt_ios.bundle import Bundle
 from mpgpt_ios.executor import COMPUTE_UNITS, Backend, CoreMLBackend, EvaluatorBackend, Executor
 from mpgpt_ios.node.bundle_store import Store
 from mpgpt_ios.node.server import NodeServer
-from mpgpt_ios.protocol.auth import read_token
+from mpgpt_ios.protocol.auth import fingerprint, read_token
 
 
 def run_node(
@@ -44,6 +45,7 @@ def run_node(
         signal.signal(signum, lambda signum, frame: node.close())
     if bundle:
         node.compute_thread.load(bundle)
+    notify(f"the token's fingerprint is {fingerprint(token)}")
     _say(f"listening on {host}:{node.port}")
     node.serve()
 

@@ -1,4 +1,4 @@
-"""The shared token, its proof, and the rules that both ends of the iPad link keep to.
+"""The shared token, its proof and fingerprint, and the rules that both ends of the iPad link keep to.
 
 Knows: the token's file and bounds, the proofs and the times of ``ios_proxy/PROTOCOL.md``, how a session fails.
 Must not know: either end's states (``proxy_session.py``, ``node_session.py``), sockets.
@@ -36,6 +36,7 @@ STRANGERS = {
 }
 """What codes of an end that has not proved itself mean."""
 NODE_LABEL, PROXY_LABEL = b"mpgpt iPad link 1, node", b"mpgpt iPad link 1, proxy"
+FINGERPRINT_LABEL = b"mpgpt iPad link 1, fingerprint"
 
 
 class SessionError(MpgptError):
@@ -62,9 +63,15 @@ def prove(token: bytes, label: bytes, theirs: bytes, ours: bytes) -> bytes:
     return hmac.new(token, label + theirs + ours, hashlib.sha256).digest()
 
 
+def fingerprint(token: bytes) -> str:
+    """What a person compares at both ends: 8 hexadecimal digits in two groups."""
+    digits = hashlib.sha256(FINGERPRINT_LABEL + token).hexdigest()
+    return f"{digits[:4]} {digits[4:8]}"
+
+
 def read_token(path: Path) -> bytes:
     """The token in a file, without white space around it. Raises ``UsageError`` that says how to make one."""
-    how = f'make one with: python3 -c "import secrets; print(secrets.token_urlsafe())" > {path}'
+    how = f"make one with: mpgpt ipad-token {path}"
     try:
         with path.expanduser().open("rb") as file:
             token = file.read(MAX_TOKEN + 1).strip()

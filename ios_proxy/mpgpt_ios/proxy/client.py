@@ -24,7 +24,7 @@ from mpgpt.core import DeviceAccount, Thermal
 from mpgpt.errors import MpgptError
 from mpgpt.transport.doorbell import Doorbell
 from mpgpt_ios.hang_up import RECEIVE, hang_up
-from mpgpt_ios.protocol.auth import SessionError
+from mpgpt_ios.protocol.auth import SessionError, fingerprint
 from mpgpt_ios.protocol.proxy_session import (
     Authenticated,
     BundleReader,
@@ -169,7 +169,7 @@ class Client:
                 except (OSError, MpgptError) as error:
                     ready_at = self._began_at if self._epoch is not None else None
                     pause = self._busy_s if isinstance(error, SessionError) and error.code == "BUSY" else 0.0
-                    self._lose(_sentence(error))
+                    self._lose(_sentence(error, self._token))
             failures = 0 if ready_at is not None and time.monotonic() - ready_at > STEADY_S else failures + 1
             self._redial_now.wait(max(pause, self._back_off_s[max(0, min(failures, len(self._back_off_s)) - 1)]))
             self._redial_now.clear()
@@ -271,7 +271,9 @@ class Client:
         self._bell.ring()
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, token: bytes) -> str:
+    if isinstance(error, SessionError) and error.code == "BAD_TOKEN":
+        return f"{error}; this end's has the fingerprint {fingerprint(token)}, and `mpgpt ipad-token --qr` shows it"
     if isinstance(error, TimeoutError):
         return f"it did not answer within {DIAL_S:.0f} s"
     if isinstance(error, OSError):

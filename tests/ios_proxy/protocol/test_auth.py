@@ -18,7 +18,7 @@ def test_a_token_and_what_is_none(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(UsageError, match=words):
             read_token(path)
-    with pytest.raises(UsageError, match=r"there is no token file .*; make one with: python3 -c"):
+    with pytest.raises(UsageError, match=r"there is no token file .*; make one with: mpgpt ipad-token"):
         read_token(tmp_path / "absent")
     with pytest.raises(UsageError, match="cannot be read"):
         read_token(tmp_path)

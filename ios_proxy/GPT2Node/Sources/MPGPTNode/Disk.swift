@@ -6,16 +6,23 @@
 import Foundation
 import MPGPTWire
 
-/// What keeps a bundle from being kept: BAD_BUNDLE on the wire, or NO_SPACE.
-public struct StoreError: Error, Sendable, Equatable {
-    public let text: String
-    public let isNoSpace: Bool
-
-    public init(_ text: String, isNoSpace: Bool = false) {
-        (self.text, self.isNoSpace) = (text, isNoSpace)
+/// What keeps a bundle from being kept: NO_SPACE on the wire, or BAD_BUNDLE.
+public struct StoreError: Error, Sendable, Hashable {
+    public enum Kind: Sendable, Hashable {
+        case noSpace
+        /// Its manifest is one of another version.
+        case anotherFormat
+        case other
     }
 
-    static let full = StoreError("the disk is full", isNoSpace: true)
+    public let text: String
+    public let kind: Kind
+
+    public init(_ text: String, kind: Kind = .other) {
+        (self.text, self.kind) = (text, kind)
+    }
+
+    static let full = StoreError("the disk is full", kind: .noSpace)
 
     /// The failure of the system's last call, which was about a path.
     static func system(_ path: String) -> StoreError {
@@ -83,6 +90,15 @@ public enum Disk {
     /// Removes what is at a path, and leaves what it cannot remove.
     static func erase(_ path: String) {
         try? FileManager.default.removeItem(atPath: path)
+    }
+
+    /// Has a folder left out of the device's backups: a proxy sends again what was in it.
+    public static func leaveOutOfBackups(_ path: String) {
+        #if canImport(Darwin)
+            var (url, values) = (URL(filePath: path), URLResourceValues())
+            values.isExcludedFromBackup = true
+            try? url.setResourceValues(values)
+        #endif
     }
 
     static func move(_ path: String, to other: String) throws(StoreError) {

@@ -31,6 +31,15 @@ public struct Health: Sendable, Hashable {
         return health
     }
 
+    /// Whether a person has the system save the battery.
+    public static var isLowPower: Bool {
+        #if canImport(Darwin)
+            ProcessInfo.processInfo.isLowPowerModeEnabled
+        #else
+            false
+        #endif
+    }
+
     public var facts: JSONObject {
         [
             "thermal": .string(thermal), "battery": battery.map(JSONValue.number) ?? .null,
@@ -60,6 +69,13 @@ public struct Device: Sendable, Hashable {
         return Device(
             name: String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self),
             system: process.operatingSystemVersionString, app: app, memory: Int(clamping: process.physicalMemory))
+    }
+
+    /// The machine's model, as its maker numbers them.
+    public static var hardware: String {
+        var info = utsname()
+        uname(&info)
+        return withUnsafeBytes(of: info.machine) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
     }
 
     /// INFO's.

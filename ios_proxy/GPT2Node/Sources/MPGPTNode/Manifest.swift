@@ -50,7 +50,13 @@ public struct Manifest: Sendable, Equatable {
         guard json.count <= Manifest.maxBytes else {
             throw StoreError("the manifest is larger than \(Manifest.maxBytes >> 20) MiB")
         }
-        var fields = Fields(try Manifest.object(in: json))
+        let object = try Manifest.object(in: json)
+        if let other = object["format"]?.integer, other != 1 {
+            throw StoreError(
+                "the manifest: format must be 1, not \(other): update the older of the two programs",
+                kind: .anotherFormat)
+        }
+        var fields = Fields(object)
         let counts = 1...Manifest.maxCount
         format = fields.integer("format", in: 1...1)
         model = fields.text("model")

@@ -102,6 +102,21 @@ public final class NodeServer: @unchecked Sendable {  // `bound` and `listener` 
         }
     }
 
+    /// Calls back when nothing is computed or loaded any more: a system may forbid it to an app that is not shown.
+    public func drain(then done: @escaping @Sendable () -> Void) {
+        parts.computing.queue.async(execute: done)
+    }
+
+    /// The packages that are kept; called back on any queue.
+    public func packages(then answer: @escaping @Sendable ([KeptPackage]) -> Void) {
+        parts.storing.packages(then: answer)
+    }
+
+    /// Deletes a package by its hash in hex; it is sent again when a proxy wants it.
+    public func delete(_ hash: String) {
+        parts.storing.delete(hash)
+    }
+
     /// Has packages that could not be run tried again when a proxy next asks, also on units that ended the program: a
     /// person wants it.
     public func tryAgain() {

@@ -9,11 +9,19 @@ public enum Report: Sendable, Hashable {
     /// A proxy has proved itself, and is served. Proxies are named by their addresses.
     case arrived(proxy: String)
     case gone(proxy: String, why: String)
+    /// The proxy that was served is given up.
+    case silent(proxy: String, seconds: Double)
     /// Another proxy came while one is served.
     case sentAway(proxy: String, served: String)
     case anotherToken(proxy: String)
+    /// A proxy speaks another version of the protocol.
+    case anotherVersion(proxy: String)
     /// A bundle is on its way, from a byte on.
     case receiving(bytes: UInt64, of: UInt64)
+    /// So much of it is here; comes at each per cent.
+    case received(bytes: UInt64, of: UInt64)
+    /// A bundle was not taken.
+    case refused(StoreError)
     case loading(model: String, layers: Range<Int>)
     /// A compute unit cannot run the package; the next one is tried.
     case unfit(unit: String, why: String)
@@ -25,7 +33,12 @@ public enum Report: Sendable, Hashable {
     case traffic(Traffic)
 
     /// Whether it is for a page that shows figures, and none for a log.
-    public var isFigures: Bool { if case .traffic = self { true } else { false } }
+    public var isFigures: Bool {
+        switch self {
+        case .traffic, .received: true
+        default: false
+        }
+    }
 
     /// As the node's terminal shows it.
     public var line: String {
@@ -33,10 +46,15 @@ public enum Report: Sendable, Hashable {
         case .listening(let host, let port): "listening on \(host):\(port)"
         case .arrived(let proxy): "the proxy at \(proxy) is here"
         case .gone(let proxy, let why): "the proxy at \(proxy) has gone: \(why)"
+        case .silent(let proxy, let seconds):
+            "the proxy at \(proxy) has gone: nothing was heard of it for \(seconds) s"
         case .sentAway(let proxy, let served):
             "the proxy at \(proxy) came while the one at \(served) is served: sent away"
         case .anotherToken(let proxy): "the proxy at \(proxy) has another token"
+        case .anotherVersion(let proxy): "the proxy at \(proxy) speaks another version of the protocol"
         case .receiving(let from, let total): "a package of \(total) bytes is sent, from byte \(from) on"
+        case .received(let bytes, let total): "\(Figures.percent(bytes, of: total))% of the package are here"
+        case .refused(let error): "the package is not taken: \(error.text)"
         case .loading(let model, let layers): "loading layers \(layers.lowerBound)-\(layers.upperBound - 1) of \(model)"
         case .unfit(let unit, let why): "not on \(unit): \(why)"
         case .leftOut(let unit, let why): "\(unit) is left out: \(why)"

@@ -83,7 +83,7 @@ public final class Store {
         guard try freeSpace(folder) >= needed else {
             throw StoreError(
                 "there is no room for a package of \(total / 1_000_000) MB; free some, or delete old packages",
-                isNoSpace: true)
+                kind: .noSpace)
         }
         return try PartialBundle(part: part, folder: path(offer.bundle.description), offer: offer, have: have)
     }

@@ -13,7 +13,7 @@ final class Storing: @unchecked Sendable {  // `store` and `arrivals` are touche
         /// The bundle is here, and checked.
         case whole(Bundle)
         /// So many bytes of it are here.
-        case partial(UInt64)
+        case partial(UInt64, of: UInt64)
         case refused(StoreError)
     }
 
@@ -64,6 +64,20 @@ final class Storing: @unchecked Sendable {  // `store` and `arrivals` are touche
         }
     }
 
+    /// What is kept, for a person.
+    func packages(then answer: @escaping @Sendable ([KeptPackage]) -> Void) {
+        queue.async { answer(self.store.packages()) }
+    }
+
+    /// Removes a bundle that a proxy sent.
+    func delete(_ hash: String) {
+        queue.async {
+            self.store.delete(hash)
+            let hashes = self.store.hashes()
+            self.kept.withLock { $0 = hashes }
+        }
+    }
+
     private func find(_ digest: [UInt8]) -> Bundle? {
         if let package, package.hash == digest { return package }
         return store.find(digest)
@@ -71,7 +85,7 @@ final class Storing: @unchecked Sendable {  // `store` and `arrivals` are touche
 
     private func progress(of visitor: Int) throws(StoreError) -> Answer {
         guard let arrival = arrivals[visitor] else { throw StoreError("nobody waits for these bytes any more") }
-        guard arrival.have == arrival.total else { return .partial(arrival.have) }
+        guard arrival.have == arrival.total else { return .partial(arrival.have, of: arrival.total) }
         arrivals[visitor] = nil
         return .whole(try arrival.finish())
     }

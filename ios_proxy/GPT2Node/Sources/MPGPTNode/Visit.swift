@@ -55,7 +55,11 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
     var lastHeard: Double { session.lastHeard }
 
     func start() {
-        channel.watch { [weak self] in self?.read() } onWritable: { [weak self] in self?.proceed() }
+        channel.watch { [weak self] in
+            self?.read()
+        } onWritable: { [weak self] in
+            self?.proceed()
+        }
     }
 
     // MARK: - What the listener has it do
@@ -83,7 +87,8 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
         case .open:
             if !isAuthenticated, now - begun > parts.patience.handshake { leave("it did not prove itself in time") }
             if isAuthenticated, now - lastHeard > parts.patience.silence {
-                leave("nothing was heard of it for \(parts.patience.silence) s")
+                let silence = parts.patience.silence
+                leave("nothing was heard of it", telling: .silent(proxy: name, seconds: silence))
             }
             if let since = loadingSince, now - since > parts.patience.loading {
                 loadingSince = now
@@ -117,10 +122,19 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
                 execute(command)
             }
         } catch {
-            if !isAuthenticated, error.reason == .received(.badToken) { parts.report(.anotherToken(proxy: name)) }
+            if !isAuthenticated { reportStranger(error.reason) }
             leave(error.text)
         }
         proceed()
+    }
+
+    /// What a person can do something about.
+    private func reportStranger(_ reason: SessionError.Reason) {
+        switch reason {
+        case .received(.badToken), .refused(.badToken): parts.report(.anotherToken(proxy: name))
+        case .received(.badVersion), .refused(.badVersion): parts.report(.anotherVersion(proxy: name))
+        default: break
+        }
     }
 
     /// Sends what there is to send, and goes on with what waited for that.
@@ -146,12 +160,12 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
 
     /// Sends what is still to be said, and closes when it has arrived, or cannot any more. A socket that is closed over
     /// unread bytes is reset, and what was sent last may be lost with it.
-    private func leave(_ why: String) {
+    private func leave(_ why: String, telling report: Report? = nil) {
         guard case .open = phase else { return }
         phase = .leaving(since: Patience.now, isSaid: false)
         epochs.advance()
         parts.storing.leave(number)
-        if isAuthenticated { parts.report(.gone(proxy: name, why: why)) }
+        if isAuthenticated { parts.report(report ?? .gone(proxy: name, why: why)) }
         host?.visitIsLeaving(self)
         if session.out.isEmpty { close() } else { proceed() }
     }
@@ -176,7 +190,7 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
         switch command {
         case .proof: host?.visitHasProved(self)
         case .offer(let offer):
-            parts.storing.take(offer, from: number, then: here { $0.take($1, of: offer) })
+            parts.storing.take(offer, from: number, then: here { $0.takeBeginning($1) })
         case .data(let data):
             unstored += data.piece.count
             parts.storing.write(data.piece, from: number, then: here { $0.take($1, after: data.piece.count) })
@@ -206,14 +220,14 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
         }
     }
 
-    private func take(_ answer: Storing.Answer, of offer: Message.Offer) {
+    private func takeBeginning(_ answer: Storing.Answer) {
         switch answer {
         case .whole(let bundle):
             session.want(offset: bundle.length)
             keep(bundle)
-        case .partial(let have):
+        case .partial(let have, let total):
             session.want(offset: have)
-            parts.report(.receiving(bytes: have, of: offer.length ?? 0))
+            parts.report(.receiving(bytes: have, of: total))
         case .refused(let error): refuse(error)
         }
     }
@@ -222,7 +236,9 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
         unstored -= count
         switch answer {
         case .whole(let bundle): keep(bundle)
-        case .partial: break
+        case .partial(let have, let total):
+            let (before, percent) = (Figures.percent(have - UInt64(count), of: total), Figures.percent(have, of: total))
+            if percent > before { parts.report(.received(bytes: have, of: total)) }
         case .refused(let error): refuse(error)
         }
     }
@@ -233,7 +249,8 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
     }
 
     private func refuse(_ error: StoreError) {
-        refuse(error.isNoSpace ? .noSpace : .badBundle, error.text)
+        parts.report(.refused(error))
+        refuse(error.kind == .noSpace ? .noSpace : .badBundle, error.text)
     }
 
     private func take(_ answer: Result<JSONObject, LoadError>) {

@@ -1,4 +1,4 @@
-// The shared token, the proofs of it, and the times and bounds that both ends of the iPad link keep to.
+// The shared token, the proofs of it, its fingerprint, and the times and bounds that both ends of the iPad link keep to.
 //
 // Knows: the numbers and the proofs of `ios_proxy/PROTOCOL.md`.
 // Must not know: either end's states (`NodeSession.swift`), where a token is kept, sockets.
@@ -54,6 +54,17 @@ public struct Token: Sendable {
         }
         guard Limits.token ~= token.count else { return nil }
         self.bytes = Array(token)
+    }
+
+    /// Whether these bytes are the token, without white space around it.
+    public func isExactly(_ bytes: [UInt8]) -> Bool {
+        self.bytes == bytes
+    }
+
+    /// What a person compares at both ends: 8 hexadecimal digits in two groups.
+    public var fingerprint: String {
+        let digits = SHA256.hash(Array("mpgpt iPad link 1, fingerprint".utf8) + bytes).description
+        return "\(digits.prefix(4)) \(digits.dropFirst(4).prefix(4))"
     }
 
     public func nodeProof(proxyNonce: Bytes32, nodeNonce: Bytes32) -> Bytes32 {

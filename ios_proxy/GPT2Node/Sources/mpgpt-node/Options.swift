@@ -113,7 +113,7 @@ struct Options {
         guard let tokenFile else {
             throw UsageError(text: "an iPad node needs --token-file, the same token as the proxy rank's")
         }
-        let how = "make one with: python3 -c \"import secrets; print(secrets.token_urlsafe())\" > \(tokenFile)"
+        let how = "make one with: mpgpt ipad-token \(tokenFile)"
         guard let file = FileHandle(forReadingAtPath: expanded(tokenFile)) else {
             throw UsageError(
                 text: "there is no token file \(tokenFile) that could be read; \(how); the iPad needs the same")

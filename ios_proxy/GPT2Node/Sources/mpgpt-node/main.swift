@@ -31,8 +31,9 @@ func run() -> Int32 {
 /// Serves until a signal ends it.
 func serve(_ options: Options) throws {
     let package = try options.package.map { try MPGPTNode.Bundle(package: expanded($0)) }
+    let token = try options.token()
     var node = NodeServer.Options(
-        token: try options.token(), device: .here(app: "mpgpt-node 0.1.0"), units: Units.make(options))
+        token: token, device: .here(app: "mpgpt-node 0.1.0"), units: Units.make(options))
     (node.host, node.port, node.package) = (options.host, options.port, package)
     let store = try Store(folder: expanded(options.store), compiles: Units.compiles)
     let server = NodeServer(node, store: store) { report in
@@ -52,6 +53,7 @@ func serve(_ options: Options) throws {
         source.resume()
         return source
     }
+    remark("the token's fingerprint is \(token.fingerprint)")
     if options.triesAgain { server.tryAgain() }
     try server.loadPackage()
     server.start()
@@ -63,5 +65,10 @@ func say(_ line: String) {
 }
 
 func complain(_ sentence: String) {
-    try? FileHandle.standardError.write(contentsOf: Data("Error: \(sentence)\n".utf8))
+    remark("Error: \(sentence)")
+}
+
+/// Prints what is no result.
+func remark(_ line: String) {
+    try? FileHandle.standardError.write(contentsOf: Data("\(line)\n".utf8))
 }
