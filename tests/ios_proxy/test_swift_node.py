@@ -33,21 +33,15 @@ from mpgpt_ios.proxy.client import Client
 from tests.ios_proxy.packages import CHUNK, CONTEXT, EMBED, HEADS, LAYERS, SLOTS, Array, Small, rows
 from tests.ios_proxy.rig import TOKEN, ByHand, Wire
 from tests.support.launch import ENV, ROOT
+from tests.support.swift import built
 
-BUILDS = [ROOT / "ios_proxy" / "GPT2Node" / ".build" / kind / "mpgpt-node" for kind in ("debug", "release")]
 READY_S = 60.0
 """A child that imports torch takes its time on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    named = os.environ.get("MPGPT_NODE")
-    if named:
-        return Path(named)
-    found = [path for path in BUILDS if path.exists()]
-    if not found:
-        pytest.skip("the Swift node is not built, and MPGPT_NODE does not name it")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return built("mpgpt-node")
 
 
 @pytest.fixture(scope="module")

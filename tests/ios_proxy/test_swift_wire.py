@@ -17,19 +17,15 @@ import pytest
 
 from tests.ios_proxy.test_vectors import GOLDEN
 from tests.ios_proxy.walks import Script, play, walk, without_texts
-from tests.support.launch import ROOT
+from tests.support.swift import built
 
-BUILDS = [ROOT / "ios_proxy" / "GPT2Node" / ".build" / kind / "mpgpt-wire-probe" for kind in ("release", "debug")]
 WALKS = int(os.environ.get("MPGPT_WALKS", "2000"))
 TOGETHER = 500
 
 
 @pytest.fixture(scope="module")
 def probe() -> Path:
-    found = [path for path in BUILDS if path.exists()]
-    if not found:
-        pytest.skip("the Swift package is not built")
-    return found[0]
+    return built("mpgpt-wire-probe")
 
 
 def swift(probe: Path, scripts: Iterable[Script]) -> list[dict[str, Any]]:

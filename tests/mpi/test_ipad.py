@@ -1,4 +1,5 @@
-"""The hybrid ring: SmolLM2 on three ranks, the middle one before an iPad's stand-in that executes the saved package."""
+"""The hybrid ring: SmolLM2 on three ranks, the middle one before a node that executes the saved package: the iPad's
+stand-in in Python, which may do so in float32, and the iPad's own in Swift, where it is built."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import yaml
 from mpgpt.core import Span
 from soak import served
 from tests.support.launch import ENV, ROOT, mpgpt, records
+from tests.support.swift import built
 
 pytest.importorskip("coremltools")
 
@@ -71,11 +73,21 @@ def settings(place: Path, port: int, **more: Any) -> str:
     return name
 
 
+PYTHON = (sys.executable, "-m", "mpgpt", "ipad-node", "--precision", "float32")
+
+
+@pytest.fixture(params=["python", "swift"])
+def program(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """How a node's command line begins."""
+    return PYTHON if request.param == "python" else (str(built("mpgpt-node")), "--python", sys.executable)
+
+
 @contextlib.contextmanager
-def node(place: Path, *options: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`mpgpt ipad-node` as a process of its own, and the port on which it listens."""
-    where = ("--port", str(port), "--token-file", str(place / "token"))
-    command = [sys.executable, "-m", "mpgpt", "ipad-node", *where, *options]
+def node(
+    place: Path, *options: str, program: tuple[str, ...] = PYTHON, port: int = 0
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A node as a process of its own, and the port on which it listens."""
+    command = [*program, "--port", str(port), "--token-file", str(place / "token"), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENV, cwd=ROOT)
     try:
         assert process.stdout
@@ -91,12 +103,14 @@ def texts(place: Path, out: str) -> dict[Any, list[int]]:
     return {key: record["token_ids"] for key, record in records(place / out).items()}
 
 
-def test_eight_sequences_through_four_slots_give_the_same_tokens(place: Path, tmp_path: Path) -> None:
-    """In float32 throughout, and the package sent over the wire."""
-    with node(place, "--precision", "float32", "--store", str(tmp_path)) as (process, port):
+def test_eight_sequences_through_four_slots_give_the_same_tokens(
+    place: Path, tmp_path: Path, program: tuple[str, ...]
+) -> None:
+    """With the package sent over the wire."""
+    with node(place, "--store", str(tmp_path), program=program) as (process, port):
         run = generate(place, settings(place, port), "ipad.jsonl")
         assert run.returncode == 0, run.stderr
-        assert "sending its package" in run.stderr and "is ready: evaluator, float32" in run.stderr
+        assert "sending its package" in run.stderr and "is ready: evaluator, " in run.stderr
         assert "room for 4 sequences of 256 tokens" in run.stderr
         (line,) = [line for line in run.stderr.splitlines() if line.startswith("[iPad of rank 1: ")]
         assert "ms computing and" in line and "ms network" in line and line.endswith("never away]")
@@ -105,9 +119,10 @@ def test_eight_sequences_through_four_slots_give_the_same_tokens(place: Path, tm
     assert texts(place, "ipad.jsonl") == texts(place, "truth.jsonl")
 
 
-def test_a_node_that_is_killed_in_the_middle_changes_nothing(place: Path) -> None:
+def test_a_node_that_is_killed_in_the_middle_changes_nothing(place: Path, program: tuple[str, ...]) -> None:
     out = place / "killed.jsonl"
-    with node(place, "--precision", "float32", "--package", str(place / "smol.mlpackage")) as (process, port):
+    out.unlink(missing_ok=True)
+    with node(place, "--package", str(place / "smol.mlpackage"), program=program) as (process, port):
 
         def kill_when_it_computes() -> None:
             assert process.stdout
@@ -161,7 +176,7 @@ def test_layers_that_are_not_the_packages(place: Path) -> None:
 
 
 def test_a_server_says_that_its_ipad_is_away_and_fetches_it_back(place: Path) -> None:
-    package = ("--precision", "float32", "--package", str(place / "smol.mlpackage"))
+    package = ("--package", str(place / "smol.mlpackage"))
     body = {"text": PROMPTS[2], "max_tokens": 16}
     with contextlib.ExitStack() as nodes:
         process, port = nodes.enter_context(node(place, *package))
