@@ -2,13 +2,14 @@
 
     python bench/ipad.py [--model smollm2-135m] [--layers 10-19] [--weights float16] [--precision declared]
     python bench/ipad.py --random gpt2 --layers 4-7
+    python bench/ipad.py --node ios_proxy/GPT2Node/.build/debug/mpgpt-node
     python bench/ipad.py --random gpt2 --layers 4-7 --one-token 8x1024,4x512
 
-Converts the layers (kept in bench/out/), starts `mpgpt ipad-node` on this machine and three ranks, the middle one
-before it, and generates from ten prompts greedily, all of them at once through the package's four slots. Printed are
-the largest difference of hidden states from float32 (of a token's largest element), for each prompt how many tokens
-agree with the all-torch ring before the first that does not, and the time of a call, computing and network. A random
-model speaks with SmolLM2's tokenizer.
+Converts the layers (kept in bench/out/), starts `mpgpt ipad-node` on this machine, or the node in Swift, and three
+ranks, the middle one before it, and generates from ten prompts greedily, all of them at once through the package's four
+slots. Printed are the largest difference of hidden states from float32 (of a token's largest element), for each prompt
+how many tokens agree with the all-torch ring before the first that does not, and the time of a call, computing and
+network. A random model speaks with SmolLM2's tokenizer.
 
 ``--one-token`` starts no ring: for packages of these slots and contexts it prints the time of one token of one sequence
 in the evaluator, through ``step`` and through ``decode`` in turn, and the bytes of cache that each writes for it.
@@ -102,10 +103,9 @@ def run(options: Any, model: Path, span: Span, folder: Path) -> None:
     spans = {"rank_0": range(span.start), "rank_1": range(span.start, span.stop), "rank_2": range(span.stop, layers)}
     plain = {"layer_distribution": {rank: list(part) for rank, part in spans.items()}, "max_sequences": 4}
     truth, _ = ring(folder, model, plain, "torch")
-    command = [
-        sys.executable, "-m", "mpgpt", "ipad-node", "--port", "0", "--token-file", str(folder / "token"), "--package",
-        str(package), "--precision", options.precision,
-    ]  # fmt: skip
+    python = [sys.executable, "-m", "mpgpt", "ipad-node", "--precision", options.precision]
+    node_command = [options.node, "--python", sys.executable] if options.node else python
+    command = [*node_command, "--port", "0", "--token-file", str(folder / "token"), "--package", str(package)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as node:
         assert node.stdout
         port = int(node.stdout.readline().rpartition(":")[2])
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--layers", default="10-19")
     parser.add_argument("--weights", default="float16", choices=["float16", "int8"])
     parser.add_argument("--precision", default="declared", choices=["declared", "float32"])
+    parser.add_argument("--node", metavar="PATH", help="the mpgpt-node that was built, instead of the one in Python")
     parser.add_argument("--one-token", metavar="SLOTSxCONTEXT,...", help="time one token in the evaluator instead")
     options: Any = parser.parse_args()
     home = model_home()

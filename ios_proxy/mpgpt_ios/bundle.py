@@ -26,14 +26,16 @@ from mpgpt.errors import ModelError
 from mpgpt.model.architecture import ModelConfig
 from mpgpt.model.weights import Checkpoint
 from mpgpt.yamlfile import problems
-from mpgpt_ios.protocol.frames import MAX_ROWS, MAX_TOKENS
-from mpgpt_ios.protocol.payloads import MAX_EMBED
+from mpgpt_ios.protocol.frames import MAX_REQUEST, MAX_ROWS, MAX_TOKENS
+from mpgpt_ios.protocol.payloads import MAX_EMBED, PAIR
 
 SUFFIX = ".mlpackage"
 MANIFEST, PACKAGE, SELFTEST = "manifest.json", "model.mlpackage", "selftest.safetensors"
 MAX_MANIFEST = 1 << 20
 MAX_MASK = 1 << 24
 """Elements of a mask: a row for each token or slot, as long as the context."""
+MAX_CHUNK = (MAX_REQUEST - PAIR.size) // 4
+"""Elements of a chunk's hidden states: as many as a request has room for in float32."""
 LAYER = re.compile(r"(?:.*\.)?(?:h|layers)\.([0-9]+)\.(.+)")
 
 Count = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
@@ -93,6 +95,8 @@ class Manifest(Strict):
         for name, count in (("chunk", self.chunk), ("slots", self.slots)):
             if count * self.context > MAX_MASK:
                 raise ValueError(f"has {name} times context {count * self.context}; at most {MAX_MASK} is taken")
+        if self.chunk * self.embed > MAX_CHUNK:
+            raise ValueError(f"has chunk times embed {self.chunk * self.embed}; at most {MAX_CHUNK} is taken")
         if self.rotary and 2 * len(self.rotary.inv_freq) != self.head_dim:
             raise ValueError(f"has {len(self.rotary.inv_freq)} frequencies for heads of {self.head_dim}")
         return self

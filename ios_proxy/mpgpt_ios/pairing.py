@@ -8,6 +8,7 @@ The link holds the token itself: whoever sees the code can pair. It is drawn onl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -32,7 +33,7 @@ TOKEN_BYTES = 32
 def run_token(path: Path, *, force: bool, qr: bool) -> None:
     """Make the token, unless it is there, and print its fingerprint. Raises ``UsageError`` and ``OutputError``."""
     path = path.expanduser()
-    if force or not path.exists():
+    if force or not os.path.exists(path):  # pathlib raises where a folder cannot be looked into
         make_token(path, replace=force)
         click.echo(f"{path}: a new token", err=True)
     else:
@@ -50,16 +51,19 @@ def make_token(path: Path, *, replace: bool) -> None:
     """Write a token that only this user may read. Raises ``OutputError``, and where a file is there ``UsageError``."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        descriptor = os.open(part if replace else path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write(f"{secrets.token_urlsafe(TOKEN_BYTES)}\n")
         if replace:
             part.replace(path)
+        else:
+            os.link(part, path)  # whole, or not at all
     except FileExistsError:
         raise UsageError(f"{path} is there already; --force makes another token") from None
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"the token cannot be written to {path}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def pairing_link(token: bytes) -> str:
@@ -71,9 +75,13 @@ def drawn(text: str, *, colour: bool) -> str:
     """A QR code in lines of half blocks, two modules high.
 
     With ``colour`` black and white are said outright, so that it scans in a light and in a dark terminal. Without, what
-    is dark is left to ink on paper.
+    is dark is left to ink on paper. Raises ``UsageError`` for a text that no code holds.
     """
-    modules = [list(row) for row in segno.make_qr(text, error="m").matrix_iter(border=QUIET)]
+    try:
+        code = segno.make_qr(text, error="m")
+    except segno.DataOverflowError:
+        raise UsageError("the token is too long for a QR code; --force makes another") from None
+    modules = [list(row) for row in code.matrix_iter(border=QUIET)]
     if len(modules) % 2:
         modules.append([0] * len(modules[0]))
     return "\n".join(

@@ -4,7 +4,7 @@ Knows: the node's pipe, and which backend executes the package.
 Must not know: slots, positions, masks, chunks: whoever asks sends every input; the wire, bundles.
 
 A message is a uint32, little-endian, with the length of the safetensors file that follows. The node sends the inputs of
-one call, and names it in the metadata: ``function`` is ``prefill``, ``decode`` or ``reset``, which has no inputs. Back
+one call, and names it in the metadata: ``function`` is one of the package's, or ``reset``, which has no inputs. Back
 comes ``y``, after a reset nothing, or metadata ``error``, a sentence; the child then goes on. It speaks first: metadata
 ``ready`` is "yes" once the package is loaded, ``error`` if it cannot be, and then it ends. It ends with its stdin, too.
 """

@@ -56,6 +56,7 @@ def test_its_hash_is_what_the_protocol_says(bundle: Bundle) -> None:
         ({"chunk": 513, "context": 1024}, "chunk is 513"), ({"chunk": 300}, "chunks of 300 in a context of 256"),
         ({"rotary": {"inv_freq": [1.0], "gain": 1.0}}, "1 frequencies for heads of"),
         ({"chunk": 512, "context": 32769}, "has chunk times context 16777728; at most 16777216 is taken"),
+        ({"chunk": 256, "embed": 4096}, "has chunk times embed 1048576; at most 1048572 is taken"),
         ({"slots": 64, "context": 262145}, "has slots times context 16777280; at most 16777216 is taken"),
     ],
 )  # fmt: skip

@@ -101,7 +101,16 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
         make_token(path, replace=False)
     with pytest.raises(OutputError, match=r"cannot be written to .*absent"):
         make_token(tmp_path / "absent" / "token", replace=False)
-    assert path.read_text() == "a token of somebody's"
+    with pytest.raises(OutputError, match="cannot be written to"):
+        make_token(path / "token", replace=False)
+    assert path.read_text() == "a token of somebody's" and list(tmp_path.iterdir()) == [path]
     path.write_text("short")
     run = CliRunner().invoke(cli, ["ipad-token", str(path)])
     assert isinstance(run.exception, UsageError) and "has 5 bytes" in str(run.exception)
+
+
+def test_a_token_that_no_code_holds(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes("é".encode() * 400)
+    run = CliRunner().invoke(cli, ["ipad-token", str(path), "--qr"])
+    assert isinstance(run.exception, UsageError) and "too long for a QR code" in str(run.exception)

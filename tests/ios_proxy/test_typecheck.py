@@ -122,7 +122,7 @@ MISTAKES = [
         id="sendable",
     ),
     pytest.param("CoreMLPredictor.swift", "first.makeState()", "first.newState()", "newState", id="name"),
-    pytest.param("NodeModel.swift", "await self.close()\n            time", "self.close()\n            time", "'await'",
+    pytest.param("NodeModel.swift", "follow { await self.close() }", "follow { self.close() }", "'await'",
                  id="app-await"),
     pytest.param("StatusView.swift", "ProgressView(value:", "ProgressView(of:", "argument", id="app-label"),
     pytest.param("NodeModel.swift", "Task { @MainActor in self.packages = packages }", "self.packages = packages",

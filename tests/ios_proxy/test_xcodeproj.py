@@ -102,7 +102,7 @@ def test_info() -> None:
     assert kind["CFBundleURLSchemes"] == [SCHEME]
     assert info["UIApplicationSceneManifest"] == {"UIApplicationSupportsMultipleScenes": False}
     assert info["UILaunchScreen"] == {} and info["ITSAppUsesNonExemptEncryption"] is False
-    assert info["UIFileSharingEnabled"] is True
+    assert info["UIFileSharingEnabled"] is info["LSSupportsOpeningDocumentsInPlace"] is True
     assert 'additionalInfoPlistContentFilePath: "App/Info.plist"' in MANIFEST
     assert 'path: "App/Sources"' in MANIFEST
 

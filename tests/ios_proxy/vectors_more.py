@@ -154,6 +154,9 @@ def payloads() -> Iterator[tuple[str, bytes]]:
     info = encode(MESSAGES["INFO"])[:32]
     for what, text in (
         ("an array", b"[1]"), ("cut", b'{"a"'), ("NaN", b'{"a": NaN}'), ("infinite", b'{"a": -Infinity}'),
+        ("a number that no double holds", b'{"a": 1e400}'),
+        ("an integer beyond 64 bits", b'{"a": 9223372036854775808}'),
+        ("half a surrogate pair", b'{"a": "\\ud800"}'),
         ("marked", b"\xef\xbb\xbf{}"), ("in UTF-16", '{"a": 1}'.encode("utf-16")), ("no text", b'{"\xff": 1}'),
         ("with a key twice", b'{"a": 1, "a": 2}'), ("17 deep", b'{"a": ' + b"[" * 16 + b"]" * 16 + b"}"),
         ("with a comma too many", b'{"a": 1,}'), ("with another quote", b"{'a': 1}"),

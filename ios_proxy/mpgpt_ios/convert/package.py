@@ -39,7 +39,18 @@ from mpgpt.model.linear import Kernels
 from mpgpt.model.sampler import Sampler
 from mpgpt.model.slice import Slice
 from mpgpt.model.weights import Checkpoint, model_config
-from mpgpt_ios.bundle import MANIFEST, MAX_MASK, SELFTEST, SUFFIX, Bundle, MadeBy, Manifest, Rotary, slice_hash
+from mpgpt_ios.bundle import (
+    MANIFEST,
+    MAX_CHUNK,
+    MAX_MASK,
+    SELFTEST,
+    SUFFIX,
+    Bundle,
+    MadeBy,
+    Manifest,
+    Rotary,
+    slice_hash,
+)
 from mpgpt_ios.convert.blocks import Decode, Prefill, build
 from mpgpt_ios.convert.verify import check
 from mpgpt_ios.protocol.frames import MAX_ROWS, MAX_TOKENS
@@ -149,6 +160,10 @@ def refuse(config: ModelConfig, span: Span, out: Path, options: PackageOptions) 
             raise UsageError(f"{what} {rows} times --context {context} is more than {MAX_MASK}: take less of either")
     if config.embed > MAX_EMBED:
         raise UsageError(f"the model's hidden states are {config.embed} wide; an iPad is sent {MAX_EMBED} at most")
+    if chunk * config.embed > MAX_CHUNK:
+        raise UsageError(
+            f"--chunk {chunk}: a request has room for {MAX_CHUNK // config.embed} of this model's hidden states at most"
+        )
     if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
         raise UsageError(f"--out {out}: a Core ML package is named NAME{SUFFIX}")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):

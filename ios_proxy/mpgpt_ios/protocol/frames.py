@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from mpgpt.errors import WireError
 from mpgpt_ios.protocol.messages import Message
-from mpgpt_ios.protocol.payloads import DIGEST, DTYPES, MAX_TEXT, NONCE, PROOF, Head, Kind, read, write
+from mpgpt_ios.protocol.payloads import DIGEST, DTYPES, LONG, MAX_TEXT, NONCE, PROOF, Head, Kind, read, write
 
 MAGIC, VERSION = b"mpIP", 1
 HEADER = struct.Struct("<4sBBHIIBBHHHII")
@@ -24,11 +24,13 @@ CRC_AT = 28
 MAX_JSON, MAX_FILES, MAX_PIECE = 64 << 10, 1000, 256 << 10
 MAX_ROWS, MAX_TOKENS = 64, 512
 MAX_PAYLOAD = 4 << 20
+MAX_REQUEST = MAX_PAYLOAD - LONG.size
+"""Its RESULT has the same positions and shape, and a time before them."""
 LENGTHS: dict[int, tuple[int, int]] = {
     Kind.HELLO: (NONCE, NONCE), Kind.CHALLENGE: (NONCE + PROOF, NONCE + PROOF), Kind.PROOF: (PROOF, PROOF),
     Kind.INFO: (2, MAX_JSON), Kind.OFFER: (DIGEST, MAX_PAYLOAD), Kind.WANT: (8, 8), Kind.DATA: (9, 8 + MAX_PIECE),
     Kind.STORED: (DIGEST, DIGEST), Kind.LOAD: (DIGEST, DIGEST), Kind.LOADING: (0, MAX_TEXT), Kind.READY: (2, MAX_JSON),
-    Kind.RESET: (0, 0), Kind.PREFILL: (10, MAX_PAYLOAD), Kind.DECODE: (10, MAX_PAYLOAD),
+    Kind.RESET: (0, 0), Kind.PREFILL: (10, MAX_REQUEST), Kind.DECODE: (10, MAX_REQUEST),
     Kind.RESULT: (18, MAX_PAYLOAD), Kind.ERROR: (2, 2 + MAX_TEXT), Kind.PING: (8, 8), Kind.PONG: (10, 8 + MAX_JSON),
     Kind.BYE: (0, 0),
 }  # fmt: skip
@@ -40,7 +42,7 @@ VALUED = (Kind.PREFILL, Kind.DECODE, Kind.RESULT)
 def encode(message: Message) -> bytes:
     """The frame of a message."""
     h, payload = write(message)
-    assert len(payload) <= MAX_PAYLOAD, "a message longer than a frame may be"
+    assert len(payload) <= LENGTHS[h.kind][1], "a message longer than a frame may be"
     fields = (h.kind, 0, h.epoch, h.request, h.dtype, 0, h.rows, h.tokens, 0, len(payload), 0)
     head = HEADER.pack(MAGIC, VERSION, *fields)
     crc = zlib.crc32(payload, zlib.crc32(head))

@@ -9,6 +9,7 @@ A payload that is cut, too long, or says what cannot be raises ``WireError``.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -189,7 +190,11 @@ def _read_pong(head: Head, payload: bytes) -> m.Message:
 
 def _facts(payload: bytes) -> Mapping[str, Any]:
     try:
-        facts = json.loads(payload.decode(), parse_constant=_no_number, object_pairs_hook=_object)
+        facts = json.loads(
+            payload.decode(), parse_constant=_no_number, parse_float=_float, parse_int=_integer,
+            object_pairs_hook=_object,
+        )  # fmt: skip
+        json.dumps(facts, ensure_ascii=False).encode()  # a half of a surrogate pair has no UTF-8
     except (ValueError, RecursionError):
         raise WireError("a message whose JSON cannot be read") from None
     if not isinstance(facts, dict) or _depth(facts) > MAX_DEPTH:
@@ -212,6 +217,18 @@ def _depth(value: Any) -> int:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number of JSON's")
+
+
+def _float(word: str) -> float:
+    if not math.isfinite(number := float(word)):
+        raise ValueError(f"{word} is too large")
+    return number
+
+
+def _integer(word: str) -> int:
+    if not -(1 << 63) <= (number := int(word)) < 1 << 63:
+        raise ValueError(f"{word} is too large")
+    return number
 
 
 def _text(payload: bytes) -> str:

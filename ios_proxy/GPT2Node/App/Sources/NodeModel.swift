@@ -92,8 +92,13 @@ final class NodeModel {
     /// The system suspends the app soon, and closes its sockets then: the proxy is told before.
     func enterBackground() {
         let time = BackgroundTime(for: "good-bye")
-        follow {
-            await self.close()
+        follow { await self.close() }
+        // What is computed or loaded goes on behind that for as long as the system lets it. Who comes back meanwhile does
+        // not wait for it.
+        let closed = lastStep
+        Task {
+            await closed?.value
+            await self.drain()
             time.end()
         }
     }
@@ -116,7 +121,8 @@ final class NodeModel {
             server.start()
             listPackages()
         } catch {
-            state.listening = .failed(port: NodeModel.port, why: sentence(error))
+            let why = sentence(error)
+            state.listening = error is SocketError ? .failed(port: NodeModel.port, why: why) : .noStore(why: why)
             logFile.append(log.append("cannot listen: \(sentence(error))", at: .now))
         }
     }
@@ -130,11 +136,16 @@ final class NodeModel {
         return NodeServer(options, store: store) { [reporting] in reporting.yield($0) }
     }
 
-    /// Says good-bye, and returns when nothing is computed any more.
+    /// Says good-bye.
     private func close() async {
         guard let server else { return }
         await withCheckedContinuation { done in server.stop { done.resume() } }
         state.stop()
+    }
+
+    /// Returns when nothing is computed or loaded any more.
+    private func drain() async {
+        guard let server else { return }
         await withCheckedContinuation { done in server.drain { done.resume() } }
     }
 
@@ -142,6 +153,7 @@ final class NodeModel {
 
     /// Reads a link; the token in it is taken when a person says so.
     func propose(_ link: String) {
+        guard !isAsked else { return }  // what a person reads is what is taken
         pairingNote = nil
         do throws(PairingError) {
             let pairing = try Pairing(link: link)
@@ -170,6 +182,7 @@ final class NodeModel {
         pairingNote = "Paired: the ring must show \(pairing.token.fingerprint), too."
         follow {
             await self.close()
+            await self.drain()
             self.server = nil
             await self.open()
         }

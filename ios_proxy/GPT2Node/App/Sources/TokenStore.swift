@@ -29,11 +29,16 @@ struct TokenStore: Sendable {
 
     /// Keeps a token in the place of the one that is there.
     func save(_ secret: [UInt8]) throws(TokenStoreError) {
-        SecItemDelete(NSDictionary(dictionary: query) as CFDictionary)
-        var item = query
-        item[kSecValueData as String] = Data(secret)
-        item[kSecAttrAccessible as String] = kSecAttrAccessibleAfterFirstUnlockThisDeviceOnly
-        let status = SecItemAdd(NSDictionary(dictionary: item) as CFDictionary, nil)
+        let item: [String: Any] = [
+            kSecValueData as String: Data(secret),
+            kSecAttrAccessible as String: kSecAttrAccessibleAfterFirstUnlockThisDeviceOnly,
+        ]
+        var status = SecItemUpdate(
+            NSDictionary(dictionary: query) as CFDictionary, NSDictionary(dictionary: item) as CFDictionary)
+        if status == errSecItemNotFound {
+            let whole = query.merging(item) { _, new in new }
+            status = SecItemAdd(NSDictionary(dictionary: whole) as CFDictionary, nil)
+        }
         guard status == errSecSuccess else {
             throw TokenStoreError(
                 text: "The keychain does not take the token (status \(status)): start the iPad anew, then pair again.")

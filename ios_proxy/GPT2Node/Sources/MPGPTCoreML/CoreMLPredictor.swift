@@ -19,8 +19,11 @@
         private static let oneAtATime = Mutex(())
 
         public let unit: String
-        public let placement: Placement?
+        /// Found when it is first asked for: a plan may take as long as loading did.
+        public private(set) lazy var placement = plan()
         private let models: [Function: MLModel]
+        private let url: URL
+        private let units: MLComputeUnits
         private var state: MLState
         /// The functions whose inputs were compared with what the package declares.
         private var known: Set<Function> = []
@@ -32,20 +35,23 @@
         public init(
             _ bundle: MPGPTNode.Bundle, functions: [Function], units: MLComputeUnits, unit: String, compiled: String
         ) throws {
-            self.unit = unit
+            (self.unit, self.units) = (unit, units)
+            url = try CompiledModel.url(of: bundle.package, in: compiled)
             var models: [Function: MLModel] = [:]
-            var counts: [Function: Placement.Counts] = [:]
             for function in functions {
-                let url = try CompiledModel.url(of: bundle.package(of: function), in: compiled)
                 models[function] = try CoreMLPredictor.load(function, of: url, on: units, bundle.manifest)
-                counts[function] = try? Placement.Counts(of: function, in: url, on: units)
             }
             // The state is made from the first, and is every function's: their buffers have been found to be the same.
             guard let first = functions.first.flatMap({ models[$0] }) else {
                 throw ComputeError.failed("there is no function to load")
             }
             (self.models, state) = (models, first.makeState())
-            placement = counts.count == functions.count ? Placement(counts) : nil
+        }
+
+        private func plan() -> Placement? {
+            let counts = models.keys.map { ($0, try? Placement.Counts(of: $0, in: url, on: units)) }
+            let known = counts.compactMap { function, counts in counts.map { (function, $0) } }
+            return known.count == models.count ? Placement(Dictionary(uniqueKeysWithValues: known)) : nil
         }
 
         public func reset() throws {
@@ -102,11 +108,6 @@
             }
             return model
         }
-    }
-
-    extension MPGPTNode.Bundle {
-        /// The package that a function is in.
-        fileprivate func package(of function: Function) -> String { package }
     }
 
     extension MLModelConfiguration {

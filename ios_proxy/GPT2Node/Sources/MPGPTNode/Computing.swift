@@ -24,6 +24,8 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
     private var loaded: LoadedPackage?
     /// Why packages cannot be run here, by their hash: trying takes minutes, and proxies ask again for ever.
     private var failures: [[UInt8]: String] = [:]
+    /// Whether also what is loaded is to be loaded anew when it is next asked for: on a faster unit, maybe.
+    private var mustTryAgain = false
 
     init(ladder: Ladder, report: @escaping @Sendable (Report) -> Void) {
         (self.ladder, self.report) = (ladder, report)
@@ -75,6 +77,7 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
     func forgetFailures() {
         queue.async {
             self.failures = [:]
+            self.mustTryAgain = true
             self.ladder.forgetFailures()
         }
     }
@@ -97,12 +100,12 @@ final class Computing: @unchecked Sendable {  // `loaded` and `failures` are tou
     func load(_ bundle: Bundle, quietly: Bool = false) throws(LoadError) -> JSONObject {
         dispatchPrecondition(condition: .onQueue(queue))
         if let why = failures[bundle.hash] {
-            throw LoadError(text: "\(why) (it is not tried again until the node is started anew)")
+            throw LoadError(text: "\(why) (it is not tried again until the node is started anew, or told to)")
         }
-        if let loaded, loaded.hash == bundle.hash, (try? loaded.executor.reset()) != nil {
+        if let loaded, loaded.hash == bundle.hash, !mustTryAgain, (try? loaded.executor.reset()) != nil {
             return loaded.facts
         }
-        loaded = nil  // two at once may be more than there is memory for
+        (loaded, mustTryAgain) = (nil, false)  // two at once may be more than there is memory for
         let tell = quietly ? { _ in } : report
         tell(.loading(model: bundle.manifest.model, layers: bundle.manifest.layers))
         do throws(LoadError) {

@@ -42,7 +42,7 @@ public struct EventLog: Sendable {
 
 /// The lines on the disk: what was told last is there also when the system has ended the app.
 public final class LogFile {
-    /// Bytes of a file; then another is begun, and one older is kept.
+    /// Bytes of a file; at the next start another is begun then, and one older is kept.
     public static let limit: UInt64 = 1 << 20
 
     private let path: String

@@ -50,9 +50,4 @@ extension KeptPackage {
         case nil: "Not loaded since the app was started."
         }
     }
-
-    /// Whether to try again may help.
-    public func isFailure(in state: NodeState) -> Bool {
-        if case .failure = state.outcomes[package] { true } else { false }
-    }
 }

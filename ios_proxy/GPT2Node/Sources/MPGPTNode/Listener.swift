@@ -21,6 +21,7 @@ final class Listener: @unchecked Sendable {  // all of it is touched on the net 
     private var last = 0
     private var admission: Admission
     private var isClosed = false
+    private var isPortFree = false
     private var onEmpty: (@Sendable () -> Void)?
 
     /// Takes over a socket that listens, and begins to accept.
@@ -30,14 +31,18 @@ final class Listener: @unchecked Sendable {  // all of it is touched on the net 
         accepting = DispatchSource.makeReadSource(fileDescriptor: socket.descriptor, queue: parts.net)
         ticking = DispatchSource.makeTimerSource(queue: parts.net)
         accepting.setEventHandler { [weak self] in self?.accept() }
-        accepting.setCancelHandler { socket.close() }
+        accepting.setCancelHandler { [weak self] in
+            socket.close()
+            self?.isPortFree = true
+            self?.endIfEmpty()
+        }
         ticking.schedule(deadline: .now() + parts.patience.tick, repeating: parts.patience.tick)
         ticking.setEventHandler { [weak self] in self?.tick() }
         accepting.resume()
         ticking.resume()
     }
 
-    /// Accepts nobody any more, and says good-bye to all; `then` is called when nobody is left.
+    /// Accepts nobody any more, and says good-bye to all; `then` is called when nobody is left, and the port is free.
     func close(then done: @escaping @Sendable () -> Void) {
         guard !isClosed else { return done() }
         isClosed = true
@@ -48,7 +53,7 @@ final class Listener: @unchecked Sendable {  // all of it is touched on the net 
     }
 
     private func endIfEmpty() {
-        guard isClosed, visits.isEmpty, let done = onEmpty else { return }
+        guard isPortFree, visits.isEmpty, let done = onEmpty else { return }
         onEmpty = nil
         ticking.cancel()
         done()

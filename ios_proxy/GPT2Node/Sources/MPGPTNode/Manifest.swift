@@ -11,6 +11,8 @@ public struct Manifest: Sendable, Equatable {
     static let maxCount = 1 << 20
     /// The elements of a mask: a row for each token or slot, as long as the context.
     static let maxMask = 1 << 24
+    /// The numbers of a chunk, as many as a request has room for in float32.
+    static let maxChunk = (Limits.request - 8) / 4
 
     /// Where positions turn the heads: head_dim / 2 frequencies, and what the tables are multiplied by.
     public struct Rotary: Sendable, Equatable {
@@ -91,6 +93,9 @@ public struct Manifest: Sendable, Equatable {
         }
         for (name, rows) in [("chunk", chunk), ("slots", slots)] where rows * context > Manifest.maxMask {
             problems.append("\(name) times context is \(rows * context), and at most \(Manifest.maxMask) is taken")
+        }
+        if chunk * embed > Manifest.maxChunk {
+            problems.append("chunk times embed is \(chunk * embed), and at most \(Manifest.maxChunk) is taken")
         }
         if let rotary, 2 * rotary.invFreq.count != headDim {
             problems.append("rotary.inv_freq has \(rotary.invFreq.count) numbers, and head_dim is \(headDim)")

@@ -9,6 +9,8 @@ public struct NodeState: Sendable {
         case off
         case on(port: Int)
         case failed(port: Int, why: String)
+        /// There is no place for packages.
+        case noStore(why: String)
     }
 
     /// What is being done with a package.
@@ -82,10 +84,11 @@ public struct NodeState: Sendable {
         case .arrived(let proxy):
             self.proxy = proxy
             forget { $0.isOfStrangers }
-        case .gone: leave()
-        case .silent(let proxy, let seconds):
+        case .gone(let proxy, _) where proxy == self.proxy: leave()
+        case .silent(let proxy, let seconds) where proxy == self.proxy:
             leave()
             troubles[.silence(proxy: proxy, seconds: seconds)] = now
+        case .gone, .silent: break  // one that was never served
         case .sentAway(let proxy, _): troubles[.twoRings(proxy: proxy)] = now
         case .anotherToken(let proxy): troubles[.anotherToken(proxy: proxy)] = now
         case .anotherVersion(let proxy): troubles[.anotherVersion(proxy: proxy)] = now
@@ -96,7 +99,7 @@ public struct NodeState: Sendable {
             case .other: troubles[.badPackage(why: error.text)] = now
             }
         case .receiving(let bytes, let total), .received(let bytes, let total):
-            activity = .receiving(bytes: bytes, of: total)
+            activity = bytes < total ? .receiving(bytes: bytes, of: total) : .idle
             forget { $0.isOfPackages }
         case .loading(let model, let layers):
             (package, activity, loaded) = (Package(model: model, layers: layers), .loading(since: now), nil)

@@ -65,6 +65,13 @@ extension Notice {
             symbol: "network.slash", .failure)
     }
 
+    static func noStore(_ why: String) -> Notice {
+        Notice(
+            "Packages cannot be kept", "The system says: \(why).",
+            do: "Make room in Settings, General, iPad Storage; then try again.", symbol: "externaldrive.badge.xmark", .failure
+        )
+    }
+
     static let noAddress = Notice(
         "No network", "This iPad has no address at which the ring could reach it.",
         do: "Join the Wi-Fi of the ring in Settings, or connect the iPad to it by a cable.", symbol: "wifi.slash",

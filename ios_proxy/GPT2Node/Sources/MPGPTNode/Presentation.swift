@@ -43,6 +43,7 @@ extension NodeState {
         if let system, system < 18 { return .oldSystem(system) }
         guard fingerprint != nil else { return .noToken }
         if case .failed(let port, let why) = listening { return .noPort(port, why) }
+        if case .noStore(let why) = listening { return .noStore(why) }
         guard !addresses.isEmpty else { return .noAddress }
         guard case .on = listening else { return .notListening }
         return nil

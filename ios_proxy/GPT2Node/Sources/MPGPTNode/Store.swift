@@ -103,7 +103,9 @@ public final class Store {
             remove(path)
         }
         // Those of bundles that lie elsewhere.
-        let strays = folders.filter { $0.hasSuffix(Store.compiled) && !others.contains(String($0.dropLast(Store.compiled.count))) }
+        let strays = folders.filter {
+            $0.hasSuffix(Store.compiled) && !others.contains(String($0.dropLast(Store.compiled.count)))
+        }
         for path in newestFirst(strays).dropFirst(Store.kept) {
             Disk.erase(path)
         }

@@ -235,7 +235,9 @@ final class Visit: @unchecked Sendable {  // all of it is touched on the net que
     private func take(_ answer: Storing.Answer, after count: Int) {
         unstored -= count
         switch answer {
-        case .whole(let bundle): keep(bundle)
+        case .whole(let bundle):
+            parts.report(.received(bytes: bundle.length, of: bundle.length))
+            keep(bundle)
         case .partial(let have, let total):
             let (before, percent) = (Figures.percent(have - UInt64(count), of: total), Figures.percent(have, of: total))
             if percent > before { parts.report(.received(bytes: have, of: total)) }

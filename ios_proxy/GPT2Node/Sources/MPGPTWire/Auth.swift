@@ -7,6 +7,8 @@
 public enum Limits {
     /// A payload of any kind.
     public static let payload = 4 << 20
+    /// A PREFILL's or a DECODE's: RESULT has the same positions and shape, and a time before them.
+    public static let request = payload - 8
     public static let json = 64 << 10
     public static let text = 500
     public static let name = 200

@@ -23,7 +23,7 @@ public enum Kind: UInt8, Sendable, CaseIterable {
         case .data: 9...8 + Limits.piece
         case .loading: 0...Limits.text
         case .reset, .bye: 0...0
-        case .prefill, .decode: 10...Limits.payload
+        case .prefill, .decode: 10...Limits.request
         case .result: 18...Limits.payload
         case .error: 2...2 + Limits.text
         case .pong: 10...8 + Limits.json

@@ -3,8 +3,8 @@
 // Knows: the grammar.
 // Must not know: what is said in it.
 //
-// Refused beyond the grammar: a key that comes twice, numbers that no double holds, halves of a surrogate pair, and
-// anything nested deeper than `JSONReader.maxDepth`.
+// Refused beyond the grammar: a key that comes twice, numbers that no double and integers that no Int64 holds, halves of a
+// surrogate pair, and anything nested deeper than `JSONReader.maxDepth`.
 
 /// What is wrong with a JSON text, and at which byte.
 public struct JSONError: Error, Sendable, Hashable {
@@ -125,7 +125,10 @@ struct JSONReader {
             guard skipDigits() else { throw problem("a number without its exponent") }
         }
         let text = String(decoding: bytes[start..<at], as: UTF8.self)
-        if isInteger, let integer = Int(text) { return .integer(integer) }
+        if isInteger {
+            guard let integer = Int(text) else { throw problem("an integer that is too large") }
+            return .integer(integer)
+        }
         guard let number = Double(text), number.isFinite else { throw problem("a number that is too large") }
         return .number(number)
     }

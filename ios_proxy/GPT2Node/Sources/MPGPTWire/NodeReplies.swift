@@ -53,7 +53,7 @@ extension NodeSession {
         let result = Message.Result(
             epoch: request.epoch, request: request.number, positions: request.positions,
             computeNanoseconds: computeNanoseconds, y: y)
-        guard y.hasShape(of: request.x), result.fits else {
+        guard y.hasShape(of: request.x) else {
             error(.computeFailed, "a result that is no answer to its request", for: request)
             return
         }
@@ -90,9 +90,4 @@ extension NodeSession {
         assert(open.isOldest(request), "request \(request.number) is answered before its turn")
         return open.isOldest(request)
     }
-}
-
-extension Message.Result {
-    /// A request of the greatest length has a RESULT that is eight bytes too long for a frame.
-    fileprivate var fits: Bool { 8 + 8 * positions.count + y.bytes.count <= Limits.payload }
 }

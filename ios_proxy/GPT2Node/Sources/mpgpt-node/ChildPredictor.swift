@@ -52,7 +52,7 @@ final class ChildPredictor: Predictor {
     }
 
     deinit {
-        process.terminate()
+        if process.isRunning { process.terminate() }
     }
 
     func predict(_ function: Function, _ inputs: Inputs) throws -> Tensor {

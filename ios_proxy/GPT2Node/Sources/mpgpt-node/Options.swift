@@ -23,7 +23,7 @@ struct Options {
     var host = "127.0.0.1"
     var port = 8000
     var tokenFile: String?
-    var store = "~/.cache/mpgpt/ipad"
+    var store = "\(ProcessInfo.processInfo.environment["MPGPT_HOME"] ?? "~/.cache/mpgpt")/ipad"
     /// What packages are run on, in the order in which it is tried.
     var units = Units.default
     var triesAgain = false
@@ -44,7 +44,7 @@ struct Options {
           --host TEXT        Where to listen.  [default: 127.0.0.1]
           --port N           0: any that is free.  [default: 8000]
           --token-file PATH  Holds the token that the proxy rank has too.
-          --store PATH       Keeps the packages that a proxy sends.  [default: ~/.cache/mpgpt/ipad]
+          --store PATH       Keeps the packages that a proxy sends.  [default: ~/.cache/mpgpt/ipad, or MPGPT_HOME/ipad]
           --units LIST       What packages are run on, in this order: \(Units.help).
                              [default: \(Units.default.joined(separator: ","))]
           --try-again        Tries units again that ended the program.

@@ -22,11 +22,11 @@ import Testing
     @Test func theBounds() throws {
         let large: JSONValue = 1_048_576
         _ = try manifest([
-            "model_layers": large, "layers": [0, large], "embed": 16384, "slots": 64, "chunk": 512, "heads": large,
+            "model_layers": large, "layers": [0, large], "embed": 2047, "slots": 64, "chunk": 512, "heads": large,
             "kv_heads": large, "head_dim": large, "context": 32768, "weights": "int8", "tolerance": 1,
             "model": .string(String(repeating: "\u{e9}", count: 200)),
         ])
-        _ = try manifest(["context": large, "slots": 16, "chunk": 16])
+        _ = try manifest(["context": large, "slots": 16, "chunk": 16, "embed": 16384])
         _ = try manifest([
             "context": 1, "chunk": 1, "embed": 1, "slots": 1, "layers": [0, 1], "model_layers": 1, "family": "",
         ])
@@ -51,6 +51,7 @@ import Testing
         (["chunk": 513], "chunk must be an integer from 1 to 512"),
         (["chunk": 13], "chunk is 13, and context only 12"),
         (["chunk": 512, "context": 32769], "chunk times context is 16777728, and at most 16777216 is taken"),
+        (["chunk": 256, "context": 1024, "embed": 4096], "chunk times embed is 1048576, and at most 1048572 is taken"),
         (["slots": 64, "context": 262_145], "slots times context is 16777280, and at most 16777216 is taken"),
         (["heads": 1_048_577], "heads must be"), (["kv_heads": -1], "kv_heads must be"),
         (["head_dim": .null], "head_dim must be an integer from 1 to 1048576, not null"),

@@ -79,6 +79,16 @@ extension NodeServerTests {
         #expect(try proxy.hear() == nil)
     }
 
+    @Test func aPersonMayHaveItLoadedAnew() throws {
+        let rig = try Rig()
+        for (index, opened) in [1, 1, 2, 2].enumerated() {
+            if index == 2 { rig.server.tryAgain() }
+            let proxy = try rig.proxy()
+            try proxy.serve()
+            #expect(rig.orders.change { $0.opened } == opened)
+        }
+    }
+
     @Test func aLoadThatFailedIsNotTriedAgain() throws {
         let rig = try Rig()
         rig.orders.change { $0.refusal = "the Neural Engine does not like it" }
@@ -93,7 +103,7 @@ extension NodeServerTests {
         }
         #expect(rig.orders.change { $0.opened } == 1)
         #expect(said[0] == "the Neural Engine does not like it")
-        #expect(said[1] == "\(said[0]) (it is not tried again until the node is started anew)" && said[2] == said[1])
+        #expect(said[1] == "\(said[0]) (it is not tried again until the node is started anew, or told to)" && said[2] == said[1])
         rig.orders.change { $0.refusal = nil }
         rig.server.tryAgain()
         try rig.proxy().serve()

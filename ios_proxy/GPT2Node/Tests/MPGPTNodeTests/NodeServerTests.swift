@@ -197,6 +197,7 @@ import Testing
         rig.stop()
         #expect(try proxy.hear() == .bye)
         #expect(try proxy.hear() == nil)
+        withExtendedLifetime(try Rig { $0.port = rig.port }) {}  // it is free at once
         let port = try rig.server.listen()
         rig.server.start()
         let again = try ByHand(port: port, bundle: rig.bundle)

@@ -58,6 +58,9 @@ private struct Situation: Sendable, CustomTestStringConvertible {
         Situation("port taken", [], .failure, "Port 8000 cannot be used", "Address already in use.", "Close") {
             $0.listening = .failed(port: 8000, why: "Address already in use")
         },
+        Situation("no place", [], .failure, "Packages cannot be kept", "The disk is full.", "Make room") {
+            $0.listening = .noStore(why: "The disk is full")
+        },
         Situation("no Wi-Fi", [], .failure, "No network", "Wi-Fi") { $0.addresses = [] },
         Situation("in the background", [arrived], .calm, "Not listening") { $0.stop() },
         Situation(
@@ -119,7 +122,8 @@ private struct Situation: Sendable, CustomTestStringConvertible {
             ($0.health.battery, $0.health.isCharging) = (0.14, false)
         },
         Situation(
-            "two rings", [arrived, loading, loaded, .sentAway(proxy: other, served: proxy)], .warning,
+            "two rings",
+            [arrived, loading, loaded, .sentAway(proxy: other, served: proxy), .gone(proxy: other, why: "BUSY")], .warning,
             "Two rings want this iPad", other, "another token"),
         Situation(
             "the self-test failed on the Neural Engine", [arrived, loading, unfit, onGPU], .warning,
@@ -170,7 +174,10 @@ struct PresentationTests {
             #expect(Presentation(state, now: now + 80).headline.severity == .failure)
             #expect(Presentation(state, now: now + 100).headline.title == "Waiting for the ring")
         }
-        let rings = state([arrived, loading, loaded, .sentAway(proxy: other, served: proxy)])
+        let rings = state([
+            arrived, loading, loaded, .sentAway(proxy: other, served: proxy), .gone(proxy: other, why: "BUSY"),
+        ])
+        #expect(rings.proxy == proxy && Presentation(rings, now: 0).headline.title == "Serving")
         #expect(Presentation(rings, now: now + 100).notices == [])
         let silent = state([arrived, .silent(proxy: proxy, seconds: 30)])
         #expect(Presentation(silent, now: now + 100).headline.title == "The ring has fallen silent")
@@ -227,10 +234,10 @@ struct PageTests {
         var state = NodeState()
         #expect(page.outcome(in: state) == "Not loaded since the app was started.")
         rig.reports.forEach { state.take($0, at: 0) }
-        #expect(page.outcome(in: state) == "a copier; the self-test is off by 0.0000" && !page.isFailure(in: state))
+        #expect(page.outcome(in: state) == "a copier; the self-test is off by 0.0000")
         state.take(.loading(model: "small", layers: 1..<3), at: 1)
         state.take(.loadFailed(why: "no"), at: 2)
-        #expect(page.outcome(in: state) == "It cannot be run: no." && page.isFailure(in: state))
+        #expect(page.outcome(in: state) == "It cannot be run: no.")
         rig.server.delete(page.hash)
         #expect(packages(of: rig).isEmpty)
     }

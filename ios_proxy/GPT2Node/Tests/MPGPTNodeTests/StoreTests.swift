@@ -147,7 +147,8 @@ private struct Sample {
         let needed = 2 * UInt64(sample.bytes.count) + Store.spare
         let full = try Store(folder: folder.path) { _ in needed - 1 }
         let error = try #require(throws: StoreError.self) { try full.receive(sample.offer) }
-        #expect(error.kind == .noSpace && error.text.hasPrefix("there is no room for a package of 0 MB") && folder.names == [])
+        #expect(error.kind == .noSpace && error.text.hasPrefix("there is no room for a package of 0 MB"))
+        #expect(folder.names == [])
         let fits = try Store(folder: folder.path) { _ in needed }
         let partial = try fits.receive(sample.offer)
         try partial.write(sample.bytes[..<1000])

@@ -72,8 +72,9 @@ import Testing
         #expect(try JSONValue(parsing: "8".utf8).integer == 8)
         #expect(try JSONValue(parsing: "8.0".utf8).integer == nil)
         #expect(try JSONValue(parsing: "8e0".utf8).integer == nil)
-        #expect(try JSONValue(parsing: "9223372036854775808".utf8).integer == nil)
-        #expect(try JSONValue(parsing: "9223372036854775808".utf8).number == 9_223_372_036_854_775_808)
+        #expect(try JSONValue(parsing: "-9223372036854775808".utf8).integer == .min)
+        #expect(throws: JSONError.self) { try JSONValue(parsing: "9223372036854775808".utf8) }
+        #expect(try JSONValue(parsing: "9223372036854775808.0".utf8).number == 9_223_372_036_854_775_808)
         #expect(try JSONValue(parsing: "8".utf8).number == 8)
     }
 

@@ -18,6 +18,7 @@ public let kSecMatchLimitOne: CFString = ""
 public let kSecValueData: CFString = ""
 
 public var errSecSuccess: OSStatus { 0 }
+public var errSecItemNotFound: OSStatus { -25300 }
 
 public func SecItemCopyMatching(_ query: CFDictionary, _ result: UnsafeMutablePointer<CFTypeRef?>?) -> OSStatus {
     fatalError()
@@ -25,5 +26,4 @@ public func SecItemCopyMatching(_ query: CFDictionary, _ result: UnsafeMutablePo
 public func SecItemAdd(_ attributes: CFDictionary, _ result: UnsafeMutablePointer<CFTypeRef?>?) -> OSStatus {
     fatalError()
 }
-@discardableResult
-public func SecItemDelete(_ query: CFDictionary) -> OSStatus { fatalError() }
+public func SecItemUpdate(_ query: CFDictionary, _ attributesToUpdate: CFDictionary) -> OSStatus { fatalError() }
