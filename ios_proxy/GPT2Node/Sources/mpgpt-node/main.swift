@@ -44,20 +44,20 @@ func serve(_ options: Options) throws {
     } catch {
         throw UsageError(text: "cannot listen on \(options.host):\(options.port): \(error.text)")
     }
-    let signals = [SIGINT, SIGTERM].map { number in
+    for number in [SIGINT, SIGTERM] {
         signal(number, SIG_IGN)  // the source below is told all the same
         let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
         source.setEventHandler {
-            server.stop { exit(0) }
+            // Its handler keeps it: nothing that follows `dispatchMain` would, in an optimised build.
+            withExtendedLifetime(source) { server.stop { exit(0) } }
         }
         source.resume()
-        return source
     }
     remark("the token's fingerprint is \(token.fingerprint)")
     if options.triesAgain { server.tryAgain() }
     try server.loadPackage()
     server.start()
-    withExtendedLifetime(signals) { dispatchMain() }
+    dispatchMain()
 }
 
 func say(_ line: String) {
