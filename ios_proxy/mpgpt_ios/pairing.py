@@ -50,20 +50,21 @@ def run_token(path: Path, *, force: bool, qr: bool) -> None:
 def make_token(path: Path, *, replace: bool) -> None:
     """Write a token that only this user may read. Raises ``OutputError``, and where a file is there ``UsageError``."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    fresh, made = part if replace else path, False
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        made = True
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(f"{secrets.token_urlsafe(TOKEN_BYTES)}\n")
         if replace:
             part.replace(path)
-        else:
-            os.link(part, path)  # whole, or not at all
     except FileExistsError:
         raise UsageError(f"{path} is there already; --force makes another token") from None
     except OSError as error:
+        if made:  # half a token is worse than none
+            with contextlib.suppress(OSError):
+                fresh.unlink()
         raise OutputError(f"the token cannot be written to {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def pairing_link(token: bytes) -> str:

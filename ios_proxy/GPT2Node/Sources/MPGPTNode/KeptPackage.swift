@@ -33,7 +33,7 @@ extension Store {
 }
 
 extension KeptPackage {
-    public var title: String { "\(Figures.layers(package.layers)) of \(package.model)" }
+    public var title: String { package.title }
 
     public var size: String { Figures.bytes(bytes) }
 

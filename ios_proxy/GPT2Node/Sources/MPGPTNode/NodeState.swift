@@ -25,6 +25,9 @@ public struct NodeState: Sendable {
     struct Package: Sendable, Hashable {
         let model: String
         let layers: Range<Int>
+
+        /// For a person.
+        var title: String { "\(Figures.layers(layers)) of \(model)" }
     }
 
     struct Loaded: Sendable, Hashable {

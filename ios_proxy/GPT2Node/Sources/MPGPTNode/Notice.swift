@@ -102,7 +102,7 @@ extension Notice {
     }
 
     static func loading(_ package: NodeState.Package?, seconds: Double, without unused: [NodeState.Unused]) -> Notice {
-        let name = package.map { "\(Figures.layers($0.layers)) of \($0.model)" } ?? "A package"
+        let name = package?.title ?? "A package"
         let after = unused.last.map { " \($0.unit) could not be used; the next is tried." } ?? ""
         return Notice(
             "Loading", "\(name), for \(Figures.duration(seconds)).\(after)",
@@ -110,7 +110,7 @@ extension Notice {
     }
 
     static func cannotRun(_ package: NodeState.Package?, _ why: String) -> Notice {
-        let name = package.map { "\(Figures.layers($0.layers)) of \($0.model)" } ?? "The package"
+        let name = package?.title ?? "The package"
         return Notice(
             "This package cannot be run", "\(name): \(why).",
             do: "Convert the layers again, or fewer of them; or try again in Packages. Send the log if it stays so.",
@@ -141,7 +141,7 @@ extension Notice {
 
     static func serving(_ package: NodeState.Package, _ proxy: String) -> Notice {
         Notice(
-            "Serving", "\(Figures.layers(package.layers)) of \(package.model), for the proxy at \(proxy).",
+            "Serving", "\(package.title), for the proxy at \(proxy).",
             do: "Leave the app open.", symbol: "checkmark.circle", .good)
     }
 

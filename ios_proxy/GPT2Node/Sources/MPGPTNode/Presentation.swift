@@ -95,7 +95,7 @@ extension NodeState {
             if let value { figures.append(Presentation.Figure(label: label, value: value)) }
         }
         if loaded != nil {
-            add("Package", package.map { "\(Figures.layers($0.layers)) of \($0.model)" })
+            add("Package", package?.title)
         }
         add("Proxy", proxy)
         if let traffic {
